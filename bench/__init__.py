@@ -1,0 +1,1 @@
+"""Benchmarks, and the tour that `make demo` gives."""

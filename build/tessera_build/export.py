@@ -1,0 +1,172 @@
+"""Torch module -> ONNX graph in which every weight keeps its name.
+
+torch's exporter transposes, folds and renames weights as it likes. A graph that is to be refitted
+needs one initializer per parameter, under the parameter's own name. So the graph is exported
+unoptimised; layout operators that stand directly on a parameter are folded into its initializer
+(and recorded, so that a new weight can be brought into the same layout); everything that does not
+touch a parameter is then constant-folded as usual. Passes that would merge equal parameters or drop
+zero biases are left out on purpose.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from onnxscript.optimizer._constant_folding import FoldConstantsPass
+
+OPSET = 20
+"""TensorRT 10.8 cannot parse the GroupNormalization of opset 21; below 18 ONNX Runtime rejects
+Split."""
+
+Layout = dict[str, dict[str, list[int]]]
+_MOVES = {"Transpose", "Unsqueeze", "Squeeze", "Reshape"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Example inputs (batch of two, so that no axis is mistaken for a constant) and names of what
+    goes in and out.
+    """
+
+    example: tuple[torch.Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: tuple[Any, ...]
+
+
+def export_graph(module: torch.nn.Module, signature: Signature, path: Path) -> Layout:
+    """Write `path` (.onnx) and return how initializers differ in layout from the module's
+    parameters.
+
+    Raises:
+        RuntimeError: a parameter has no initializer of its name in the graph.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            signature.example,
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            verbose=False,
+            dynamic_shapes=signature.dynamic,
+            input_names=list(signature.inputs),
+            output_names=list(signature.outputs),
+        )
+    assert program is not None
+    parameters = {name for name, _ in module.named_parameters()}
+    layout = _fold_layouts(program.model, parameters)
+    _fold_constants(program.model, parameters)
+    layout |= _fold_layouts(program.model, parameters - set(layout))
+    passes.RemoveUnusedNodesPass()(program.model)
+    lost = sorted(parameters - set(program.model.graph.initializers))
+    if lost:
+        raise RuntimeError(f"{len(lost)} parameters lost in export, first {lost[0]}")
+    program.save(path)
+    return layout
+
+
+def to_layout(name: str, weight: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
+    """A copy of a checkpoint's weight as the graph's initializer holds it."""
+    how = layout.get(name, {})
+    if "perm" in how:
+        return np.ascontiguousarray(weight.transpose(how["perm"]))
+    return np.array(weight.reshape(how["shape"]) if "shape" in how else weight)
+
+
+def _fold_layouts(model: ir.Model, parameters: set[str]) -> Layout:
+    """Fold transposes and reshapes of a parameter into its initializer; returns what was done."""
+    graph, layout = model.graph, Layout()
+    for node in list(graph):
+        source = node.inputs[0] if node.inputs else None
+        if source is None or node.op_type not in _MOVES or source.name not in parameters:
+            continue
+        if source.name in layout or len(list(source.uses())) != 1:
+            continue  # a shared parameter keeps its operators
+        assert source.const_value is not None, f"{source.name} has no value"
+        moved, how = _moved(node, source.const_value.numpy())
+        if how is None:
+            continue
+        value = ir.Value(
+            name=source.name,
+            shape=ir.Shape(moved.shape),
+            type=ir.TensorType(source.const_value.dtype),
+            const_value=ir.tensor(moved, name=source.name),
+        )
+        ir.convenience.replace_all_uses_with(node.outputs[0], value)
+        graph.remove(node, safe=True)
+        del graph.initializers[source.name]
+        graph.initializers[source.name] = value
+        layout[source.name] = how
+    return layout
+
+
+def _moved(
+    node: ir.Node, array: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], dict[str, list[int]] | None]:
+    """A parameter after a layout operator, and the record of it; `None` if the operator's argument
+    is not constant.
+    """
+    if node.op_type == "Transpose":
+        perm = (
+            node.attributes["perm"].as_ints()
+            if "perm" in node.attributes
+            else range(array.ndim)[::-1]
+        )
+        return np.ascontiguousarray(array.transpose(list(perm))), {"perm": [int(p) for p in perm]}
+    argument = _constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
+    if argument is None:
+        return array, None
+    if node.op_type == "Unsqueeze":
+        array = np.expand_dims(array, tuple(argument))
+    elif node.op_type == "Squeeze":
+        array = np.squeeze(array, tuple(argument))
+    else:
+        array = array.reshape(argument)
+    return array, {"shape": list(array.shape)}
+
+
+def _constant_ints(value: ir.Value | None) -> list[int] | None:
+    constant = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if constant is None else [int(v) for v in np.atleast_1d(constant.numpy())]
+
+
+def _fold_constants(model: ir.Model, parameters: set[str]) -> None:
+    """Evaluate whatever depends on no parameter and no input; tidy up."""
+
+    def keep_parameters(node: ir.Node) -> bool | None:
+        return False if any(i is not None and i.name in parameters for i in node.inputs) else None
+
+    folding = FoldConstantsPass(
+        shape_inference=True,
+        input_size_limit=8192,
+        output_size_limit=512 * 512,
+        should_fold=keep_parameters,
+    )
+    ir.passes.Sequential(
+        passes.InlinePass(),
+        ir.passes.PassManager(
+            [
+                folding,
+                passes.RemoveUnusedNodesPass(),
+                passes.RemoveUnusedFunctionsPass(),
+                passes.RemoveUnusedOpsetsPass(),
+            ],
+            steps=2,
+            early_stop=True,
+        ),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    )(model)

@@ -1,0 +1,131 @@
+"""The networks as they are exported: each graph's inputs and outputs, around diffusers' and
+transformers' own modules.
+
+A wrapper *adopts* the children of the network it wraps, so that its parameters have the
+checkpoint's names, without a prefix. The UNet is cut after the mid block: what a ControlNet adds
+goes in at the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel
+
+_ENCODER_PARTS = ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block")
+_DECODER_PARTS = ("up_blocks", "conv_norm_out", "conv_act", "conv_out")
+
+
+class _Adopting(nn.Module):
+    """A module with another's children as its own; the other is reachable as `source` but not
+    registered.
+    """
+
+    source: nn.Module
+
+    def __init__(self, source: nn.Module, parts: Iterable[str] | None = None) -> None:
+        super().__init__()
+        wanted = None if parts is None else set(parts)
+        for name, child in source.named_children():
+            if wanted is None or name in wanted:
+                self.add_module(name, child)
+        object.__setattr__(self, "source", source)
+
+
+class TextEncoder(_Adopting):
+    """`input_ids` (n, tokens) -> `last_hidden_state` (n, tokens, width)."""
+
+    source: CLIPTextModel
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        hidden: torch.Tensor = self.source(input_ids)[0]
+        return hidden
+
+
+class UNetEncoder(_Adopting):
+    """conv_in, down blocks, mid block: (`sample`, `timestep`, `encoder_hidden_states`) -> (`mid`,
+    `emb`, `skip_i`...).
+    """
+
+    source: UNet2DConditionModel
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__(unet, _ENCODER_PARTS)
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """See the class."""
+        unet = self.source
+        emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+        hidden = unet.conv_in(sample)
+        skips = (hidden,)
+        for block in unet.down_blocks:
+            hidden, added = block(
+                hidden_states=hidden, temb=emb, **_text_for(block, encoder_hidden_states)
+            )
+            skips += added
+        mid = unet.mid_block(hidden, emb, **_text_for(unet.mid_block, encoder_hidden_states))
+        return (mid, emb, *skips)
+
+
+class UNetDecoder(_Adopting):
+    """Up blocks and conv_out: (`mid`, `emb`, `encoder_hidden_states`, `skip_i`...) -> `prediction`.
+
+    Every upsampler is told the size of the skip it meets, so that sizes need not be multiples of
+    2^levels.
+    """
+
+    source: UNet2DConditionModel
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__(unet, _DECODER_PARTS)
+
+    def forward(
+        self,
+        mid: torch.Tensor,
+        emb: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        *skips: torch.Tensor,
+    ) -> torch.Tensor:
+        """See the class."""
+        unet, hidden = self.source, mid
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            used, skips = skips[-count:], skips[:-count]
+            hidden = block(
+                hidden_states=hidden,
+                temb=emb,
+                res_hidden_states_tuple=used,
+                upsample_size=skips[-1].shape[2:] if skips else None,
+                **_text_for(block, encoder_hidden_states),
+            )
+        out: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+        return out
+
+
+class VaeDecoder(_Adopting):
+    """`latents` (n, c, h, w), unscaled -> `image` (n, 3, H, W) around -1..1."""
+
+    source: AutoencoderKL
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__(vae, ("post_quant_conv", "decoder"))
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        image: torch.Tensor = self.source.decode(latents, return_dict=False)[0]
+        return image
+
+
+def skip_count(unet: UNet2DConditionModel) -> int:
+    """How many skip connections the UNet has."""
+    return sum(len(block.resnets) for block in unet.up_blocks)
+
+
+def _text_for(block: nn.Module, text: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}

@@ -1,0 +1,42 @@
+"""Python client for a Tessera server.
+
+from tessera_client import Client
+
+with Client("http://localhost:8000") as client:     client.generate("a large red circle at the left
+on a blue background", seed=7).image.save("out.png")
+
+`Client` and `AsyncClient` speak HTTP (`
+http://`)
+and gRPC (`grpc://`). Importing this needs neither torch nor tensorrt.
+"""
+
+from tessera.errors import (
+    Cancelled,
+    InternalError,
+    InvalidInput,
+    TesseraError,
+    TimedOut,
+    Unavailable,
+    UnknownJob,
+)
+from tessera_client.aio import AsyncClient
+from tessera_client.client import Client
+from tessera_client.messages import Control, Health, Info, JobStatus, Lora, Result
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "Control",
+    "Health",
+    "Info",
+    "InternalError",
+    "InvalidInput",
+    "JobStatus",
+    "Lora",
+    "Result",
+    "TesseraError",
+    "TimedOut",
+    "Unavailable",
+    "UnknownJob",
+]

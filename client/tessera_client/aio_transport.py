@@ -1,0 +1,128 @@
+"""Named arrays over HTTP or gRPC for asyncio, by tritonclient."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from tessera_client.wire import CHANNEL, Array, received, split_url, to_arrays, to_input
+
+
+class AsyncTransport(Protocol):
+    """`Transport` for asyncio."""
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+    ) -> dict[str, Array]:
+        """See `Transport.infer`."""
+        ...
+
+    async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
+        """See `Transport.ready`."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+def connect_async(url: str) -> AsyncTransport:
+    """An asyncio transport for `http://host:port` or `grpc://host:port`."""
+    scheme, address = split_url(url)
+    return AsyncHttpTransport(address) if scheme == "http" else AsyncGrpcTransport(address)
+
+
+class AsyncHttpTransport:
+    """HTTP for asyncio."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._opened: Any = None
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+    ) -> dict[str, Array]:
+        """See `Transport.infer`."""
+        import tritonclient.http.aio as triton
+
+        try:
+            call = self._client().infer(
+                model,
+                [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
+                outputs=[triton.InferRequestedOutput(name) for name in outputs],
+            )
+            answer = await asyncio.wait_for(call, timeout)
+        except Exception as error:
+            raise received(error, self._address, timeout) from None
+        return to_arrays(answer, outputs)
+
+    async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
+        """See `Transport.ready`."""
+        client = self._client()
+        call = client.is_model_ready(model) if model else client.is_server_ready()
+        try:
+            return bool(await asyncio.wait_for(call, timeout))
+        except Exception:
+            return False
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    def _client(self) -> Any:
+        """Made at first use: it must be inside the running loop."""
+        import tritonclient.http.aio as triton
+
+        if self._opened is None:
+            self._opened = triton.InferenceServerClient(self._address, conn_timeout=86_400.0)
+        return self._opened
+
+
+class AsyncGrpcTransport:
+    """GRPC for asyncio."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._opened: Any = None
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+    ) -> dict[str, Array]:
+        """See `Transport.infer`."""
+        import tritonclient.grpc.aio as triton
+
+        try:
+            answer = await self._client().infer(
+                model,
+                [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
+                outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                client_timeout=timeout,
+            )
+        except Exception as error:
+            raise received(error, self._address, timeout) from None
+        return to_arrays(answer, outputs)
+
+    async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
+        """See `Transport.ready`."""
+        client = self._client()
+        call = client.is_model_ready(model) if model else client.is_server_ready()
+        try:
+            return bool(await asyncio.wait_for(call, timeout))
+        except Exception:
+            return False
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    def _client(self) -> Any:
+        import tritonclient.grpc.aio as triton
+
+        if self._opened is None:
+            self._opened = triton.InferenceServerClient(self._address, channel_args=CHANNEL)
+        return self._opened

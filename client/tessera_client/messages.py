@@ -1,0 +1,186 @@
+"""What goes to a server and what comes back, without any network: requests as named arrays, answers
+as dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tessera.contract import GENERATE, JOBS, TensorSpec
+
+Array = npt.NDArray[Any]
+_NUMPY = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA to apply; `text_weight` replaces `weight` in the text encoders."""
+
+    name: str
+    weight: float = 1.0
+    text_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet to apply from `start` to `end` (shares of the steps)."""
+
+    name: str
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keywords of `generate`; what is left out (or `None`) is the server's default.
+
+    `seed` means what diffusers means by `torch.Generator("cpu").manual_seed(seed)`; sizes are in
+    pixels; `control_images` are RGB arrays (h, w, 3) or pictures, one per element of `controls`.
+    """
+
+    negative_prompt: str | None
+    seed: int | None
+    steps: int | None
+    guidance: float | None
+    width: int | None
+    height: int | None
+    scheduler: str | None
+    loras: Sequence[Lora]
+    controls: Sequence[Control]
+    control_images: Sequence[Array | Image.Image]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the server says about a picture; times in milliseconds, `raw` has every field it
+    sent.
+    """
+
+    job_id: str
+    seed: int
+    steps: int
+    width: int
+    height: int
+    scheduler: str
+    mode: str
+    mask_ratio: float | None
+    loras: list[dict[str, Any]]
+    controls: list[dict[str, Any]]
+    encode_ms: float
+    queue_ms: float
+    denoise_ms: float
+    decode_ms: float
+    refit_ms: float
+    cache_load_ms: float
+    total_ms: float
+    ticks: int
+    mean_batch: float
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A picture and what the server says about it."""
+
+    image: Image.Image
+    info: Info
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How far a job is; `phase` is queued, denoising, decoding, done, failed or cancelled."""
+
+    job_id: str
+    phase: str
+    step: int
+    total: int
+    cancelled: bool
+    seconds: float
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over."""
+        return self.phase in ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Health:
+    """Readiness of the server and of each model it needs."""
+
+    server: bool
+    models: dict[str, bool]
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be expected to succeed."""
+        return self.server and all(self.models.values())
+
+
+def generate_inputs(prompt: str, job_id: str, options: GenerateOptions) -> dict[str, Array]:
+    """The inputs of `generate`, by name, with their batch dimension.
+
+    Raises:
+        TypeError: an option is not one of `GenerateOptions`, or has the wrong type.
+    """
+    unknown = set(options) - set(GenerateOptions.__annotations__)
+    if unknown:
+        raise TypeError(
+            f"unknown option {sorted(unknown)[0]!r}; "
+            f"known: {', '.join(GenerateOptions.__annotations__)}"
+        )
+    given: dict[str, Any] = {
+        key.upper(): value for key, value in options.items() if value is not None
+    }
+    given |= {"PROMPT": prompt, "JOB_ID": job_id}
+    for name in ("LORAS", "CONTROLS"):
+        if name in given:
+            given[name] = json.dumps([_without_none(item) for item in given[name]])
+    if "CONTROL_IMAGES" in given:
+        given["CONTROL_IMAGES"] = np.stack([np.asarray(image) for image in given["CONTROL_IMAGES"]])
+    return {
+        spec.name: _encode(spec, given[spec.name]) for spec in GENERATE.inputs if spec.name in given
+    }
+
+
+def job_inputs(action: str, job_id: str) -> dict[str, Array]:
+    """The inputs of `jobs`."""
+    given = {"ACTION": action, "JOB_ID": job_id}
+    return {spec.name: _encode(spec, given[spec.name]) for spec in JOBS.inputs}
+
+
+def read_result(outputs: Mapping[str, Array]) -> Result:
+    """The answer of `generate`."""
+    raw = _json(outputs["INFO"])
+    names = {f.name for f in dataclasses.fields(Info)} - {"raw"}
+    return Result(Image.fromarray(outputs["IMAGE"][0]), Info(**{n: raw[n] for n in names}, raw=raw))
+
+
+def read_status(outputs: Mapping[str, Array]) -> JobStatus:
+    """The answer of `jobs`."""
+    return JobStatus(**_json(outputs["RESULT"]))
+
+
+def _encode(spec: TensorSpec, value: Any) -> Array:
+    if spec.dtype == "BYTES":
+        if not isinstance(value, str):
+            raise TypeError(f"{spec.name.lower()} must be a str, not {type(value).__name__}")
+        return np.array([[value.encode()]], object)
+    array = np.asarray(value, _NUMPY[spec.dtype])
+    return array.reshape(1, 1) if spec.dims == (1,) else array[None]
+
+
+def _json(array: Array) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(array.reshape(-1)[0])
+    return content
+
+
+def _without_none(item: Lora | Control) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(item).items() if v is not None}

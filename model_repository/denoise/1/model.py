@@ -1,0 +1,5 @@
+"""Triton's entry point of `denoise`."""
+
+from tessera.triton.denoise import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

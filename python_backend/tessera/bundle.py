@@ -1,0 +1,81 @@
+"""An opened bundle: its manifest, its files (checked when first used) and its engines."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tessera.engines.base import Engine
+from tessera.engines.registry import open_engine
+from tessera.errors import BundleError
+from tessera.manifest import Manifest, check_file, read_manifest
+
+BUNDLE_VARIABLE = "TESSERA_BUNDLE"
+THREADS_VARIABLE = "TESSERA_THREADS"
+
+
+class Bundle:
+    """A bundle on disk.
+
+    Args:
+        folder: where `bundle.json` is.
+        threads: threads per engine call; 0 is one per core.
+
+    Raises:
+        BundleError: it has no manifest, or one that this Tessera does not read.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 0) -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        self._threads = threads
+
+    @classmethod
+    def from_environment(cls) -> Bundle:
+        """The bundle that `TESSERA_BUNDLE` names, with `TESSERA_THREADS` threads.
+
+        Raises:
+            BundleError: the variable is not set, or the bundle cannot be served.
+        """
+        folder = os.environ.get(BUNDLE_VARIABLE)
+        if not folder:
+            raise BundleError(f"{BUNDLE_VARIABLE} is not set; set it to the folder of a bundle")
+        return cls(Path(folder), threads=int(os.environ.get(THREADS_VARIABLE) or 0))
+
+    def file(self, name: str) -> Path:
+        """Path of one of the bundle's files, after comparing its digest with the manifest.
+
+        Raises:
+            BundleError: the manifest does not list it, or describes another file.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"the bundle {self.folder} has no file {name!r}")
+        check_file(self.folder, name, self.manifest.files[name])
+        return self.folder / name
+
+    def engine(self, graph: str) -> Engine:
+        """The engine that runs one of the bundle's graphs."""
+        if graph not in self.manifest.graphs:
+            raise BundleError(f"the bundle {self.folder} has no graph {graph!r}")
+        return open_engine(
+            "onnxruntime", self.file(self.manifest.graphs[graph].file), threads=self._threads
+        )
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer's files, each compared with the manifest."""
+        for name in self.manifest.files:
+            if name.startswith("tokenizer/"):
+                self.file(name)
+        return self.folder / "tokenizer"
+
+    @cached_property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The checkpoint's `scheduler_config.json`."""
+        content: dict[str, Any] = json.loads(
+            self.file("scheduler/scheduler_config.json").read_text()
+        )
+        return content

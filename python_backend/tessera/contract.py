@@ -1,0 +1,97 @@
+"""The public contract: models, tensors, ranges and names.
+
+Checked against `model_repository/*/config.pbtxt` by a test. Every tensor carries a leading batch
+dimension of 1 on the wire; `dims` here leave it out; -1 is any size. Standard library only, so that
+the client can import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, Triton data type and dimensions of one input or output."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class SchedulerSpec:
+    """A sampler that requests may name: a diffusers class and the settings that make the
+    variant.
+    """
+
+    cls: str
+    settings: tuple[tuple[str, object], ...] = ()
+    max_steps: int = 1000
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Inputs and outputs of one public model."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def _optional(name: str, dtype: str, *dims: int) -> TensorSpec:
+    return TensorSpec(name, dtype, dims or (1,), optional=True)
+
+
+GENERATE = ModelSpec(
+    inputs=(
+        TensorSpec("PROMPT", "BYTES", (1,)),
+        _optional("NEGATIVE_PROMPT", "BYTES"),
+        _optional("SEED", "INT64"),
+        _optional("STEPS", "INT32"),
+        _optional("GUIDANCE", "FP32"),
+        _optional("WIDTH", "INT32"),
+        _optional("HEIGHT", "INT32"),
+        _optional("SCHEDULER", "BYTES"),
+        _optional("LORAS", "BYTES"),
+        _optional("CONTROLS", "BYTES"),
+        _optional("CONTROL_IMAGES", "UINT8", -1, -1, -1, 3),
+        _optional("JOB_ID", "BYTES"),
+    ),
+    outputs=(TensorSpec("IMAGE", "UINT8", (-1, -1, 3)), TensorSpec("INFO", "BYTES", (1,))),
+)
+JOBS = ModelSpec(
+    inputs=(TensorSpec("ACTION", "BYTES", (1,)), TensorSpec("JOB_ID", "BYTES", (1,))),
+    outputs=(TensorSpec("RESULT", "BYTES", (1,)), TensorSpec("PREVIEW", "UINT8", (-1, -1, 3))),
+)
+MODELS = {"generate": GENERATE, "jobs": JOBS}
+
+SCHEDULERS = {
+    "euler": SchedulerSpec("EulerDiscreteScheduler"),
+    "euler_ancestral": SchedulerSpec("EulerAncestralDiscreteScheduler"),
+    "ddim": SchedulerSpec("DDIMScheduler"),
+    "dpmpp_2m": SchedulerSpec("DPMSolverMultistepScheduler"),
+    "dpmpp_2m_karras": SchedulerSpec("DPMSolverMultistepScheduler", (("use_karras_sigmas", True),)),
+    "unipc": SchedulerSpec("UniPCMultistepScheduler"),
+    "lcm": SchedulerSpec("LCMScheduler", max_steps=50),
+}
+"""Value of SCHEDULER -> sampler.
+
+Each is `cls.from_config(the bundle's scheduler config, **settings)`.
+"""
+
+MAX_PROMPT = 2000
+"""Characters in PROMPT and NEGATIVE_PROMPT."""
+
+MAX_STEPS = 1000
+MAX_GUIDANCE = 100.0
+MAX_SEED = 2**63 - 1
+SIZE_STEP = 8
+"""WIDTH and HEIGHT are multiples of this many pixels."""
+
+MAX_LORAS = 8
+MAX_CONTROLS = 4
+MAX_JOB_ID = 64
+"""Bytes in JOB_ID."""
+
+JOB_ACTIONS = ("status", "cancel")

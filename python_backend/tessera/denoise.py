@@ -1,0 +1,138 @@
+"""Step-level continuous batching: one `tick` moves every running request by one denoising step.
+
+Requests with different steps, schedulers, seeds, guidance and sizes run together: each owns its
+sampler, only the network call is shared. Knows neither Triton nor engines; the network is a
+callable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from tessera.plan import Plan
+from tessera.sampler import Sampler
+
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(sample (n, c, h, w), timestep (n,), text (n, tokens, width)) -> prediction (n, c, h, w)."""
+
+
+@dataclass
+class Running:
+    """A request on its way from noise to latents.
+
+    Attributes:
+        text: embeddings (1 or 2, tokens, width): with guidance the negative branch comes first.
+        latents: (1, c, h, w), as of the last finished step.
+        first_tick, last_tick: numbers of the ticks that ran its first and latest step.
+        batch_sizes: how many requests shared the engine call, per step.
+        network_ms: time inside the engines, summed over its steps.
+        error: why it ended early, if it did.
+    """
+
+    plan: Plan
+    text: torch.Tensor
+    sampler: Sampler
+    latents: torch.Tensor
+    step: int = 0
+    first_tick: int = 0
+    last_tick: int = 0
+    batch_sizes: list[int] = field(default_factory=list)
+    network_ms: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+    error: Exception | None = None
+
+    @cached_property
+    def rows(self) -> torch.Size:
+        """Shape of this request's part of the network's input: (branches, c, h, w)."""
+        return torch.Size((self.text.shape[0], *self.latents.shape[1:]))
+
+    @cached_property
+    def timesteps(self) -> torch.Tensor:
+        """The network's timesteps (steps, branches), float32."""
+        return self.sampler.timesteps.float()[:, None].repeat(1, self.text.shape[0])
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done or the request has failed."""
+        return self.error is not None or self.step == len(self.sampler.timesteps)
+
+
+def start(
+    plan: Plan, text: torch.Tensor, sampler: Sampler, *, channels: int, pixels: int
+) -> Running:
+    """A request before its first step; `pixels` is the side of the square that one latent
+    covers.
+    """
+    latents = sampler.initial_latents(channels, plan.height // pixels, plan.width // pixels)
+    return Running(plan, text, sampler, latents)
+
+
+def tick(running: Sequence[Running], predict: Predict, number: int) -> None:
+    """Advance every request by one step; those that share a size share the network call.
+
+    A request whose sampler fails gets its `error`; a failing network call fails the requests in it.
+    The others are unaffected.
+    """
+    for group in _groups(running):
+        began = time.perf_counter()
+        try:
+            predictions = _predict_group(group, predict)
+        except Exception as error:
+            for request in group:
+                request.error = error
+            continue
+        network_ms = 1e3 * (time.perf_counter() - began)
+        for request, prediction in zip(group, predictions, strict=True):
+            request.first_tick = request.first_tick or number
+            request.last_tick = number
+            request.batch_sizes.append(len(group))
+            request.network_ms += network_ms
+            _step(request, prediction)
+
+
+def _groups(running: Sequence[Running]) -> Iterable[list[Running]]:
+    """Requests by the shape of their latents, in order of arrival."""
+    groups: dict[tuple[int, ...], list[Running]] = {}
+    for request in running:
+        groups.setdefault(tuple(request.latents.shape), []).append(request)
+    return groups.values()
+
+
+def _predict_group(group: list[Running], predict: Predict) -> list[torch.Tensor]:
+    """Guided predictions (1, c, h, w), one per request, from one network call for all branches of
+    the group.
+    """
+    samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
+    timesteps = [r.timesteps[r.step] for r in group]
+    output = predict(_join(samples), _join(timesteps), _join([r.text for r in group]))
+    branches_of = output.split([r.text.shape[0] for r in group]) if len(group) > 1 else [output]
+    return [
+        _guide(branches, r.plan.guidance) for branches, r in zip(branches_of, group, strict=True)
+    ]
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _guide(branches: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): negative + guidance * (positive -
+    negative).
+    """
+    if branches.shape[0] == 1:
+        return branches
+    negative, positive = branches[:1], branches[1:]
+    return (positive - negative).mul_(guidance).add_(negative)
+
+
+def _step(request: Running, prediction: torch.Tensor) -> None:
+    try:
+        request.latents = request.sampler.step(prediction, request.latents, request.step)
+        request.step += 1
+    except Exception as error:
+        request.error = error

@@ -1,0 +1,38 @@
+"""What an engine is.
+
+Tensors go in and come out by name; where they live is the engine's device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Kind, device, and the names and shapes (None = any) of what goes in and out."""
+
+    kind: str
+    device: str
+    inputs: dict[str, tuple[int | None, ...]]
+    outputs: dict[str, tuple[int | None, ...]]
+
+
+class Engine(Protocol):
+    """One network, ready to run."""
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the network once; inputs and outputs are on the engine's device.
+
+        Raises:
+            InternalError: the runtime refused the inputs or failed.
+        """
+        ...
+
+    def describe(self) -> EngineInfo:
+        """What this engine runs and takes."""
+        ...

@@ -1,0 +1,187 @@
+"""`bundle.json`: what a bundle holds, for which Tessera, with a digest of every file.
+
+The builder writes it last; the runtime and the launcher read it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tessera.errors import BundleError
+
+SCHEMA = 1
+FILE_NAME = "bundle.json"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a request gets when it leaves a field out."""
+
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    scheduler: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in pixels, and how many UNet rows (two per request with guidance) one engine call may
+    have.
+    """
+
+    min_size: int
+    max_size: int
+    max_rows: int
+
+
+@dataclass(frozen=True)
+class Latents:
+    """latents = encoded * scale; one latent covers `pixels` x `pixels` of the picture."""
+
+    channels: int
+    pixels: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One network: its ONNX file and how its initializers differ in layout from the checkpoint's
+    weights.
+
+    `layout` maps a weight's name to {"perm": [...]} or {"shape": [...]}; other weights are stored
+    as they are.
+    """
+
+    file: str
+    layout: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of `bundle.json`.
+
+    `source` is a digest of the checkpoint and the exporter; `versions` are those of the libraries
+    that exported it.
+    """
+
+    name: str
+    variant: str
+    tessera: str
+    defaults: Defaults
+    limits: Limits
+    latents: Latents
+    graphs: dict[str, Graph]
+    files: dict[str, FileEntry]
+    versions: dict[str, str]
+    source: str
+    schema: int = SCHEMA
+
+    @property
+    def digest(self) -> str:
+        """Identifies the bundle's content: SHA-256 over the names and digests of its files."""
+        lines = [f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `bundle.json` atomically: a bundle has it whole or not at all."""
+    partial = folder / f"{FILE_NAME}.partial"
+    with partial.open("w") as out:
+        json.dump(dataclasses.asdict(manifest), out, indent=1, sort_keys=True)
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(folder / FILE_NAME)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `bundle.json`.
+
+    Raises:
+        BundleError: there is none, it is damaged, or it is of another schema.
+    """
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is not a bundle: it has no {FILE_NAME}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema!r}, this Tessera reads {SCHEMA}; build the bundle again"
+        )
+    try:
+        return _parse(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged ({error}); build the bundle again") from None
+
+
+def check_files(
+    folder: Path, manifest: Manifest, progress: Callable[[str], None] = lambda name: None
+) -> None:
+    """Compare every file with its entry; `progress` is told each file's name before it is read.
+
+    Raises:
+        BundleError: a file is missing or is not the one the manifest describes.
+    """
+    for name, entry in manifest.files.items():
+        progress(name)
+        check_file(folder, name, entry)
+
+
+def check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    """Compare one file with its entry.
+
+    Raises:
+        BundleError: it is missing or differs.
+    """
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        digest = file_digest(path) if size == entry.bytes else ""
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}); build the bundle again"
+        ) from None
+    if size != entry.bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, the manifest says {entry.bytes}; build the bundle again"
+        )
+    if digest != entry.sha256:
+        raise BundleError(
+            f"{path} is not the file of the manifest (SHA-256 differs); build the bundle again"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal text."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def _parse(content: dict[str, Any]) -> Manifest:
+    parts = {
+        "defaults": Defaults(**content["defaults"]),
+        "limits": Limits(**content["limits"]),
+        "latents": Latents(**content["latents"]),
+        "graphs": {k: Graph(**v) for k, v in content["graphs"].items()},
+        "files": {k: FileEntry(**v) for k, v in content["files"].items()},
+    }
+    return Manifest(**(content | parts))

@@ -1,0 +1,54 @@
+"""What `encode` decided about one request: the uniform description that travels with it through the
+ensemble.
+
+Standard library only; `request.py` makes plans out of inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One image to make.
+
+    Attributes:
+        slot, ticket: place and generation of the job on the board.
+        job_id: the caller's or a made one.
+        seed: of the request's generator, as diffusers means it.
+        width, height: pixels.
+        guidance: classifier-free guidance scale; there is no negative branch at 1 or below.
+        started: `time.time()` at which `encode` took the request.
+        encode_ms: time `encode` took.
+        prompt_tokens_dropped: tokens beyond the text encoder's window, which the picture ignores.
+    """
+
+    slot: int
+    ticket: int
+    job_id: str
+    seed: int
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    scheduler: str
+    started: float
+    encode_ms: float = 0.0
+    prompt_tokens_dropped: int = 0
+
+    @property
+    def guided(self) -> bool:
+        """Whether the UNet runs a second, negative branch for this request."""
+        return self.guidance > 1.0
+
+    def to_json(self) -> bytes:
+        """As it travels between models."""
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Plan:
+        """Inverse of `to_json`."""
+        return cls(**json.loads(text))

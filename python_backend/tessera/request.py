@@ -1,0 +1,216 @@
+"""Checks a request's inputs and fills in what it leaves out.
+
+Inputs arrive as numpy arrays with their leading batch dimension of 1, keyed by the contract's
+names; Triton has already checked data types and ranks. Knows the contract and the bundle's
+manifest, nothing of networks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tessera import contract
+from tessera.errors import InvalidInput
+from tessera.manifest import Manifest
+
+Array = npt.NDArray[Any]
+T = TypeVar("T", bound=BaseModel)
+
+
+class LoraChoice(BaseModel):
+    """One element of LORAS; `text_weight` replaces `weight` in the text encoders."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    text_weight: float | None = Field(default=None, allow_inf_nan=False)
+
+
+class ControlChoice(BaseModel):
+    """One element of CONTROLS; active from `start` to `end`, both as a share of the steps."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+    start: float = Field(default=0.0, ge=0, le=1)
+    end: float = Field(default=1.0, ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A `generate` request in which every field has an accepted value."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    width: int
+    height: int
+    scheduler: str
+    job_id: str
+
+
+def read_request(inputs: Mapping[str, Array], manifest: Manifest) -> Request:
+    """Check inputs and fill in defaults.
+
+    Raises:
+        InvalidInput: the first field whose value is not accepted.
+    """
+    defaults = manifest.defaults
+    _check_addons(inputs)
+    prompt = _text(inputs, "PROMPT", "", contract.MAX_PROMPT)
+    if not prompt.strip():
+        accepted = f"1 to {contract.MAX_PROMPT} characters that are not all blank"
+        raise InvalidInput("PROMPT", prompt, accepted)
+    return Request(
+        prompt=prompt,
+        negative_prompt=_text(inputs, "NEGATIVE_PROMPT", "", contract.MAX_PROMPT),
+        seed=_seed(inputs),
+        steps=_steps(inputs, defaults.steps, defaults.scheduler),
+        guidance=_guidance(inputs, defaults.guidance),
+        width=_size(inputs, "WIDTH", defaults.width, manifest),
+        height=_size(inputs, "HEIGHT", defaults.height, manifest),
+        scheduler=_scheduler(inputs, defaults.scheduler),
+        job_id=read_job_id(inputs) or uuid.uuid4().hex,
+    )
+
+
+def read_job_id(inputs: Mapping[str, Array]) -> str:
+    """JOB_ID, or "" if it was left out.
+
+    Raises:
+        InvalidInput: it is too long or holds other characters than printable ASCII.
+    """
+    if "JOB_ID" not in inputs:
+        return ""
+    accepted = f"1 to {contract.MAX_JOB_ID} printable ASCII characters"
+    job_id = _text(inputs, "JOB_ID", "", contract.MAX_JOB_ID, accepted)
+    if not job_id or not job_id.isascii() or not job_id.isprintable():
+        raise InvalidInput("JOB_ID", job_id, accepted)
+    return job_id
+
+
+def read_action(inputs: Mapping[str, Array], accepted: tuple[str, ...]) -> str:
+    """ACTION, one of `accepted`.
+
+    Raises:
+        InvalidInput: it is another word.
+    """
+    action = _text(inputs, "ACTION", "", 100)
+    if action not in accepted:
+        raise InvalidInput("ACTION", action, ", ".join(accepted))
+    return action
+
+
+def _check_addons(inputs: Mapping[str, Array]) -> None:
+    loras = _choices(inputs, "LORAS", LoraChoice, contract.MAX_LORAS)
+    if loras:
+        raise InvalidInput(
+            "LORAS[0].name", loras[0].name, "nothing, since none are installed in this bundle"
+        )
+    controls = _choices(inputs, "CONTROLS", ControlChoice, contract.MAX_CONTROLS)
+    if controls:
+        raise InvalidInput(
+            "CONTROLS[0].name", controls[0].name, "nothing, since none are installed in this bundle"
+        )
+    if "CONTROL_IMAGES" in inputs:
+        shape = list(inputs["CONTROL_IMAGES"].shape[1:])
+        raise InvalidInput(
+            "CONTROL_IMAGES", shape, "one image for each element of CONTROLS, and there is none"
+        )
+
+
+def _choices(inputs: Mapping[str, Array], name: str, model: type[T], most: int) -> list[T]:
+    text = _text(inputs, name, "[]", 100_000)
+    accepted = (
+        f"a JSON list of at most {most} objects with the keys {', '.join(model.model_fields)}"
+    )
+    try:
+        content = json.loads(text)
+    except ValueError:
+        raise InvalidInput(name, text, accepted) from None
+    if not isinstance(content, list) or len(content) > most:
+        value = f"a list of {len(content)}" if isinstance(content, list) else text
+        raise InvalidInput(name, value, accepted)
+    return [_choice(f"{name}[{i}]", item, model, accepted) for i, item in enumerate(content)]
+
+
+def _choice(name: str, item: object, model: type[T], accepted: str) -> T:
+    try:
+        return model.model_validate(item)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join([name, *map(str, first["loc"])])
+        message = f"{first['msg'].lower()}, in {accepted}"
+        raise InvalidInput(field, first["input"], message) from None
+
+
+def _seed(inputs: Mapping[str, Array]) -> int:
+    if "SEED" not in inputs:
+        return secrets.randbelow(contract.MAX_SEED)
+    seed = int(_scalar(inputs["SEED"]))
+    if seed < 0:
+        raise InvalidInput("SEED", seed, f"an integer from 0 to {contract.MAX_SEED}")
+    return seed
+
+
+def _steps(inputs: Mapping[str, Array], default: int, default_scheduler: str) -> int:
+    steps = int(_scalar(inputs["STEPS"])) if "STEPS" in inputs else default
+    name = _scheduler(inputs, default_scheduler)
+    most = contract.SCHEDULERS[name].max_steps
+    if not 1 <= steps <= most:
+        raise InvalidInput("STEPS", steps, f"an integer from 1 to {most} with SCHEDULER {name}")
+    return steps
+
+
+def _guidance(inputs: Mapping[str, Array], default: float) -> float:
+    guidance = float(_scalar(inputs["GUIDANCE"])) if "GUIDANCE" in inputs else default
+    if not math.isfinite(guidance) or not 0 <= guidance <= contract.MAX_GUIDANCE:
+        raise InvalidInput("GUIDANCE", guidance, f"a number from 0 to {contract.MAX_GUIDANCE:g}")
+    return guidance
+
+
+def _size(inputs: Mapping[str, Array], name: str, default: int, manifest: Manifest) -> int:
+    size = int(_scalar(inputs[name])) if name in inputs else default
+    low, high, step = manifest.limits.min_size, manifest.limits.max_size, contract.SIZE_STEP
+    if not low <= size <= high or size % step:
+        raise InvalidInput(name, size, f"a multiple of {step} from {low} to {high}")
+    return size
+
+
+def _scheduler(inputs: Mapping[str, Array], default: str) -> str:
+    name = _text(inputs, "SCHEDULER", default, 100)
+    if name not in contract.SCHEDULERS:
+        raise InvalidInput("SCHEDULER", name, ", ".join(contract.SCHEDULERS))
+    return name
+
+
+def _text(
+    inputs: Mapping[str, Array], name: str, default: str, limit: int, accepted: str = ""
+) -> str:
+    if name not in inputs:
+        return default
+    raw = _scalar(inputs[name])
+    accepted = accepted or f"at most {limit} characters of UTF-8"
+    try:
+        text = raw.decode() if isinstance(raw, bytes) else str(raw)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(name, f"not UTF-8 at byte {error.start}", accepted) from None
+    if len(text) > limit:
+        raise InvalidInput(name, text, accepted)
+    return text
+
+
+def _scalar(array: Array) -> Any:
+    return np.asarray(array).reshape(-1)[0]

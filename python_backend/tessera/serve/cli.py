@@ -1,0 +1,153 @@
+"""`tessera-serve BUNDLE`."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.status import Status
+
+from tessera.errors import BundleError, TesseraError
+from tessera.manifest import Manifest, check_files, read_manifest
+from tessera.serve.supervisor import Supervisor
+from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
+from tessera.serve.warmup import warm_up
+
+console = Console(stderr=True, highlight=False)
+DEFAULTS = Ports()
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="Folder that tessera-build wrote.")],
+    http_port: Annotated[int, typer.Option(help="HTTP endpoint.")] = DEFAULTS.http,
+    grpc_port: Annotated[int, typer.Option(help="gRPC endpoint.")] = DEFAULTS.grpc,
+    metrics_port: Annotated[int, typer.Option(help="Prometheus endpoint.")] = DEFAULTS.metrics,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads per engine call; 0 is one per core.")
+    ] = 0,
+    start_timeout: Annotated[float, typer.Option(help="Seconds to wait for readiness.")] = 600.0,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show tritonserver's own log.")
+    ] = False,
+    triton_args: Annotated[
+        list[str] | None, typer.Argument(help="After --: further tritonserver flags.")
+    ] = None,
+) -> None:
+    """Serve a bundle with tritonserver until a signal ends it."""
+    ports = Ports(http_port, grpc_port, metrics_port)
+    log_flags = [] if verbose else ["--log-info=false"]
+    try:
+        manifest = _checked(bundle)
+        _check_ports(ports, host)
+        code = _serve(
+            bundle,
+            manifest,
+            ports,
+            host,
+            threads,
+            start_timeout,
+            [*log_flags, *(triton_args or [])],
+        )
+    except TesseraError as error:
+        console.print(f"tessera-serve: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(code)
+
+
+def _serve(
+    bundle: Path,
+    manifest: Manifest,
+    ports: Ports,
+    host: str,
+    threads: int,
+    timeout: float,
+    extra: list[str],
+) -> int:
+    run_folder = Path(tempfile.mkdtemp(prefix="tessera-", dir=_memory_folder()))
+    try:
+        server = find_server(run_folder)
+        variables = {
+            "TESSERA_BUNDLE": str(bundle.resolve()),
+            "TESSERA_BOARD": str(run_folder / "board"),
+            "TESSERA_THREADS": str(threads),
+        }
+        supervisor = Supervisor(
+            command(server, [model_repository()], ports, host=host, extra=extra),
+            environment(server, **variables),
+            ports.http,
+            lambda line: console.print(f"tessera-serve: {line}", soft_wrap=True),
+        )
+        try:
+            return _run(supervisor, manifest, ports, timeout)
+        finally:
+            supervisor.stop()
+    finally:
+        shutil.rmtree(run_folder, ignore_errors=True)
+
+
+def _run(supervisor: Supervisor, manifest: Manifest, ports: Ports, timeout: float) -> int:
+    began = time.monotonic()
+    supervisor.start()
+    with Status(f"starting tritonserver on bundle {manifest.name} ...", console=console) as status:
+        ready = supervisor.wait_ready(
+            timeout,
+            lambda s: status.update(f"loading the models of bundle {manifest.name} ... {s:.0f} s"),
+        )
+    if supervisor.interrupted:
+        return supervisor.watch()  # until it has ended
+    if not ready:
+        raise TesseraError(
+            "tritonserver did not become ready; its log above says why (-v shows all of it)"
+        )
+    with Status("making the first pictures ...", console=console):
+        warm_up(ports.http, manifest.limits.min_size)
+    console.print(
+        f"tessera-serve: bundle {manifest.name} ({manifest.digest[:12]}) is ready after "
+        f"{time.monotonic() - began:.1f} s: HTTP {ports.http}, gRPC {ports.grpc}, "
+        f"metrics {ports.metrics}",
+        soft_wrap=True,
+    )
+    return supervisor.watch()
+
+
+def _checked(bundle: Path) -> Manifest:
+    """The bundle's manifest, every file compared with it.
+
+    Raises:
+        BundleError: something does not fit.
+    """
+    manifest = read_manifest(bundle)
+    if manifest.variant != "sd15":
+        raise BundleError(f"{bundle} is of variant {manifest.variant!r}; this Tessera serves sd15")
+    with Status("checking the bundle ...", console=console) as status:
+        check_files(bundle, manifest, lambda name: status.update(f"checking the bundle: {name}"))
+    return manifest
+
+
+def _check_ports(ports: Ports, host: str) -> None:
+    """Say which port is taken before Triton fails on it with a page of log."""
+    for name, port in vars(ports).items():
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise TesseraError(
+                    f"--{name}-port {port} cannot be used: {error.strerror}"
+                ) from None
+
+
+def _memory_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    typer.run(serve)

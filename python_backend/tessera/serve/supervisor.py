@@ -1,0 +1,216 @@
+"""Runs tritonserver and looks after it: waits until it is ready, reloads models whose process has
+died, stops it.
+
+Triton never restarts a Python model's process; every later request to that model fails while the
+server still says it is ready. So the model processes are watched (their ends wake us at once) and a
+dead one's model is unloaded and loaded again through the repository API, during which the server
+says that it is not ready. Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_RESCAN_S = 0.5
+_STOP_S = 60.0
+_LOAD_S = 600.0
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass
+class Supervisor:
+    """One running tritonserver.
+
+    Attributes:
+        command, environment: how it is started.
+        http_port: where its repository API answers.
+        say: called with every line worth telling the operator.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    http_port: int
+    say: Callable[[str], None]
+    _process: subprocess.Popen[bytes] | None = None
+    _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
+    _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
+    _deaths: dict[str, list[float]] = field(default_factory=dict)
+    _stopping: bool = False
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return self._stopping
+
+    def start(self) -> None:
+        """Start the server in a session of its own; from here on signals are passed on to it."""
+        self._process = subprocess.Popen(
+            list(self.command),
+            env=dict(self.environment),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        for number in _FORWARDED:
+            signal.signal(number, self._forward)
+
+    def wait_ready(
+        self, timeout: float, waiting: Callable[[float], None] = lambda seconds: None
+    ) -> bool:
+        """Wait until the server is ready; False if it ended or did not get ready in time."""
+        began = time.monotonic()
+        while time.monotonic() - began < timeout:
+            if self._exit_code() is not None:
+                return False
+            if self._get_ok("/v2/health/ready"):
+                return True
+            waiting(time.monotonic() - began)
+            time.sleep(0.1)
+        return False
+
+    def watch(self) -> int:
+        """Look after the server until it ends; returns its exit status."""
+        with selectors.DefaultSelector() as selector:
+            while self._exit_code() is None:
+                self._rescan(selector)
+                for key, _ in selector.select(_RESCAN_S):
+                    if key.data in self._watched:
+                        self._process_ended(selector, key.data)
+        code = self._exit_code()
+        return code if code is not None else 0
+
+    def stop(self) -> None:
+        """End the server and everything it started; returns when nothing is left."""
+        process = self._process
+        if process is None:
+            return
+        self._stopping = True
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.say("tritonserver did not stop in time; killing it")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    def _exit_code(self) -> int | None:
+        assert self._process is not None, "start() comes first"
+        return self._process.poll()
+
+    def _rescan(self, selector: selectors.BaseSelector) -> None:
+        """Watch model processes that are not watched yet."""
+        assert self._process is not None
+        running = model_processes(self._process.pid)
+        self._retired &= set(running)
+        for pid, model in running.items():
+            if pid not in self._watched and pid not in self._retired:
+                with contextlib.suppress(ProcessLookupError):
+                    descriptor = os.pidfd_open(pid)
+                    self._watched[pid] = (descriptor, model)
+                    selector.register(descriptor, selectors.EVENT_READ, pid)
+
+    def _process_ended(self, selector: selectors.BaseSelector, pid: int) -> None:
+        model = self._unwatch(selector, pid)
+        if not self._stopping and self._exit_code() is None and self._is_ready(model):
+            for sibling in [p for p, (_, m) in self._watched.items() if m == model]:
+                self._unwatch(selector, sibling)
+                self._retired.add(sibling)
+            self._heal(model)
+
+    def _unwatch(self, selector: selectors.BaseSelector, pid: int) -> str:
+        descriptor, model = self._watched.pop(pid)
+        selector.unregister(descriptor)
+        os.close(descriptor)
+        return model
+
+    def _heal(self, model: str) -> None:
+        """Reload a model whose process has died; the wait before it grows when that happens again
+        and again.
+        """
+        now = time.monotonic()
+        recent = [t for t in self._deaths.get(model, []) if now - t < 60]
+        self._deaths[model] = [*recent, now]
+        self.say(f"a process of model {model} has ended; reloading the model")
+        self._post(f"/v2/repository/models/{model}/unload")
+        if len(recent) >= 3:
+            delay = min(2.0 ** (len(recent) - 2), 30.0)
+            self.say(
+                f"model {model} ended {len(recent) + 1} times in a minute; waiting {delay:.0f} s"
+            )
+            time.sleep(delay)
+        if self._post(f"/v2/repository/models/{model}/load"):
+            self.say(f"model {model} is back after {time.monotonic() - now:.1f} s")
+        elif not self._stopping:
+            self.say(f"model {model} could not be loaded again; see tritonserver's log")
+
+    def _is_ready(self, model: str) -> bool:
+        """Whether Triton believes the model to be ready: not so when an operator has unloaded
+        it.
+        """
+        body = self._request("/v2/repository/index", b"{}")
+        entries: list[dict[str, Any]] = json.loads(body) if body else []
+        return any(e["name"] == model and e.get("state") == "READY" for e in entries)
+
+    def _get_ok(self, path: str) -> bool:
+        return self._request(path, None) is not None
+
+    def _post(self, path: str) -> bool:
+        return self._request(path, b"{}", timeout=_LOAD_S) is not None
+
+    def _request(self, path: str, body: bytes | None, timeout: float = 5.0) -> bytes | None:
+        """Body of a successful answer, `None` for anything else."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=body)
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as answer:
+                content: bytes = answer.read()
+                return content
+        except (OSError, urllib.error.URLError):
+            return None
+
+
+def model_processes(server: int) -> dict[int, str]:
+    """Process id -> model of the Python-backend processes that a tritonserver has started."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent != server:
+                continue
+            arguments = (entry / "cmdline").read_bytes().decode().split("\0")
+        except (OSError, IndexError):
+            continue
+        if "triton_python_backend_stub" in arguments[0] and len(arguments) > 1:
+            found[int(entry.name)] = Path(arguments[1]).parts[-3]
+    return found
+
+
+def _die_with_parent() -> None:
+    """Runs in the child before tritonserver: end it when this process is gone, however that came
+    about.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

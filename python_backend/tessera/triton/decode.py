@@ -1,0 +1,73 @@
+"""`decode`: latents to pixels, and the INFO that goes with them."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+
+from tessera.board import Board, Phase, board_path
+from tessera.bundle import Bundle
+from tessera.plan import Plan
+from tessera.triton import pb
+from tessera.vae import decode_latents
+
+
+class TritonPythonModel:
+    """Last member of the ensemble: PLAN, LATENTS, STATS -> IMAGE, INFO."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Open the bundle, the board and the VAE decoder's engine."""
+        torch.set_num_threads(1)
+        bundle = Bundle.from_environment()
+        self._manifest = bundle.manifest
+        self._engine = bundle.engine("vae_decoder")
+        self._board = Board(board_path())
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        return pb.answer_each(requests, self._decode)
+
+    @torch.inference_mode()
+    def _decode(self, request: pb.Request) -> list[pb.TensorHandle]:
+        began = time.perf_counter()
+        inputs = pb.handles(request)
+        plan = Plan.from_json(pb.text(inputs["PLAN"]))
+        try:
+            latents = pb.to_torch(inputs["LATENTS"])[None]
+            image = decode_latents(self._engine, latents, self._manifest.latents.scale)[0]
+        except Exception:
+            self._board.close(plan.slot, plan.ticket, Phase.FAILED)
+            raise
+        decode_ms = 1e3 * (time.perf_counter() - began)
+        info = self._info(plan, json.loads(pb.text(inputs["STATS"])), decode_ms)
+        self._board.close(plan.slot, plan.ticket, Phase.DONE)
+        return [pb.tensor("IMAGE", image), pb.tensor("INFO", json.dumps(info).encode())]
+
+    def _info(self, plan: Plan, stats: dict[str, float], decode_ms: float) -> dict[str, Any]:
+        milliseconds = {
+            "encode_ms": plan.encode_ms,
+            "refit_ms": 0.0,
+            "cache_load_ms": 0.0,
+            "decode_ms": decode_ms,
+            "total_ms": 1e3 * (time.time() - plan.started),
+        }
+        merged = stats | milliseconds
+        return {
+            "job_id": plan.job_id,
+            "bundle": self._manifest.name,
+            "seed": plan.seed,
+            "steps": plan.steps,
+            "guidance": plan.guidance,
+            "width": plan.width,
+            "height": plan.height,
+            "scheduler": plan.scheduler,
+            "mode": "dense",
+            "mask_ratio": None,
+            "loras": [],
+            "controls": [],
+            "prompt_tokens_dropped": plan.prompt_tokens_dropped,
+            **{k: round(v, 3) if isinstance(v, float) else v for k, v in merged.items()},
+        }

@@ -1,0 +1,194 @@
+"""`denoise`: owns the UNet; every `execute` is one tick of the running batch.
+
+Triton's iterative sequences bring every unfinished request back for the next tick, together with
+the new ones. What a request is, between ticks, is kept here under the correlation id that Triton
+gave it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from tessera.board import Board, Phase, board_path
+from tessera.bundle import Bundle
+from tessera.denoise import Running, start, tick
+from tessera.errors import Cancelled, Unavailable
+from tessera.plan import Plan
+from tessera.sampler import Sampler
+from tessera.triton import pb
+from tessera.unet import UNet
+
+MAX_REGROUPS = 3
+"""How often in a row a batch is sent back because requests of the last tick are not in it yet."""
+
+BURST_S = 1.0
+"""Longest time without going back to Triton."""
+VANISHED_S = 60.0
+"""A request that no tick has brought back for this long was dropped by Triton; its state is
+collected."""
+
+
+class TritonPythonModel:
+    """PLAN, TEXT, QUEUED_TICK -> LATENTS, STATS, one step per call."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Open the bundle, the board and the UNet's engines."""
+        torch.set_num_threads(1)
+        bundle = Bundle.from_environment()
+        self._manifest = bundle.manifest
+        self._scheduler_config = bundle.scheduler_config
+        self._unet = UNet(
+            bundle.engine("unet_encoder"),
+            bundle.engine("unet_decoder"),
+            max_rows=bundle.manifest.limits.max_rows,
+        )
+        self._board = Board(board_path())
+        self._slots = int(json.loads(args["model_config"])["max_batch_size"])
+        self._running: dict[int, Running] = {}
+        self._queued_ticks: dict[int, int] = {}
+        self._seen: dict[int, float] = {}
+        self._expected: set[int] = set()
+        self._regroups = 0
+
+    @torch.inference_mode()
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response | None]:
+        """Run a burst of ticks, answer the requests that have ended, reschedule the others.
+
+        A burst is one tick as long as anybody is on the way to join. Otherwise it goes on until a
+        request ends, a job appears on the board, or `BURST_S` have passed: to go back to Triton
+        after every step would cost 0.7 ms each time and change nothing.
+        """
+        present = {request.correlation_id(): request for request in requests}
+        if self._must_regroup(set(present)):
+            for request in requests:
+                pb.reschedule(request)
+            return [None] * len(requests)
+        until = time.monotonic() + BURST_S
+        errors = self._tick(present)
+        while not self._must_return(present, errors, until):
+            errors = self._tick(present)
+        self._expected = set()
+        responses = [self._conclude(r, errors[i]) for i, r in present.items()]
+        self._collect_vanished()
+        return responses
+
+    def _tick(self, present: dict[int, pb.Request]) -> dict[int, Exception | None]:
+        """Admit newcomers, drop the cancelled, move the rest by one step; the errors of each."""
+        number = self._board.begin_tick()
+        errors = {i: self._prepare(i, request) for i, request in present.items()}
+        stepping = [self._running[i] for i, error in errors.items() if error is None]
+        tick(stepping, self._unet.predict, number)
+        for request in stepping:
+            plan = request.plan
+            phase = Phase.DECODING if request.finished else Phase.DENOISING
+            self._board.progress(plan.slot, plan.ticket, phase, request.step)
+        return errors
+
+    def _must_return(
+        self,
+        present: dict[int, pb.Request],
+        errors: dict[int, Exception | None],
+        until: float,
+    ) -> bool:
+        """Whether a burst is over: somebody has ended or may join, or it has lasted long enough."""
+        if any(errors.values()) or any(self._running[i].finished for i in present):
+            return True
+        may_join = len(present) < self._slots and self._board.waiting()
+        return may_join or time.monotonic() > until
+
+    def _must_regroup(self, present: set[int]) -> bool:
+        """Whether to send a batch back at once, so that it comes again together with what is
+        missing from it.
+
+        Triton hands over whatever has been rescheduled when the model becomes free, which now and
+        then is a part of the running batch only. Sending it back costs 0.2 ms; a queue delay would
+        cost every tick its full length.
+        """
+        if self._expected <= present or self._regroups == MAX_REGROUPS:
+            self._regroups = 0
+            return False
+        self._regroups += 1
+        return True
+
+    def _prepare(self, identity: int, request: pb.Request) -> Exception | None:
+        """Make sure there is something to step for a request; the reason if there is not."""
+        try:
+            if identity not in self._running:
+                self._admit(identity, request)
+            self._seen[identity] = time.monotonic()
+            plan = self._running[identity].plan
+            if self._board.cancelled(plan.slot, plan.ticket):
+                raise Cancelled(
+                    f"job {plan.job_id} was cancelled after {self._running[identity].step} steps"
+                )
+        except Exception as error:
+            return error
+        return None
+
+    def _admit(self, identity: int, request: pb.Request) -> None:
+        inputs = pb.handles(request)
+        plan = Plan.from_json(pb.text(inputs["PLAN"]))
+        if not self._board.holds(plan.slot, plan.ticket):
+            raise Unavailable(
+                f"job {plan.job_id} is not on the board; send requests to the generate model"
+            )
+        sampler = Sampler(plan.scheduler, self._scheduler_config, steps=plan.steps, seed=plan.seed)
+        latents = self._manifest.latents
+        self._running[identity] = start(
+            plan,
+            pb.to_torch(inputs["TEXT"]).clone(),
+            sampler,
+            channels=latents.channels,
+            pixels=latents.pixels,
+        )
+        self._queued_ticks[identity] = int(inputs["QUEUED_TICK"].as_numpy().item())
+
+    def _conclude(self, request: pb.Request, error: Exception | None) -> pb.Response | None:
+        """Answer a request that has ended; reschedule one that has not (`None`)."""
+        identity = request.correlation_id()
+        running = self._running.get(identity)
+        error = error or (running.error if running else None)
+        if running is None or error is not None:
+            self._forget(identity)
+            return pb.fail(error or RuntimeError("a request without state"), tagged=True)
+        if not running.finished:
+            self._expected.add(identity)
+            pb.reschedule(request)
+            return None
+        stats = json.dumps(self._stats(running, self._queued_ticks[identity])).encode()
+        self._forget(identity)
+        return pb.respond(
+            [pb.tensor("LATENTS", running.latents[0].numpy()), pb.tensor("STATS", stats)]
+        )
+
+    def _stats(self, running: Running, queued_tick: int) -> dict[str, float | int]:
+        elapsed = 1e3 * (time.monotonic() - running.started)
+        until_start = 1e3 * (time.time() - running.plan.started) - elapsed - running.plan.encode_ms
+        return {
+            "queue_ms": max(0.0, until_start),
+            "denoise_ms": elapsed,
+            "engine_ms": running.network_ms,
+            "ticks": len(running.batch_sizes),
+            "mean_batch": float(np.mean(running.batch_sizes)),
+            "queued_tick": queued_tick,
+            "first_tick": running.first_tick,
+            "last_tick": running.last_tick,
+        }
+
+    def _forget(self, identity: int) -> None:
+        for table in (self._running, self._queued_ticks, self._seen):
+            table.pop(identity, None)
+
+    def _collect_vanished(self) -> None:
+        """Give up requests that Triton no longer brings."""
+        limit = time.monotonic() - VANISHED_S
+        for identity in [i for i, seen in self._seen.items() if seen < limit]:
+            plan = self._running[identity].plan
+            self._board.close(plan.slot, plan.ticket, Phase.FAILED)
+            self._forget(identity)
+            pb.log(f"job {plan.job_id} vanished; its state was collected")

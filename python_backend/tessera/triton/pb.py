@@ -1,0 +1,144 @@
+"""Everything that Tessera asks of Triton's Python backend, in one place.
+
+Turns requests into arrays and results or errors into responses. Whatever an error is, the caller
+gets one sentence and the right status; a traceback goes to the server's log only.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+from tessera.errors import InternalError, TesseraError, Unavailable
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+Request: TypeAlias = Any
+Response: TypeAlias = Any
+TensorHandle: TypeAlias = Any
+"""A tensor as Triton holds it; may be handed on without being copied."""
+
+_NOT_HEALTHY = (
+    "is not healthy",
+    "Failed to process the request",
+    "is not ready",
+    "is not at ready state",
+)
+
+
+def arrays(request: Request) -> dict[str, Array]:
+    """The inputs that a request carries, by name, as numpy arrays with their batch dimension."""
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def handles(request: Request) -> dict[str, TensorHandle]:
+    """The inputs that a request carries, untouched."""
+    return {tensor.name(): tensor for tensor in request.inputs()}
+
+
+def text(handle: TensorHandle) -> bytes:
+    """The single element of a BYTES tensor."""
+    value: bytes = handle.as_numpy().reshape(-1)[0]
+    return value
+
+
+def to_torch(handle: TensorHandle) -> torch.Tensor:
+    """A tensor as torch sees it, on the device it is on, without a copy and without its batch
+    dimension.
+    """
+    from torch.utils.dlpack import from_dlpack
+
+    return from_dlpack(handle.to_dlpack())[0]
+
+
+def tensor(name: str, value: bytes | Array) -> TensorHandle:
+    """A tensor to send: text, or an array; the batch dimension is added here."""
+    array = np.array([value], object) if isinstance(value, bytes) else value
+    return pb_utils.Tensor(name, np.ascontiguousarray(array[None]))
+
+
+def respond(outputs: Sequence[TensorHandle]) -> Response:
+    """A successful response."""
+    return pb_utils.InferenceResponse(output_tensors=list(outputs))
+
+
+def fail(error: Exception, *, tagged: bool = False) -> Response:
+    """The response for an error: a `TesseraError` as it is, anything else as an internal error.
+
+    A model that is called through BLS tags its errors, since Triton 2.51 tells the caller no status
+    but INTERNAL: the sentence then starts with the status in brackets, which `call` takes off.
+    """
+    known = error if isinstance(error, TesseraError) else _internal(error)
+    sentence = f"[{known.status}] {known}" if tagged else str(known)
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(sentence, getattr(pb_utils.TritonError, known.status))
+    )
+
+
+def answer_each(
+    requests: Sequence[Request], answer: Callable[[Request], Sequence[TensorHandle]]
+) -> list[Response]:
+    """One response per request; an error of one does not touch the others."""
+    responses = []
+    for request in requests:
+        try:
+            responses.append(respond(answer(request)))
+        except Exception as error:
+            responses.append(fail(error))
+    return responses
+
+
+def call(
+    model: str, inputs: Sequence[TensorHandle], outputs: Sequence[str]
+) -> dict[str, TensorHandle]:
+    """Run another model of this server on the inputs.
+
+    Raises:
+        TesseraError: of the same status and with the same sentence as that model's error.
+        Unavailable: that model's process has ended or is being restarted.
+    """
+    request = pb_utils.InferenceRequest(
+        model_name=model, inputs=list(inputs), requested_output_names=list(outputs)
+    )
+    response = request.exec()
+    if response.has_error():
+        raise _received(model, response.error().message())
+    return {name: pb_utils.get_output_tensor_by_name(response, name) for name in outputs}
+
+
+def reschedule(request: Request) -> None:
+    """Ask Triton to bring a request of a sequence back with the next batch."""
+    request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+
+
+def log(message: str) -> None:
+    """A line in the server's log."""
+    pb_utils.Logger.log_warn(f"tessera: {message}")
+
+
+def _internal(error: Exception) -> InternalError:
+    identity = uuid.uuid4().hex[:12]
+    trace = "".join(traceback.format_exception(error))
+    pb_utils.Logger.log_error(f"tessera: internal error {identity}\n{trace}")
+    return InternalError(f"internal error {identity}; the server's log has the details")
+
+
+def _received(model: str, message: str) -> TesseraError:
+    """The error that another model's message stands for."""
+    tag = re.match(r"\[([A-Z_]+)\] ", message)
+    if tag:
+        error = TesseraError(message[tag.end() :])
+        error.status = tag.group(1)
+        return error
+    if any(part in message for part in _NOT_HEALTHY):
+        return Unavailable(f"the {model} model is being restarted; try again in a few seconds")
+    return TesseraError(message)

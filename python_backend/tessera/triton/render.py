@@ -1,0 +1,45 @@
+"""`render`: one process per slot; holds one request while `denoise` works on it.
+
+Imports neither torch nor engines. A sequence model must not be a member of an ensemble: clients'
+sequence flags would reach it. Called from here, Triton sets the flags itself, and its queue limits,
+timeouts and priorities apply to this model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tessera.board import Board, Phase, board_path
+from tessera.errors import Cancelled, TesseraError
+from tessera.plan import Plan
+from tessera.triton import pb
+
+
+class TritonPythonModel:
+    """Middle member of the ensemble: PLAN, TEXT -> LATENTS, STATS."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Open the board."""
+        self._board = Board(board_path())
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        return pb.answer_each(requests, self._render)
+
+    def _render(self, request: pb.Request) -> list[pb.TensorHandle]:
+        inputs = pb.handles(request)
+        plan = Plan.from_json(pb.text(inputs["PLAN"]))
+        try:
+            if self._board.cancelled(plan.slot, plan.ticket):
+                raise Cancelled(f"job {plan.job_id} was cancelled")
+            queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
+            outputs = pb.call("denoise", [*inputs.values(), queued], ["LATENTS", "STATS"])
+        except Exception as error:
+            cancelled = isinstance(error, TesseraError) and error.status == Cancelled.status
+            self._board.close(
+                plan.slot, plan.ticket, Phase.CANCELLED if cancelled else Phase.FAILED
+            )
+            raise
+        return list(outputs.values())

@@ -1,0 +1,64 @@
+"""Stands in for an engine: runs a function of the named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from tessera.engines.base import EngineInfo
+
+Run = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+class FakeEngine:
+    """An `Engine` around a function; remembers the batch sizes it was called with."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.batches: list[int] = []
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.batches.append(next(iter(inputs.values())).shape[0])
+        return self._run(inputs)
+
+    def describe(self) -> EngineInfo:
+        return EngineInfo(kind="fake", device="cpu", inputs={}, outputs={})
+
+
+def text_engine(width: int = 8) -> FakeEngine:
+    """Embeds token ids: (n, tokens) -> (n, tokens, width)."""
+    return FakeEngine(
+        lambda i: {
+            "last_hidden_state": i["input_ids"].float()[..., None].expand(-1, -1, width) / 1000
+        }
+    )
+
+
+def unet_engines() -> tuple[FakeEngine, FakeEngine]:
+    """An encoder and decoder half whose prediction depends on every input of its own row only."""
+    encoder = FakeEngine(
+        lambda i: {
+            "mid": i["sample"] * 0.5,
+            "emb": i["timestep"][:, None] / 1000,
+            "skip_0": i["sample"] * 0.3,
+        }
+    )
+    decoder = FakeEngine(lambda i: {"prediction": _predict(i)})
+    return encoder, decoder
+
+
+def vae_engine(pixels: int = 4) -> FakeEngine:
+    """Latents (n, c, h, w) -> image (n, 3, pixels * h, pixels * w)."""
+
+    def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        image = inputs["latents"][:, :3].repeat_interleave(pixels, 2).repeat_interleave(pixels, 3)
+        return {"image": image.tanh()}
+
+    return FakeEngine(run)
+
+
+def _predict(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    text = inputs["encoder_hidden_states"].mean((1, 2))[:, None, None, None]
+    emb = inputs["emb"][:, :, None, None]
+    return (inputs["mid"] + inputs["skip_0"]).sin() + text * emb

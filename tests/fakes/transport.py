@@ -1,0 +1,100 @@
+"""Stands in for a connection to a server."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tessera_client.wire import Array
+
+INFO = {
+    "job_id": "j",
+    "seed": 7,
+    "steps": 2,
+    "width": 8,
+    "height": 4,
+    "scheduler": "euler",
+    "mode": "dense",
+    "mask_ratio": None,
+    "loras": [],
+    "controls": [],
+    "encode_ms": 1.0,
+    "queue_ms": 1.0,
+    "denoise_ms": 5.0,
+    "decode_ms": 1.0,
+    "refit_ms": 0.0,
+    "cache_load_ms": 0.0,
+    "total_ms": 8.0,
+    "ticks": 2,
+    "mean_batch": 1.0,
+    "news_of_a_later_server": 1,
+}
+STATUS = {
+    "job_id": "j",
+    "phase": "denoising",
+    "step": 1,
+    "total": 2,
+    "cancelled": False,
+    "seconds": 0.1,
+}
+
+
+class FakeTransport:
+    """Answers like a server; `failures` are raised first, one per call of `generate`."""
+
+    def __init__(self, *failures: BaseException, during: Callable[[], None] | None = None) -> None:
+        self.failures = list(failures)
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.closed = False
+        self._during = during
+        self._lock = threading.Lock()
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+    ) -> dict[str, Array]:
+        with self._lock:
+            self.calls.append((model, dict(inputs)))
+        if model == "jobs":
+            return {"RESULT": np.array([[json.dumps(STATUS).encode()]], object)}
+        if self.failures:
+            raise self.failures.pop(0)
+        if self._during:
+            self._during()
+        image = np.zeros((1, 4, 8, 3), np.uint8)
+        return {"IMAGE": image, "INFO": np.array([[json.dumps(INFO).encode()]], object)}
+
+    def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
+        return model != "decode"
+
+    def close(self) -> None:
+        self.closed = True
+
+    def sent(self, model: str) -> list[dict[str, Any]]:
+        """Inputs of the calls to one model, single values unwrapped."""
+        return [
+            {k: v.reshape(-1)[0] if v.size == 1 else v for k, v in inputs.items()}
+            for name, inputs in self.calls
+            if name == model
+        ]
+
+
+class AsyncFakeTransport:
+    """`FakeTransport` with `await`."""
+
+    def __init__(self, *failures: BaseException) -> None:
+        self.inner = FakeTransport(*failures)
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+    ) -> dict[str, Array]:
+        return self.inner.infer(model, inputs, outputs, timeout)
+
+    async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
+        return self.inner.ready(model)
+
+    async def close(self) -> None:
+        self.inner.close()

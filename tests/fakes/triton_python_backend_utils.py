@@ -1,0 +1,115 @@
+"""A small stand-in for the module that Triton's Python backend gives its models.
+
+Has the members that `tessera.triton.pb` uses, with the real ones' behaviour as far as the tests
+need it. `BLS` maps a model's name to the function that answers calls to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
+BLS: dict[str, Callable[[dict[str, Any]], InferenceResponse]] = {}
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray[Any, Any]:
+        return self._array
+
+    def to_dlpack(self) -> Any:
+        return np.array(self._array).__dlpack__()
+
+
+class TritonError(Exception):
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS = range(7)
+    CANCELLED = 7
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        super().__init__(message)
+        self._message, self._code = message, code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+@dataclass
+class InferenceResponse:
+    output_tensors: list[Tensor] = field(default_factory=list)
+    error: TritonError | None = None
+
+    def has_error(self) -> bool:
+        return self.error is not None
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {t.name(): t.as_numpy() for t in self.output_tensors}
+
+
+# The real response's `error` is a method of the received and a keyword of the made one.
+@dataclass
+class ReceivedResponse:
+    made: InferenceResponse
+
+    def has_error(self) -> bool:
+        return self.made.error is not None
+
+    def error(self) -> TritonError | None:
+        return self.made.error
+
+
+class Request:
+    """An incoming request, as Triton hands it to `execute`."""
+
+    def __init__(self, correlation_id: int = 0, **inputs: np.ndarray[Any, Any]) -> None:
+        self._inputs = [Tensor(name, array) for name, array in inputs.items()]
+        self._correlation_id = correlation_id
+        self.flags = 0
+
+    def inputs(self) -> list[Tensor]:
+        return self._inputs
+
+    def correlation_id(self) -> int:
+        return self._correlation_id
+
+    def set_release_flags(self, flags: int) -> None:
+        self.flags = flags
+
+
+class InferenceRequest:
+    """An outgoing BLS request."""
+
+    def __init__(
+        self, model_name: str, inputs: list[Tensor], requested_output_names: list[str]
+    ) -> None:
+        self._model, self._inputs = model_name, inputs
+
+    def exec(self) -> ReceivedResponse:
+        return ReceivedResponse(BLS[self._model]({t.name(): t.as_numpy() for t in self._inputs}))
+
+
+def get_output_tensor_by_name(response: ReceivedResponse, name: str) -> Tensor | None:
+    return next((t for t in response.made.output_tensors if t.name() == name), None)
+
+
+class Logger:
+    lines: ClassVar[list[str]] = []
+
+    @classmethod
+    def log_warn(cls, message: str) -> None:
+        cls.lines.append(message)
+
+    @classmethod
+    def log_error(cls, message: str) -> None:
+        cls.lines.append(message)

@@ -1,0 +1,96 @@
+"""Model processes that die, and what becomes of the requests in them. Has a server of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tessera.errors import Unavailable
+from tessera.serve.supervisor import model_processes
+from tessera_client import Client
+from tests.triton.conftest import Server, serving
+from tests.triton.test_jobs import wait_for_step
+
+
+@pytest.fixture(scope="module")
+def fragile(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(bundle, tmp_path_factory.mktemp("fragile") / "log") as server:
+        yield server
+
+
+def tritonserver(server: Server) -> int:
+    (child,) = psutil.Process(server.process.pid).children()
+    return child.pid
+
+
+def kill(server: Server, model: str) -> None:
+    victim = next(p for p, m in model_processes(tritonserver(server)).items() if m == model)
+    os.kill(victim, signal.SIGKILL)
+
+
+def wait_not_ready(server: Server) -> None:
+    end = time.monotonic() + 2
+    while server.ready():
+        assert time.monotonic() < end, "still ready 2 s after a process was killed"
+        time.sleep(0.005)
+
+
+def test_killing_denoise(fragile: Server) -> None:
+    with Client(fragile.http, timeout=60, retries=0) as client, ThreadPoolExecutor(4) as pool:
+        before = client.generate("a red circle", seed=1, steps=5)
+        flying = [pool.submit(client.generate, "a", job_id=f"dies{i}", steps=300) for i in range(3)]
+        for i in range(3):
+            wait_for_step(client, f"dies{i}", 1)
+        began = time.monotonic()
+        kill(fragile, "denoise")
+        wait_not_ready(fragile)
+        for future in flying:
+            with pytest.raises(Unavailable, match="the denoise model is being restarted"):
+                future.result(timeout=10)
+        fragile.wait_ready(10 - (time.monotonic() - began))
+        healed = time.monotonic() - began
+        after = client.generate("a red circle", seed=1, steps=5)
+        assert client.status("dies0").phase == "failed"
+    assert healed < 10
+    assert np.array_equal(np.asarray(after.image), np.asarray(before.image))
+    log = fragile.log.read_text()
+    assert "a process of model denoise has ended; reloading the model" in log
+    assert "model denoise is back after" in log
+
+
+def test_a_retrying_client_does_not_notice(fragile: Server) -> None:
+    with Client(fragile.grpc, timeout=60, retries=5) as client, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.generate, "a", job_id="survives", steps=40)
+        wait_for_step(client, "survives", 1)
+        kill(fragile, "denoise")
+        assert future.result().info.steps == 40
+    fragile.wait_ready(20)
+
+
+@pytest.mark.parametrize("model", ["encode", "decode", "jobs", "render"])
+def test_killing_any_other_model(fragile: Server, model: str) -> None:
+    kill(fragile, model)
+    time.sleep(0.2)
+    fragile.wait_ready(60)
+    with Client(fragile.http, timeout=60, retries=8) as client:
+        assert client.generate("a", steps=2, job_id=f"after-{model}").info.ticks == 2
+        assert client.status(f"after-{model}").phase == "done"
+
+
+def test_requests_on_their_way_to_a_dead_decode_are_told(fragile: Server) -> None:
+    with Client(fragile.http, timeout=60, retries=0) as client, ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.generate, "a", job_id="flying", steps=60)
+        wait_for_step(client, "flying", 1)
+        kill(fragile, "decode")
+        with pytest.raises(Unavailable, match="a model is being restarted; try again"):
+            future.result()
+        fragile.wait_ready(30)
+        assert client.generate("a", steps=1).info.ticks == 1

@@ -1,0 +1,234 @@
+"""Progress and cancellation over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tessera.errors import Cancelled, InvalidInput, TimedOut, UnknownJob
+from tessera_client import AsyncClient, Client, JobStatus, Result
+from tests.triton.conftest import Server
+
+LONG = 400
+
+
+def unique(name: str) -> str:
+    """A job id that no other test uses."""
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def wait_for_step(client: Client, job_id: str, step: int) -> JobStatus:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            status = client.status(job_id)
+        except UnknownJob:
+            continue
+        if status.step >= step:
+            return status
+    raise AssertionError(f"{job_id} never reached step {step}")
+
+
+def long_job(pool: ThreadPoolExecutor, client: Client, job_id: str) -> Future[Result]:
+    return pool.submit(client.generate, "a red circle", job_id=job_id, steps=LONG, seed=1)
+
+
+def test_status_follows_a_job(client: Client) -> None:
+    job = unique("follow")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.generate, "a red circle", job_id=job, steps=60)
+        status = wait_for_step(client, job, 3)
+        assert (status.phase, status.total) == ("denoising", 60)
+        later = wait_for_step(client, job, status.step + 1)
+        assert later.seconds > status.seconds
+        assert future.result().info.job_id == job
+    assert client.status(job).phase == "done"
+    assert client.status(job).step == 60
+
+
+def test_a_cancelled_job_is_gone_within_two_ticks(client: Client) -> None:
+    job = unique("victim")
+    with ThreadPoolExecutor(1) as pool:
+        future = long_job(pool, client, job)
+        wait_for_step(client, job, 3)
+        answer = client.cancel(job)  # read after the flag was raised
+        assert answer.cancelled
+        with pytest.raises(Cancelled, match=rf"job {job} was cancelled after \d+ steps"):
+            future.result()
+        ended = client.status(job)
+    assert ended.phase == "cancelled"
+    assert ended.step <= answer.step + 2
+
+
+def test_a_cancelled_slot_is_used_again(http_client: Client) -> None:
+    with ThreadPoolExecutor(9) as pool:
+        filling = [long_job(pool, http_client, f"fill{i}") for i in range(8)]
+        for i in range(8):
+            wait_for_step(http_client, f"fill{i}", 1)
+        ninth = pool.submit(http_client.generate, "a", job_id="ninth", steps=2)
+        time.sleep(0.3)
+        assert http_client.status("ninth").phase == "queued"
+        http_client.cancel("fill0")
+        result = ninth.result(timeout=30)
+        assert not any(f.done() for f in filling[1:])
+        for i in range(1, 8):
+            http_client.cancel(f"fill{i}")
+        for future in filling:
+            with pytest.raises(Cancelled):
+                future.result()
+    assert result.info.raw["mean_batch"] == 8.0
+
+
+def test_a_queued_job_can_be_cancelled(http_client: Client) -> None:
+    with ThreadPoolExecutor(9) as pool:
+        filling = [long_job(pool, http_client, f"full{i}") for i in range(8)]
+        for i in range(8):
+            wait_for_step(http_client, f"full{i}", 1)
+        queued = pool.submit(http_client.generate, "a", job_id="queued", steps=2)
+        time.sleep(0.3)
+        http_client.cancel("queued")
+        http_client.cancel("full0")
+        with pytest.raises(Cancelled):
+            queued.result(timeout=30)
+        for i in range(1, 8):
+            http_client.cancel(f"full{i}")
+        for future in filling:
+            with pytest.raises(Cancelled):
+                future.result()
+    assert http_client.status("queued").step == 0
+
+
+def test_unknown_jobs_and_actions(client: Client) -> None:
+    with pytest.raises(UnknownJob, match="JOB_ID is 'nobody'"):
+        client.status("nobody")
+    with pytest.raises(UnknownJob):
+        client.cancel("nobody")
+    with pytest.raises(InvalidInput, match="ACTION is 'stop'; accepted: status, cancel"):
+        client._job("stop", "nobody")
+
+
+def test_a_job_id_is_taken_while_its_job_runs(http_client: Client) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        first = long_job(pool, http_client, "twice")
+        wait_for_step(http_client, "twice", 1)
+        with pytest.raises(InvalidInput, match="JOB_ID is 'twice'"):
+            http_client.generate("a", job_id="twice")
+        http_client.cancel("twice")
+        with pytest.raises(Cancelled):
+            first.result()
+    assert http_client.generate("a", job_id="twice", steps=1).info.job_id == "twice"
+
+
+def test_a_client_that_times_out_cancels_its_job(client: Client) -> None:
+    job = unique("late")
+    with pytest.raises(TimedOut):
+        client.generate("a red circle", job_id=job, steps=LONG, timeout=0.5)
+    end = time.monotonic() + 10
+    while client.status(job).phase != "cancelled":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_async_client(server: Server, protocol: str) -> None:
+    job = unique("task")
+
+    async def session() -> None:
+        seen: list[JobStatus] = []
+        async with AsyncClient(getattr(server, protocol), timeout=120) as client:
+            results = await asyncio.gather(
+                *(client.generate("a", seed=i, steps=15, on_progress=seen.append) for i in range(3))
+            )
+            assert [r.info.seed for r in results] == [0, 1, 2]
+            assert max(r.info.mean_batch for r in results) > 1
+            task = asyncio.create_task(client.generate("a", steps=LONG, job_id=job))
+            while True:
+                await asyncio.sleep(0.05)
+                try:
+                    if (await client.status(job)).step > 0:
+                        break
+                except UnknownJob:
+                    continue
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while (await client.status(job)).phase != "cancelled":
+                await asyncio.sleep(0.05)
+            assert (await client.health()).ready
+        assert {s.total for s in seen} == {15}
+
+    asyncio.run(session())
+
+
+class TestCommand:
+    """`tessera` against the real server."""
+
+    def run(self, server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).parent / "tessera"), *arguments]
+        environment = {"TESSERA_URL": server.grpc, "PATH": "/usr/bin:/bin"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    def test_generate(self, server: Server, tmp_path: Path) -> None:
+        out = tmp_path / "o.png"
+        done = self.run(server, "generate", "a red circle", "-o", str(out), "--steps=3", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["steps"] == 3
+        assert out.read_bytes().startswith(b"\x89PNG")
+
+    def test_bad_input(self, server: Server) -> None:
+        done = self.run(server, "generate", "a", "--steps=0")
+        assert done.returncode == 2
+        assert "STEPS is 0; accepted: an integer from 1 to 1000" in done.stderr
+
+    def test_health(self, server: Server) -> None:
+        assert self.run(server, "health").returncode == 0
+
+    def test_interrupt_cancels(self, server: Server, http_client: Client, tmp_path: Path) -> None:
+        command = [str(Path(sys.executable).parent / "tessera"), "generate", "a", "--json"]
+        command += ["--steps", str(LONG), "-o", str(tmp_path / "o.png"), "--url", server.http]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            busy = threading.Event()
+            end = time.monotonic() + 60
+            while not busy.is_set() and time.monotonic() < end:
+                time.sleep(0.2)
+                if _running(server):
+                    busy.set()
+            process.send_signal(2)
+            _, errors = process.communicate(timeout=30)
+        assert process.returncode == 130, errors
+        assert b"cancelled" in errors
+        end = time.monotonic() + 10
+        while _running(server):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def _running(server: Server) -> int:
+    """Requests that render holds, from the server's own metrics."""
+    import urllib.request
+
+    url = f"http://localhost:{server.metrics_port}/metrics"
+    text = urllib.request.urlopen(url, timeout=5).read().decode()
+    pending = [
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("nv_inference_exec_count") and 'model="denoise"' in line
+    ]
+    first = sum(pending)
+    time.sleep(0.3)
+    text = urllib.request.urlopen(url, timeout=5).read().decode()
+    second = sum(
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("nv_inference_exec_count") and 'model="denoise"' in line
+    )
+    return int(second - first)

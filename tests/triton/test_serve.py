@@ -1,0 +1,135 @@
+"""tessera-serve as a process: starting, refusing, stopping; and plain tritonserver without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
+from tessera_client import Client
+from tests.triton.conftest import Server, free_ports, serving
+
+SERVE = str(Path(sys.executable).parent / "tessera-serve")
+
+
+def refused(*arguments: str) -> str:
+    done = subprocess.run([SERVE, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_bundle_with_a_changed_file_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    graph = copy / "graphs" / "text_encoder.onnx"
+    content = bytearray(graph.read_bytes())
+    content[1000] ^= 1
+    graph.write_bytes(content)
+    assert "SHA-256 differs); build the bundle again" in refused(str(copy))
+
+
+def test_a_bundle_of_another_schema_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    content = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(content | {"schema": 0}))
+    assert "has schema 0, this Tessera reads 1" in refused(str(copy))
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    assert "is not a bundle: it has no bundle.json" in refused(str(tmp_path))
+
+
+def test_a_port_in_use_is_named(bundle: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"--http-port {port} cannot be used" in refused(
+            str(bundle), f"--http-port={port}", "--grpc-port=0", "--metrics-port=0"
+        )
+
+
+def processes_of(server: Server) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_ends_it_and_everything_it_started(
+    bundle: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with serving(bundle, tmp_path / "log", "--threads=1") as server:
+        family = processes_of(server)
+        assert len(family) > 10
+        folders = set(Path("/dev/shm").glob("tessera-*"))
+        server.process.send_signal(number)
+        assert server.process.wait(60) == 0
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not folders & set(Path("/dev/shm").glob("tessera-*"))
+
+
+def test_killed_outright_it_leaves_no_process(bundle: Path, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path / "log", "--threads=1") as server:
+        family = processes_of(server)
+        run_folders = {a for p in family for a in p.cmdline() if a.startswith("/dev/shm/tessera-")}
+        server.process.kill()
+        _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    for argument in run_folders:
+        shutil.rmtree(Path(*Path(argument).parts[:4]), ignore_errors=True)
+
+
+def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) -> None:
+    found = find_server(tmp_path)
+    http, grpc, metrics = free_ports(3)
+    line = command(found, [model_repository()], Ports(http, grpc, metrics), extra=[])
+    line = [a for a in line if "model-control-mode" not in a and "load-model" not in a]
+    variables = environment(found, TESSERA_BUNDLE=str(bundle))
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(line, env=variables, stdout=log, stderr=log) as process,
+    ):
+        try:
+            server = Server(process, http, grpc, metrics, tmp_path / "log")
+            server.wait_ready()
+            with Client(server.http) as client:
+                assert client.generate("a red circle", steps=2, job_id="plain").info.ticks == 2
+                assert client.status("plain").phase == "done"
+            boards = list(Path("/dev/shm").glob(f"tessera-board-*-{process.pid}-*"))
+            assert len(boards) == 1
+        finally:
+            process.terminate()
+            process.wait(60)
+    boards[0].unlink()
+
+
+def test_without_a_bundle_the_log_says_what_to_set(tmp_path: Path) -> None:
+    found = find_server(tmp_path)
+    http, grpc, metrics = free_ports(3)
+    line = command(found, [model_repository()], Ports(http, grpc, metrics), extra=[])
+    line = [a for a in line if "model-control-mode" not in a and "load-model" not in a]
+    variables = {k: v for k, v in environment(found).items() if k != "TESSERA_BUNDLE"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(line, env=variables, stdout=log, stderr=log)
+        process.wait(120)
+    assert process.returncode != 0
+    assert "TESSERA_BUNDLE is not set; set it to the folder of a bundle" in (
+        tmp_path / "log"
+    ).read_text(errors="replace")
+
+
+def test_threads_reach_the_engines(bundle: Path, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path / "log", "--threads=1") as server:
+        (triton,) = psutil.Process(server.process.pid).children()
+        assert triton.environ()["TESSERA_THREADS"] == "1"
+        time.sleep(0)
+    assert os.environ.get("TESSERA_THREADS") is None

@@ -1,0 +1,307 @@
+"""The client around a fake transport, and how it reads the errors of the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+from typer.testing import CliRunner
+
+from tessera.errors import (
+    Cancelled,
+    InternalError,
+    InvalidInput,
+    TesseraError,
+    TimedOut,
+    Unavailable,
+    UnknownJob,
+)
+from tessera_client import AsyncClient, Client, Control, Lora, aio, cli, client
+from tessera_client.messages import generate_inputs
+from tessera_client.wire import received, split_url
+from tests.fakes.transport import AsyncFakeTransport, FakeTransport
+
+run = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (client, aio):
+        monkeypatch.setattr(module, "RETRY_S", 0.0)
+        monkeypatch.setattr(module, "POLL_S", 0.01)
+
+
+def test_only_what_is_given_is_sent() -> None:
+    transport = FakeTransport()
+    with Client(transport=transport) as opened:
+        result = opened.generate("a circle", seed=0, guidance=None)
+    assert transport.closed
+    (sent,) = transport.sent("generate")
+    assert set(sent) == {"PROMPT", "SEED", "JOB_ID"}
+    assert (sent["PROMPT"], sent["SEED"]) == (b"a circle", 0)
+    assert result.image.size == (8, 4)
+    assert result.info.seed == 7
+    assert result.info.raw["news_of_a_later_server"] == 1
+
+
+def test_types_and_shapes_on_the_wire() -> None:
+    picture = np.zeros((5, 6, 3), np.uint8)
+    arrays = generate_inputs(
+        "é",
+        "j",
+        {
+            "steps": 3,
+            "guidance": 2.5,
+            "loras": [Lora("a", 0.5), Lora("b", text_weight=0.1)],
+            "controls": [Control("edges", end=0.5)],
+            "control_images": [picture, picture],
+        },
+    )
+    assert arrays["PROMPT"][0, 0] == "é".encode()
+    assert arrays["STEPS"].dtype == np.int32
+    assert arrays["GUIDANCE"].dtype == np.float32
+    assert arrays["CONTROL_IMAGES"].shape == (1, 2, 5, 6, 3)
+    assert json.loads(arrays["LORAS"][0, 0]) == [
+        {"name": "a", "weight": 0.5},
+        {"name": "b", "weight": 1.0, "text_weight": 0.1},
+    ]
+    assert json.loads(arrays["CONTROLS"][0, 0])[0]["end"] == 0.5
+    assert {a.shape[0] for a in arrays.values()} == {1}
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(TypeError, match="unknown option 'stepz'; known: negative_prompt, seed"):
+        Client(transport=FakeTransport()).generate("a", stepz=3)  # type: ignore[call-arg]
+
+
+def test_retries_what_had_no_effect() -> None:
+    transport = FakeTransport(Unavailable("busy"), Unavailable("busy"))
+    Client(transport=transport, retries=2).generate("a", job_id="j")
+    assert [c["JOB_ID"] for c in transport.sent("generate")] == [b"j"] * 3
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Unavailable("connection lost", undone=False),
+        InvalidInput("STEPS", 0, "more"),
+        InternalError("internal error 1"),
+        Cancelled("cancelled"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_does_not_retry_the_rest(failure: TesseraError) -> None:
+    transport = FakeTransport(failure)
+    with pytest.raises(type(failure)) as caught:
+        Client(transport=transport).generate("a")
+    assert caught.value is failure
+    assert len(transport.sent("generate")) == 1
+    assert not transport.sent("jobs")
+
+
+def test_gives_up_after_the_retries() -> None:
+    transport = FakeTransport(*[Unavailable("busy")] * 9)
+    with pytest.raises(Unavailable, match="busy"):
+        Client(transport=transport, retries=3).generate("a")
+    assert len(transport.sent("generate")) == 4
+
+
+@pytest.mark.parametrize("reason", [TimedOut("late"), KeyboardInterrupt()], ids=["timeout", "^C"])
+def test_a_caller_who_stops_waiting_cancels_the_job(reason: BaseException) -> None:
+    transport = FakeTransport(reason)
+    with pytest.raises(type(reason)):
+        Client(transport=transport).generate("a", job_id="mine")
+    assert transport.sent("jobs") == [{"ACTION": b"cancel", "JOB_ID": b"mine"}]
+
+
+def test_progress_is_reported_while_the_job_runs() -> None:
+    seen: list[Any] = []
+    transport = FakeTransport(during=lambda: _until(lambda: len(seen) >= 3))
+    Client(transport=transport).generate("a", on_progress=seen.append)
+    assert seen[0].phase == "denoising"
+    assert (seen[0].step, seen[0].total) == (1, 2)
+    count = len(seen)
+    time.sleep(0.05)
+    assert len(seen) == count
+
+
+def _until(condition: Any) -> None:
+    end = time.monotonic() + 10
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+def test_health_names_what_is_not_ready() -> None:
+    health = Client(transport=FakeTransport()).health()
+    assert health.server
+    assert not health.ready
+    assert [m for m, ready in health.models.items() if not ready] == ["decode"]
+
+
+def test_the_async_client_does_the_same() -> None:
+    async def session() -> None:
+        transport = AsyncFakeTransport(Unavailable("busy"))
+        async with AsyncClient(transport=transport) as opened:
+            result = await opened.generate("a", seed=3, on_progress=lambda s: None)
+            assert result.info.seed == 7
+            assert (await opened.status("j")).step == 1
+            assert (await opened.cancel("j")).total == 2
+            assert not (await opened.health()).ready
+        assert transport.inner.closed
+        assert len(transport.inner.sent("generate")) == 2
+
+    asyncio.run(session())
+
+
+def test_cancelling_the_task_cancels_the_job() -> None:
+    async def session() -> None:
+        transport = AsyncFakeTransport(asyncio.CancelledError())
+        with pytest.raises(asyncio.CancelledError):
+            await AsyncClient(transport=transport).generate("a", job_id="mine")
+        assert transport.inner.sent("jobs") == [{"ACTION": b"cancel", "JOB_ID": b"mine"}]
+
+    asyncio.run(session())
+
+
+def triton_error(message: str, status: str) -> InferenceServerException:
+    return InferenceServerException(msg=message, status=status)
+
+
+STEPS = "STEPS is 0; accepted: 1"
+JOB = "JOB_ID is 'x'; accepted: y"
+LATE = "no answer from host:1 within 9 s"
+RESTARTING = (
+    "a model is being restarted; try again in a few seconds (Stub process 'x' is not healthy.)"
+)
+REFUSED = "no server answers at host:1: refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (triton_error(f"in ensemble 'generate', {STEPS}", "400"), InvalidInput, STEPS),
+        (triton_error(STEPS, "StatusCode.INVALID_ARGUMENT"), InvalidInput, STEPS),
+        (triton_error(JOB, "404"), UnknownJob, JOB),
+        (triton_error("job x was cancelled", "400"), Cancelled, "job x was cancelled"),
+        (triton_error("cancelled", "StatusCode.CANCELLED"), Cancelled, "cancelled"),
+        (triton_error("try again", "503"), Unavailable, "try again"),
+        (triton_error("internal error ab", "500"), InternalError, "internal error ab"),
+        (triton_error("Stub process 'x' is not healthy.", "500"), Unavailable, RESTARTING),
+        (triton_error("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED"), TimedOut, LATE),
+        (TimeoutError("timed out"), TimedOut, LATE),
+        (ConnectionRefusedError("refused"), Unavailable, REFUSED),
+        (KeyError("odd"), InternalError, "talking to host:1 failed: KeyError: 'odd'"),
+    ],
+    ids=lambda v: None if isinstance(v, str) else getattr(v, "__name__", str(v)),
+)
+def test_errors_of_the_wire_become_ours(
+    error: Exception, kind: type[TesseraError], sentence: str
+) -> None:
+    ours = received(error, "host:1", 9.0)
+    assert type(ours) is kind
+    assert str(ours) == sentence
+
+
+def test_only_a_refused_connection_is_known_to_be_without_effect() -> None:
+    refused = received(ConnectionRefusedError("refused"), "h:1", 1)
+    reset = received(ConnectionResetError("reset"), "h:1", 1)
+    assert isinstance(refused, Unavailable)
+    assert isinstance(reset, Unavailable)
+    assert refused.undone
+    assert not reset.undone
+
+
+def test_invalid_input_keeps_its_parts_on_the_way() -> None:
+    sent = InvalidInput("STEPS", 0, "an integer from 1 to 1000")
+    back = InvalidInput.received(str(sent))
+    assert (back.field, back.value, back.accepted) == ("STEPS", "0", "an integer from 1 to 1000")
+    assert str(back) == str(sent)
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("http://host", ("http", "host:8000")),
+        ("grpc://host", ("grpc", "host:8001")),
+        ("http://host:1234/", ("http", "host:1234")),
+        ("grpc://[::1]:9", ("grpc", "[::1]:9")),
+    ],
+)
+def test_urls(url: str, parts: tuple[str, str]) -> None:
+    assert split_url(url) == parts
+
+
+@pytest.mark.parametrize(
+    "url", ["host:8000", "https://host", "http://", "http://host:x", "http://host/v2"]
+)
+def test_bad_urls_are_named(url: str) -> None:
+    with pytest.raises(InvalidInput, match=r"accepted: http://host\[:port\]"):
+        split_url(url)
+
+
+class TestCommand:
+    """`tessera` with a fake transport behind it."""
+
+    @pytest.fixture
+    def transport(self, monkeypatch: pytest.MonkeyPatch) -> FakeTransport:
+        fake = FakeTransport()
+        monkeypatch.setattr(client, "connect", lambda url: fake)
+        return fake
+
+    def test_generate_writes_the_picture(self, transport: FakeTransport, tmp_path: Path) -> None:
+        out = tmp_path / "new" / "o.png"
+        result = run.invoke(
+            cli.app, ["generate", "a", "-o", str(out), "--seed", "7", "--steps", "2"]
+        )
+        assert result.exit_code == 0, result.output
+        assert out.exists()
+        assert "seed 7, 2 steps of euler, 8 ms" in result.output
+        (sent,) = transport.sent("generate")
+        assert (sent["SEED"], sent["STEPS"]) == (7, 2)
+
+    def test_n_counts_files_and_seeds(self, transport: FakeTransport, tmp_path: Path) -> None:
+        out = tmp_path / "o.png"
+        options = ["--n", "3", "--seed", "5", "--json"]
+        result = run.invoke(cli.app, ["generate", "a", "-o", str(out), *options])
+        assert [p.name for p in sorted(tmp_path.iterdir())] == ["o-1.png", "o-2.png", "o-3.png"]
+        assert [s["SEED"] for s in transport.sent("generate")] == [5, 6, 7]
+        lines = [json.loads(line) for line in result.stdout.strip().splitlines()]
+        assert [Path(line["file"]).name for line in lines] == ["o-1.png", "o-2.png", "o-3.png"]
+
+    @pytest.mark.parametrize(
+        ("failure", "code"),
+        [
+            (InvalidInput("STEPS", 0, "more"), 2),
+            (Unavailable("gone", undone=False), 3),
+            (TimedOut("late"), 1),
+            (InternalError("internal error 1"), 1),
+            (Cancelled("cancelled"), 130),
+            (KeyboardInterrupt(), 130),
+        ],
+        ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else str(v),
+    )
+    def test_exit_codes(
+        self, transport: FakeTransport, failure: BaseException, code: int, tmp_path: Path
+    ) -> None:
+        transport.failures = [failure]
+        result = run.invoke(cli.app, ["generate", "a", "-o", str(tmp_path / "o.png")])
+        assert result.exit_code == code
+        assert not (tmp_path / "o.png").exists()
+        assert "Traceback" not in result.output
+
+    def test_jobs(self, transport: FakeTransport) -> None:
+        result = run.invoke(cli.app, ["jobs", "j"])
+        assert "j: denoising, step 1 of 2, 0.1 s" in result.output
+        run.invoke(cli.app, ["jobs", "j", "--cancel", "--json"])
+        assert [s["ACTION"] for s in transport.sent("jobs")] == [b"status", b"cancel"]
+
+    def test_health_fails_when_a_model_is_not_ready(self, transport: FakeTransport) -> None:
+        result = run.invoke(cli.app, ["health", "--json"])
+        assert result.exit_code == 3
+        assert json.loads(result.stdout)["models"]["decode"] is False

@@ -1,0 +1,103 @@
+"""The model repository says what the contract says, and its parts fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+import tessera
+from tessera import contract
+
+ROOT = Path(__file__).resolve().parents[2]
+REPOSITORY = ROOT / "model_repository"
+MODELS = sorted(p.name for p in REPOSITORY.iterdir())
+TYPES = {"TYPE_STRING": "BYTES", "TYPE_FP32": "FP32"}
+
+
+def config(name: str) -> Any:
+    text = (REPOSITORY / name / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def specs(tensors: Any) -> list[contract.TensorSpec]:
+    names = model_config_pb2.DataType.Name
+    return [
+        contract.TensorSpec(
+            t.name,
+            {"TYPE_STRING": "BYTES"}.get(names(t.data_type), names(t.data_type)[5:]),
+            tuple(t.dims),
+            getattr(t, "optional", False),
+        )
+        for t in tensors
+    ]
+
+
+@pytest.mark.parametrize("name", contract.MODELS)
+def test_public_models_take_and_give_what_the_contract_says(name: str) -> None:
+    assert specs(config(name).input) == list(contract.MODELS[name].inputs)
+    assert specs(config(name).output) == list(contract.MODELS[name].outputs)
+
+
+def test_encode_takes_what_generate_takes() -> None:
+    assert specs(config("encode").input) == specs(config("generate").input)
+
+
+def test_every_tensor_of_the_ensemble_has_a_source_and_a_sink() -> None:
+    generate = config("generate")
+    known = {t.name: t for t in generate.input}
+    for step in generate.ensemble_scheduling.step:
+        member = config(step.model_name)
+        inputs, outputs = ({t.name: t for t in side} for side in (member.input, member.output))
+        assert set(step.input_map) == set(inputs)
+        assert set(step.output_map) <= set(outputs)
+        for inner, outer in step.input_map.items():
+            assert known[outer].data_type == inputs[inner].data_type
+            assert list(known[outer].dims) == list(inputs[inner].dims)
+        known |= {outer: outputs[inner] for inner, outer in step.output_map.items()}
+    assert {t.name for t in generate.output} <= set(known)
+
+
+def test_an_ensembles_batch_is_not_larger_than_its_members() -> None:
+    generate = config("generate")
+    for step in generate.ensemble_scheduling.step:
+        assert config(step.model_name).max_batch_size >= generate.max_batch_size
+
+
+def test_no_sequence_model_is_a_member_of_an_ensemble() -> None:
+    members = {step.model_name for step in config("generate").ensemble_scheduling.step}
+    assert not [m for m in members if config(m).HasField("sequence_batching")]
+
+
+def test_denoise_has_a_place_for_every_slot_of_render() -> None:
+    slots = sum(group.count for group in config("render").instance_group)
+    denoise = config("denoise")
+    assert slots == denoise.max_batch_size
+    assert slots == denoise.sequence_batching.oldest.max_candidate_sequences
+    assert denoise.sequence_batching.iterative_sequence
+
+
+def test_render_hands_denoise_its_inputs_and_one_more() -> None:
+    render, denoise = specs(config("render").input), specs(config("denoise").input)
+    assert denoise[: len(render)] == render
+    assert [t.name for t in denoise[len(render) :]] == ["QUEUED_TICK"]
+    assert specs(config("render").output) == specs(config("denoise").output)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_files_only_re_export(name: str) -> None:
+    path = REPOSITORY / name / "1" / "model.py"
+    if config(name).platform == "ensemble":
+        assert not path.exists()
+        return
+    text = path.read_text()
+    assert f"from tessera.triton.{name} import TritonPythonModel" in text
+    assert len(text.splitlines()) <= 10
+
+
+def test_the_version_is_said_once_and_everywhere_the_same() -> None:
+    assert f'version = "{tessera.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {tessera.__version__}" in (ROOT / "CHANGELOG.md").read_text()

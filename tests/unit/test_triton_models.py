@@ -1,0 +1,369 @@
+"""The Triton models around fake engines, with the small fake of Triton's backend module."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tessera.board import Board
+from tests.fakes import triton_python_backend_utils as pb_utils
+from tests.fakes.engine import FakeEngine, text_engine, unet_engines, vae_engine
+from tests.unit.test_request import MANIFEST, inputs
+from tests.unit.test_sampler import DEMO
+
+
+class FakeBundle:
+    """A bundle without files."""
+
+    manifest = MANIFEST
+    scheduler_config = DEMO
+    tokenizer = Path("tokenizer")
+
+    def __init__(self) -> None:
+        encoder, decoder = unet_engines()
+        self.engines = {
+            "text_encoder": text_engine(),
+            "unet_encoder": encoder,
+            "unet_decoder": decoder,
+            "vae_decoder": vae_engine(),
+        }
+
+    def engine(self, name: str) -> FakeEngine:
+        return self.engines[name]
+
+
+class FakeTokenizer:
+    """Token ids are character codes."""
+
+    model_max_length = 16
+
+    def __call__(self, text: str | list[str], **options: object) -> SimpleNamespace:
+        if isinstance(text, str):
+            return SimpleNamespace(input_ids=[ord(c) for c in text])
+        rows = [[ord(c) for c in t[:16].ljust(16)] for t in text]
+        return SimpleNamespace(input_ids=torch.tensor(rows))
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """encode, render, denoise, decode, jobs as Triton would load them; BLS reaches denoise."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+    monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
+    for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    from transformers import AutoTokenizer
+
+    from tessera.bundle import Bundle
+
+    bundle = FakeBundle()
+    monkeypatch.setattr(Bundle, "from_environment", classmethod(lambda cls: bundle))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: FakeTokenizer())
+    loaded: dict[str, Any] = {"bundle": bundle, "board": Board(tmp_path / "board")}
+    for name in ("encode", "render", "denoise", "decode", "jobs"):
+        loaded[name] = _load(name).TritonPythonModel()
+        loaded[name].initialize({"model_config": json.dumps({"max_batch_size": 4})})
+    monkeypatch.setattr(_load("denoise"), "BURST_S", 0.0)
+    monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: run_to_end(loaded, arrays))
+    yield loaded
+    for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
+        del sys.modules[name]
+
+
+def _load(name: str) -> ModuleType:
+    import importlib
+
+    return importlib.import_module(f"tessera.triton.{name}")
+
+
+def run_to_end(models: dict[str, Any], arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
+    """What Triton's iterative scheduler does with one request."""
+    request = pb_utils.Request(correlation_id=900, **arrays)
+    for _ in range(100):
+        response: pb_utils.InferenceResponse | None = models["denoise"].execute([request])[0]
+        if response is not None:
+            return response
+    raise AssertionError("never finished")
+
+
+def encoded(models: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Inputs of `render` for a request."""
+    response = models["encode"].execute([pb_utils.Request(**inputs(**values))])[0]
+    assert response.error is None, response.error
+    return dict(response.arrays())
+
+
+def sequence(models: dict[str, Any], identity: int, **values: Any) -> pb_utils.Request:
+    """A request as `denoise` gets it."""
+    arrays = encoded(models, **values)
+    return pb_utils.Request(identity, **arrays, QUEUED_TICK=np.array([[0]]))
+
+
+def phase(models: dict[str, Any], job_id: str) -> str:
+    return str(models["board"].status(job_id).phase)
+
+
+def message(response: pb_utils.InferenceResponse) -> tuple[str, int]:
+    assert response.error is not None
+    return response.error.message(), response.error.code()
+
+
+def test_a_request_through_all_models(models: dict[str, Any]) -> None:
+    arrays = encoded(models, JOB_ID="j", STEPS=3, SEED=5, WIDTH=96)
+    assert arrays["TEXT"].shape == (1, 2, 16, 8)
+    assert phase(models, "j") == "queued"
+    rendered = models["render"].execute([pb_utils.Request(**arrays)])[0].arrays()
+    assert rendered["LATENTS"].shape == (1, 4, 32, 24)
+    assert phase(models, "j") == "decoding"
+    request = pb_utils.Request(PLAN=arrays["PLAN"], **rendered)
+    decoded = models["decode"].execute([request])[0].arrays()
+    assert decoded["IMAGE"].shape == (1, 128, 96, 3)
+    assert decoded["IMAGE"].dtype == np.uint8
+    info = json.loads(decoded["INFO"][0, 0])
+    assert (info["job_id"], info["seed"], info["ticks"], info["width"]) == ("j", 5, 3, 96)
+    assert phase(models, "j") == "done"
+
+
+def test_without_guidance_there_is_one_branch(models: dict[str, Any]) -> None:
+    assert encoded(models, GUIDANCE=1.0)["TEXT"].shape[1] == 1
+
+
+def test_one_bad_request_does_not_touch_the_others(models: dict[str, Any]) -> None:
+    requests = [pb_utils.Request(**inputs(STEPS=s)) for s in (3, 0, 4)]
+    first, second, third = models["encode"].execute(requests)
+    assert first.error is None
+    assert third.error is None
+    sentence, code = message(second)
+    assert sentence.startswith("STEPS is 0; accepted")
+    assert code == pb_utils.TritonError.INVALID_ARG
+    assert models["board"].running() == 2
+
+
+def test_an_unexpected_error_is_an_id_for_the_caller_and_a_trace_in_the_log(
+    models: dict[str, Any],
+) -> None:
+    def explode(inputs: Any) -> dict[str, torch.Tensor]:
+        raise ZeroDivisionError("secret detail")
+
+    models["bundle"].engines["text_encoder"]._run = explode
+    sentence, code = message(models["encode"].execute([pb_utils.Request(**inputs(JOB_ID="j"))])[0])
+    assert code == pb_utils.TritonError.INTERNAL
+    assert "secret" not in sentence
+    identity = sentence.split()[2].rstrip(";")
+    assert any(identity in line and "secret detail" in line for line in pb_utils.Logger.lines)
+    assert phase(models, "j") == "failed"
+
+
+def test_requests_in_one_tick_share_the_network_call(models: dict[str, Any]) -> None:
+    requests = [sequence(models, i, STEPS=3, SEED=i) for i in range(3)]
+    assert models["denoise"].execute(requests) == [None, None, None]
+    assert models["bundle"].engines["unet_encoder"].batches == [6]
+    assert {r.flags for r in requests} == {pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE}
+
+
+def test_a_partial_batch_is_sent_back_to_regroup(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    requests = [sequence(models, i, STEPS=5) for i in range(3)]
+    denoise.execute(requests)
+    assert denoise.execute(requests[:1]) == [None]
+    assert models["board"].tick == 1  # nothing was computed
+    newcomer = sequence(models, 7, STEPS=5)
+    assert denoise.execute([*requests, newcomer]) == [None] * 4
+    assert models["board"].tick == 2
+    assert models["bundle"].engines["unet_encoder"].batches == [6, 8]
+
+
+def test_regrouping_gives_up_on_a_request_that_stays_away(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    requests = [sequence(models, i, STEPS=9) for i in range(2)]
+    denoise.execute(requests)
+    for _ in range(3):
+        denoise.execute(requests[:1])
+        assert models["board"].tick == 1
+    denoise.execute(requests[:1])
+    assert models["board"].tick == 2
+    denoise.execute(requests[:1])  # it is not waited for again
+    assert models["board"].tick == 3
+
+
+def test_cancelled_jobs_leave_at_the_next_tick(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    stays, goes = (sequence(models, i, STEPS=9, JOB_ID=f"j{i}") for i in range(2))
+    denoise.execute([stays, goes])
+    result = (
+        models["jobs"]
+        .execute([pb_utils.Request(**inputs(ACTION="cancel", JOB_ID="j1"))])[0]
+        .arrays()
+    )
+    assert json.loads(result["RESULT"][0, 0])["cancelled"]
+    still, gone = denoise.execute([stays, goes])
+    assert still is None
+    sentence, code = message(gone)
+    assert sentence == "[CANCELLED] job j1 was cancelled after 1 steps"
+    assert code == pb_utils.TritonError.CANCELLED
+    assert denoise.execute([stays]) == [None]
+    assert models["bundle"].engines["unet_encoder"].batches == [4, 2, 2]
+
+
+class TestBurst:
+    """Several ticks in one call of `execute`, unless somebody has to be let in or out."""
+
+    @pytest.fixture(autouse=True)
+    def long_bursts(self, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_load("denoise"), "BURST_S", 100.0)
+
+    def during_step(self, models: dict[str, Any], step: int, action: Callable[[], object]) -> None:
+        """Have something happen while the network runs for the given time."""
+        engine = models["bundle"].engines["unet_encoder"]
+        plain = engine._run
+
+        def run(tensors: Any) -> Any:
+            if len(engine.batches) == step:
+                action()
+            return plain(tensors)
+
+        engine._run = run
+
+    def test_lasts_until_a_request_ends(self, models: dict[str, Any]) -> None:
+        short, long = sequence(models, 1, STEPS=3), sequence(models, 2, STEPS=9)
+        first, second = models["denoise"].execute([short, long])
+        assert first.error is None
+        assert second is None
+        assert models["board"].tick == 3
+        (last,) = models["denoise"].execute([long])
+        assert json.loads(last.arrays()["STATS"][0, 0])["ticks"] == 9
+        assert models["board"].tick == 9
+
+    def test_stops_for_a_newcomer(self, models: dict[str, Any]) -> None:
+        request = sequence(models, 1, STEPS=9)
+        newcomers: list[Any] = []
+        self.during_step(models, 4, lambda: newcomers.append(sequence(models, 2, STEPS=2)))
+        assert models["denoise"].execute([request]) == [None]
+        assert models["board"].tick == 4
+        assert models["denoise"].execute([request]) == [None]  # it is still on its way
+        assert models["board"].tick == 5
+        still, done = models["denoise"].execute([request, *newcomers])
+        assert still is None
+        stats = json.loads(done.arrays()["STATS"][0, 0])
+        assert (stats["first_tick"], stats["last_tick"]) == (6, 7)
+
+    def test_does_not_stop_when_nobody_could_join(self, models: dict[str, Any]) -> None:
+        requests = [sequence(models, i, STEPS=6) for i in range(4)]
+        self.during_step(models, 2, lambda: sequence(models, 9))
+        assert None not in models["denoise"].execute(requests)
+        assert models["board"].tick == 6
+
+    def test_stops_for_a_cancelled_job(self, models: dict[str, Any]) -> None:
+        stays, goes = (sequence(models, i, STEPS=9, JOB_ID=f"j{i}") for i in range(2))
+        self.during_step(models, 3, lambda: models["board"].cancel("j1"))
+        still, gone = models["denoise"].execute([stays, goes])
+        assert still is None
+        assert message(gone)[0] == "[CANCELLED] job j1 was cancelled after 3 steps"
+        assert models["bundle"].engines["unet_encoder"].batches == [4, 4, 4, 2]
+
+    def test_progress_is_seen_from_outside(self, models: dict[str, Any]) -> None:
+        seen: list[int] = []
+        request = sequence(models, 1, STEPS=5, JOB_ID="j")
+        self.during_step(models, 4, lambda: seen.append(models["board"].status("j").step))
+        models["denoise"].execute([request])
+        assert seen == [3]
+
+
+def test_a_job_cancelled_while_queued_never_starts(models: dict[str, Any]) -> None:
+    arrays = encoded(models, JOB_ID="j")
+    models["board"].cancel("j")
+    response = models["render"].execute([pb_utils.Request(**arrays)])[0]
+    assert message(response)[1] == pb_utils.TritonError.CANCELLED
+    assert phase(models, "j") == "cancelled"
+    assert models["board"].tick == 0
+
+
+def test_denoise_serves_only_what_is_on_the_board(models: dict[str, Any]) -> None:
+    request = sequence(models, 1, JOB_ID="j")
+    job = json.loads(request.inputs()[0].as_numpy()[0, 0])
+    models["board"].close(job["slot"], job["ticket"], 4)
+    sentence, code = message(models["denoise"].execute([request])[0])
+    assert "not on the board" in sentence
+    assert code == pb_utils.TritonError.UNAVAILABLE
+
+
+def test_a_failing_step_fails_its_request_with_an_id(models: dict[str, Any]) -> None:
+    def explode(inputs: Any) -> dict[str, torch.Tensor]:
+        raise RuntimeError("out of memory")
+
+    models["bundle"].engines["unet_decoder"]._run = explode
+    arrays = encoded(models, JOB_ID="j")
+    response = models["render"].execute([pb_utils.Request(**arrays)])[0]
+    assert message(response)[0].startswith("internal error")
+    assert phase(models, "j") == "failed"
+
+
+def test_state_of_vanished_requests_is_collected(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise = models["denoise"]
+    lost, kept = (sequence(models, i, STEPS=50, JOB_ID=f"j{i}") for i in range(2))
+    denoise.execute([lost, kept])
+    monkeypatch.setattr(_load("denoise"), "VANISHED_S", 0.05)
+    monkeypatch.setattr(_load("denoise"), "MAX_REGROUPS", 0)
+    time.sleep(0.1)
+    denoise.execute([kept])
+    assert list(denoise._running) == [1]
+    assert (phase(models, "j0"), phase(models, "j1")) == ("failed", "denoising")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "code"),
+    [
+        (
+            pb_utils.TritonError("Stub process 'denoise_0_0' is not healthy."),
+            "the denoise model is being restarted; try again in a few seconds",
+            pb_utils.TritonError.UNAVAILABLE,
+        ),
+        (
+            pb_utils.TritonError("[CANCELLED] job j was cancelled after 2 steps"),
+            "job j was cancelled after 2 steps",
+            pb_utils.TritonError.CANCELLED,
+        ),
+    ],
+    ids=["dead process", "cancelled"],
+)
+def test_render_passes_errors_on(
+    models: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    error: pb_utils.TritonError,
+    sentence: str,
+    code: int,
+) -> None:
+    answer = pb_utils.InferenceResponse(error=error)
+    monkeypatch.setattr(_load("denoise"), "BURST_S", 0.0)
+    monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: answer)
+    response = models["render"].execute([pb_utils.Request(**encoded(models, JOB_ID="j"))])[0]
+    assert message(response) == (sentence, code)
+    cancelled = code == pb_utils.TritonError.CANCELLED
+    assert phase(models, "j") == ("cancelled" if cancelled else "failed")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence", "code"),
+    [
+        ({"ACTION": "stop"}, "ACTION is 'stop'", pb_utils.TritonError.INVALID_ARG),
+        ({"ACTION": "status"}, "JOB_ID is 'nobody'", pb_utils.TritonError.NOT_FOUND),
+    ],
+    ids=["action", "job"],
+)
+def test_jobs_names_what_it_does_not_know(
+    models: dict[str, Any], values: dict[str, str], sentence: str, code: int
+) -> None:
+    request = pb_utils.Request(**inputs(**values, JOB_ID="nobody"))
+    text, status = message(models["jobs"].execute([request])[0])
+    assert text.startswith(sentence)
+    assert status == code
