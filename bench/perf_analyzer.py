@@ -44,7 +44,7 @@ def find_perf_analyzer() -> Path | None:
     return _UNPACKED if _UNPACKED.exists() else None
 
 
-def measure(
+def measure_load(
     url: str,
     inputs: Mapping[str, Any],
     *,

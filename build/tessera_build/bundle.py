@@ -46,9 +46,14 @@ def build_bundle(
     """Export every graph of a diffusers folder into the bundle `out`, replacing what is there.
 
     `progress` is told (what comes next, parts done, parts in all).
+
+    Raises:
+        BundleError: `checkpoint` is not a diffusers folder.
     """
+    if not (checkpoint / "model_index.json").exists():
+        raise BundleError(f"{checkpoint} is not a diffusers checkpoint: it has no model_index.json")
     torch.manual_seed(0)
-    pipe = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(str(checkpoint), dtype=torch.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tessera.errors import TesseraError
 
 app = typer.Typer(help="Build bundles for Tessera.", no_args_is_help=True, add_completion=False)
 console = Console()
@@ -26,6 +31,7 @@ def demo(
     from tessera.manifest import Defaults, Limits
     from tessera_build.bundle import build_bundle, is_current
 
+    _quiet()
     if not force and is_current(out, DEMO_MODEL):
         console.print(f"{out} is up to date")
         return
@@ -69,6 +75,7 @@ def train_demo(
     from tessera_build.demo.training import Recipe
     from tessera_build.demo.training import train_demo as train
 
+    _quiet()
     score = train(Recipe(unet_steps=steps, seed=seed), out, work)
     console.print(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
     for name, (right, asked) in score.right.items():
@@ -76,5 +83,21 @@ def train_demo(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script: a fault that is not ours to fix is one sentence."""
+    try:
+        app()
+    except TesseraError as error:
+        Console(stderr=True).print(f"tessera-build: {error}", style="red", soft_wrap=True)
+        sys.exit(1)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own bars and hints off the terminal; their errors still show."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)

@@ -81,6 +81,7 @@ class Info:
     refit_ms: float
     cache_load_ms: float
     total_ms: float
+    engine_ms: float
     ticks: int
     mean_batch: float
     raw: dict[str, Any]

@@ -79,19 +79,16 @@ def tick(running: Sequence[Running], predict: Predict, number: int) -> None:
     The others are unaffected.
     """
     for group in _groups(running):
-        began = time.perf_counter()
         try:
             predictions = _predict_group(group, predict)
         except Exception as error:
             for request in group:
                 request.error = error
             continue
-        network_ms = 1e3 * (time.perf_counter() - began)
         for request, prediction in zip(group, predictions, strict=True):
             request.first_tick = request.first_tick or number
             request.last_tick = number
             request.batch_sizes.append(len(group))
-            request.network_ms += network_ms
             _step(request, prediction)
 
 
@@ -109,7 +106,12 @@ def _predict_group(group: list[Running], predict: Predict) -> list[torch.Tensor]
     """
     samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
     timesteps = [r.timesteps[r.step] for r in group]
-    output = predict(_join(samples), _join(timesteps), _join([r.text for r in group]))
+    inputs = _join(samples), _join(timesteps), _join([r.text for r in group])
+    began = time.perf_counter()
+    output = predict(*inputs)
+    network_ms = 1e3 * (time.perf_counter() - began)
+    for request in group:
+        request.network_ms += network_ms
     branches_of = output.split([r.text.shape[0] for r in group]) if len(group) > 1 else [output]
     return [
         _guide(branches, r.plan.guidance) for branches, r in zip(branches_of, group, strict=True)

@@ -23,6 +23,7 @@ class Plan:
         guidance: classifier-free guidance scale; there is no negative branch at 1 or below.
         started: `time.time()` at which `encode` took the request.
         encode_ms: time `encode` took.
+        engine_ms: the part of it inside the text encoder's engine.
         prompt_tokens_dropped: tokens beyond the text encoder's window, which the picture ignores.
     """
 
@@ -37,6 +38,7 @@ class Plan:
     scheduler: str
     started: float
     encode_ms: float = 0.0
+    engine_ms: float = 0.0
     prompt_tokens_dropped: int = 0
 
     @property

@@ -26,6 +26,7 @@ INFO = {
     "queue_ms": 1.0,
     "denoise_ms": 5.0,
     "decode_ms": 1.0,
+    "engine_ms": 4.0,
     "refit_ms": 0.0,
     "cache_load_ms": 0.0,
     "total_ms": 8.0,

@@ -12,10 +12,10 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from bench.server import Server
 from tessera.contract import MAX_SEED
 from tessera.errors import InvalidInput
 from tessera_client import Client, Control, Lora
-from tests.triton.conftest import Server
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty prompt": ("", {}, "PROMPT is ''; accepted: 1 to 2000 characters"),

@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
+from bench.server import Server, serving
 from tessera.errors import Unavailable
 from tessera.serve.supervisor import model_processes
 from tessera_client import Client
-from tests.triton.conftest import Server, serving
 from tests.triton.test_jobs import wait_for_step
 
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from bench.server import DEMO_CHECKPOINT
 from tessera.contract import MAX_SEED, SCHEDULERS
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_client import Client, Result
-from tests.triton.conftest import CHECKPOINT
 
 PROMPTS = [describe(scene) for scene in held_out_scenes(10, seed=5)]
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
-    pipe = StableDiffusionPipeline.from_pretrained(CHECKPOINT)
+    pipe = StableDiffusionPipeline.from_pretrained(DEMO_CHECKPOINT)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -42,9 +42,9 @@ def by_diffusers(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
     spec = SCHEDULERS[scheduler]
     kind = getattr(diffusers, spec.cls)
-    base = StableDiffusionPipeline.load_config(CHECKPOINT)
+    base = StableDiffusionPipeline.load_config(DEMO_CHECKPOINT)
     assert base["scheduler"][1] == "EulerDiscreteScheduler"
-    config = diffusers.EulerDiscreteScheduler.load_config(CHECKPOINT, subfolder="scheduler")
+    config = diffusers.EulerDiscreteScheduler.load_config(DEMO_CHECKPOINT, subfolder="scheduler")
     pipe.scheduler = kind.from_config(config, **dict(spec.settings))
     result = pipe(
         prompt,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.server import Server
 from tessera.errors import Cancelled, InvalidInput, TimedOut, UnknownJob
 from tessera_client import AsyncClient, Client, JobStatus, Result
-from tests.triton.conftest import Server
 
 LONG = 400
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.server import Server, free_ports, serving
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera_client import Client
-from tests.triton.conftest import Server, free_ports, serving
 
 SERVE = str(Path(sys.executable).parent / "tessera-serve")
 

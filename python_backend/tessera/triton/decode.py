@@ -10,6 +10,7 @@ import torch
 
 from tessera.board import Board, Phase, board_path
 from tessera.bundle import Bundle
+from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
 from tessera.triton import pb
 from tessera.vae import decode_latents
@@ -23,7 +24,7 @@ class TritonPythonModel:
         torch.set_num_threads(1)
         bundle = Bundle.from_environment()
         self._manifest = bundle.manifest
-        self._engine = bundle.engine("vae_decoder")
+        self._engine = TimedEngine(bundle.engine("vae_decoder"))
         self._board = Board(board_path())
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
@@ -32,7 +33,7 @@ class TritonPythonModel:
 
     @torch.inference_mode()
     def _decode(self, request: pb.Request) -> list[pb.TensorHandle]:
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self._engine.spent_ms
         inputs = pb.handles(request)
         plan = Plan.from_json(pb.text(inputs["PLAN"]))
         try:
@@ -42,7 +43,9 @@ class TritonPythonModel:
             self._board.close(plan.slot, plan.ticket, Phase.FAILED)
             raise
         decode_ms = 1e3 * (time.perf_counter() - began)
-        info = self._info(plan, json.loads(pb.text(inputs["STATS"])), decode_ms)
+        stats = json.loads(pb.text(inputs["STATS"]))
+        stats["engine_ms"] += plan.engine_ms + self._engine.spent_ms - before
+        info = self._info(plan, stats, decode_ms)
         self._board.close(plan.slot, plan.ticket, Phase.DONE)
         return [pb.tensor("IMAGE", image), pb.tensor("INFO", json.dumps(info).encode())]
 

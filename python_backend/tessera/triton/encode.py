@@ -10,6 +10,7 @@ import torch
 
 from tessera.board import Board, Phase, board_path, sweep_boards
 from tessera.bundle import Bundle
+from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
 from tessera.request import Request, read_request
 from tessera.text import TextEncoder
@@ -26,7 +27,8 @@ class TritonPythonModel:
         bundle = Bundle.from_environment()
         self._manifest = bundle.manifest
         self._board = Board(board_path())
-        self._text = TextEncoder(bundle.tokenizer, bundle.engine("text_encoder"))
+        self._engine = TimedEngine(bundle.engine("text_encoder"))
+        self._text = TextEncoder(bundle.tokenizer, self._engine)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -59,6 +61,11 @@ class TritonPythonModel:
             prompt_tokens_dropped=self._text.dropped_tokens(wanted.prompt),
         )
         prompts = [wanted.negative_prompt, wanted.prompt] if plan.guided else [wanted.prompt]
+        before = self._engine.spent_ms
         embeddings = self._text.encode(prompts)
-        plan = dataclasses.replace(plan, encode_ms=1e3 * (time.time() - started))
+        plan = dataclasses.replace(
+            plan,
+            encode_ms=1e3 * (time.time() - started),
+            engine_ms=self._engine.spent_ms - before,
+        )
         return [pb.tensor("PLAN", plan.to_json()), pb.tensor("TEXT", embeddings.numpy())]

@@ -1,0 +1,132 @@
+"""`make demo`: starts a real Triton server on the demo bundle, makes pictures, shows how long they
+took, stops the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench.pictures import Tile, sheet
+from bench.server import DEMO_BUNDLE, ROOT, serving
+from tessera_client import Client, JobStatus, Result
+
+OUT = ROOT / "out" / "demo"
+PROMPTS = (
+    "a large red circle at the left on a blue background",
+    "a small yellow star at the top on a purple background",
+    "a large green square in the center on a striped white background",
+    "a medium blue triangle at the right on a yellow background",
+    "a large purple star in the center on a checkered green background",
+    "a large white cross at the bottom on a dotted red background",
+    "a medium orange diamond at the left and a small blue circle at the right on a white "
+    "background",
+    "a small black square at the top left and a large red triangle at the bottom right on a "
+    "striped green background",
+)
+SCHEDULERS = ("euler", "ddim", "dpmpp_2m_karras", "unipc")
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Run every chapter of the tour."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    console.rule("Tessera")
+    with contextlib.ExitStack() as stack:
+        with console.status("starting Triton Inference Server on the demo bundle ..."):
+            server = stack.enter_context(serving(DEMO_BUNDLE, OUT / "server.log"))
+        console.print(f"the server is ready on {server.http} (its log: {_shown(server.log)})")
+        client = stack.enter_context(Client(server.http))
+        table = _table()
+        alone = _alone(client, table)
+        together = _together(client, table)
+        schedulers = _schedulers(client, table)
+        console.print("stopping the server ...")
+    _save("generate", "Text to image: eight requests, one running batch", together, columns=4)
+    _save("schedulers", "One seed, four schedulers", schedulers, columns=4)
+    alone.image.save(OUT / "first.png")
+    console.print(table)
+
+
+def _alone(client: Client, table: Table) -> Result:
+    """One request, with its progress."""
+    with _bar() as bar:
+        task = bar.add_task("one picture", total=None)
+
+        def report(status: JobStatus) -> None:
+            bar.update(task, completed=status.step, total=status.total)
+
+        result = client.generate(PROMPTS[0], seed=1, on_progress=report)
+        bar.update(task, completed=result.info.steps, total=result.info.steps)
+    _row(table, "one picture", [result], result.info.total_ms)
+    return result
+
+
+def _together(client: Client, table: Table) -> list[Tile]:
+    """Requests that arrive one after the other and share the running batch."""
+    began = time.perf_counter()
+    results: list[Result] = []
+    with _bar() as bar, ThreadPoolExecutor(len(PROMPTS)) as pool:
+        jobs = []
+        for number, prompt in enumerate(PROMPTS):
+            jobs.append(pool.submit(client.generate, prompt, seed=number + 1))
+            time.sleep(0.05)
+        for job in bar.track(jobs, description="eight at once"):
+            results.append(job.result())
+    _row(table, "eight at once", results, 1e3 * (time.perf_counter() - began))
+    return [
+        Tile(r.image, p, f"{r.info.total_ms:.0f} ms, in batches of {r.info.mean_batch:.1f}")
+        for p, r in zip(PROMPTS, results, strict=True)
+    ]
+
+
+def _schedulers(client: Client, table: Table) -> list[Tile]:
+    """The same request with several samplers."""
+    tiles = []
+    with _bar() as bar:
+        for name in bar.track(SCHEDULERS, description="schedulers"):
+            result = client.generate(PROMPTS[4], seed=2, scheduler=name)
+            _row(table, name, [result], result.info.total_ms)
+            tiles.append(Tile(result.image, name, f"{result.info.total_ms:.0f} ms"))
+    return tiles
+
+
+def _table() -> Table:
+    table = Table(title="Milliseconds at the server (means)")
+    table.add_column("request", no_wrap=True)
+    for column in ("encode", "queue", "denoise", "decode", "each", "batch", "wall"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _row(table: Table, name: str, results: Sequence[Result], wall_ms: float) -> None:
+    fields = ("encode_ms", "queue_ms", "denoise_ms", "decode_ms", "total_ms")
+    means = [sum(getattr(r.info, f) for r in results) / len(results) for f in fields]
+    batch = sum(r.info.mean_batch for r in results) / len(results)
+    table.add_row(name, *(f"{m:.0f}" for m in means), f"{batch:.1f}", f"{wall_ms:.0f}")
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console)
+
+
+def _save(name: str, title: str, tiles: Sequence[Tile], *, columns: int) -> None:
+    path = OUT / f"{name}.png"
+    sheet(title, tiles, columns=columns).save(path)
+    console.print(f"{_shown(path)}: {title}")
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""`make bench`: every ratio that the README states, from one run on this machine.
+
+Two sides of a ratio take turns within the run, so that whatever else the machine does falls on
+both. The report is written to `bench/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench import latency, load
+from bench.server import DEMO_BUNDLE, ROOT, serving
+
+RESULTS = ROOT / "bench" / "results" / "cpu.json"
+_LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy", "nvidia-pytriton")
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Measure, print, write the report."""
+    parser = argparse.ArgumentParser(description="Tessera against diffusers on this machine")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the report")
+    options = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    machine = describe_machine(threads)
+    console.rule(f"{machine['cpu']}, {threads} threads")
+    log = ROOT / "out" / "bench-server.log"
+    log.parent.mkdir(exist_ok=True)
+    with serving(DEMO_BUNDLE, log, f"--threads={threads}") as server:
+        turns = latency.measure(server, rounds=options.rounds, steps=options.steps, threads=threads)
+        console.print(latency.table(turns))
+        levels = load.measure(server, steps=options.steps)
+        console.print(load.table(levels))
+    report = {
+        "date": date.today().isoformat(),
+        "machine": machine,
+        "latency": latency.summary(turns) | {"steps": options.steps},
+        "load": {name: [asdict(level) for level in found] for name, found in levels.items()},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written: {options.out}")
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "threads": threads,
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+if __name__ == "__main__":
+    main()

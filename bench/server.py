@@ -1,0 +1,102 @@
+"""Starts `tessera-serve` as a user would, for the demo, the benchmarks and the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO_BUNDLE = ROOT / "bundles" / "demo"
+DEMO_CHECKPOINT = ROOT / "build" / "demo_model" / "base"
+_STARTS_WITHIN_S = 180.0
+
+
+@dataclass
+class Server:
+    """A running `tessera-serve`; `log` is what it and tritonserver print."""
+
+    process: subprocess.Popen[bytes]
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    log: Path
+
+    @property
+    def http(self) -> str:
+        """The address of the HTTP endpoint, as `Client` takes it."""
+        return f"http://localhost:{self.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        """The address of the gRPC endpoint, as `Client` takes it."""
+        return f"grpc://localhost:{self.grpc_port}"
+
+    def ready(self, model: str = "") -> bool:
+        """What the server says of itself or of one model."""
+        path = f"/v2/models/{model}/ready" if model else "/v2/health/ready"
+        try:
+            with urllib.request.urlopen(self.http + path, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def wait_ready(self, seconds: float = _STARTS_WITHIN_S) -> None:
+        """Wait until the server says that it is ready.
+
+        Raises:
+            RuntimeError: it has ended, or is not ready in time; the message is its log.
+        """
+        self._wait(self.ready, seconds)
+
+    def wait_started(self, seconds: float = _STARTS_WITHIN_S) -> None:
+        """Wait until `tessera-serve` says that it is ready, its first pictures made.
+
+        Raises:
+            RuntimeError: as `wait_ready`.
+        """
+        self._wait(lambda: "is ready after" in self.log.read_text(), seconds)
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"tessera-serve is not ready:\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
+    """`tessera-serve` on a bundle, on free ports, ended with SIGTERM.
+
+    Raises:
+        RuntimeError: it does not start; the message is its log.
+    """
+    http, grpc, metrics = free_ports(3)
+    command = [str(Path(sys.executable).parent / "tessera-serve"), str(bundle), "-v", *flags]
+    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    with log.open("wb") as sink:
+        process = subprocess.Popen([*command, *ports], stdout=sink, stderr=subprocess.STDOUT)
+        server = Server(process, http, grpc, metrics, log)
+        try:
+            server.wait_started()
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)

@@ -1,0 +1,30 @@
+"""An engine with a stopwatch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+
+from tessera.engines.base import Engine, EngineInfo
+
+
+class TimedEngine:
+    """Passes everything on to another engine; `spent_ms` adds up the time of its runs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.spent_ms = 0.0
+
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See `Engine.run`."""
+        began = time.perf_counter()
+        try:
+            return self._engine.run(inputs)
+        finally:
+            self.spent_ms += 1e3 * (time.perf_counter() - began)
+
+    def describe(self) -> EngineInfo:
+        """See `Engine.describe`."""
+        return self._engine.describe()
