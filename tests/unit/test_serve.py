@@ -1,0 +1,118 @@
+"""The parts of tessera-serve that need no server: the command line, finding tritonserver, the first
+pictures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tessera.errors import TesseraError
+from tessera.serve import tritonserver
+from tessera.serve.tritonserver import (
+    NoServer,
+    Ports,
+    TritonServer,
+    command,
+    environment,
+    find_server,
+    model_repository,
+)
+from tessera.serve.warmup import warm_up
+
+SLOTS = 3
+
+
+def test_the_command_line_has_what_was_asked_for() -> None:
+    server = TritonServer(Path("/bin/server"), Path("/backends"), {})
+    line = command(server, [Path("/a"), Path("/b")], Ports(1, 2, 3), host="::1", extra=["--x=1"])
+    assert line[0] == "/bin/server"
+    assert {"--model-repository=/a", "--model-repository=/b", "--http-port=1"} <= set(line)
+    assert {"--grpc-port=2", "--metrics-port=3", "--http-address=::1"} <= set(line)
+    assert {"--model-control-mode=explicit", "--backend-directory=/backends"} <= set(line)
+    assert line[-1] == "--x=1"
+
+
+def test_the_environment_lets_model_processes_find_this_python() -> None:
+    server = TritonServer(Path("/bin/server"), None, {"LD_LIBRARY_PATH": "/lib"})
+    variables = environment(server, TESSERA_BUNDLE="/bundle")
+    assert (variables["LD_LIBRARY_PATH"], variables["TESSERA_BUNDLE"]) == ("/lib", "/bundle")
+    assert "python" in {p.name for p in Path(variables["PATH"].split(":")[0]).iterdir()}
+
+
+def test_an_installed_server_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/opt/{name}")
+    assert find_server(tmp_path) == TritonServer(Path("/opt/tritonserver"), None, {})
+
+
+def test_without_any_server_the_ways_to_one_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(tritonserver, "_CONTAINER", tmp_path / "none")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NoServer, match=r"pip install nvidia-pytriton"):
+        find_server(tmp_path)
+
+
+def test_the_model_repository_is_found() -> None:
+    assert (model_repository() / "generate" / "config.pbtxt").exists()
+
+
+class _Triton(BaseHTTPRequestHandler):
+    """Answers as tritonserver does; `answer` is (status, body) of every inference."""
+
+    answer = (200, b"{}")
+    bodies: list[dict[str, object]]
+
+    def do_GET(self) -> None:
+        self._send(200, json.dumps({"instance_group": [{"count": SLOTS}]}).encode())
+
+    def do_POST(self) -> None:
+        self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self._send(*self.answer)
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def triton() -> Iterator[tuple[int, type[_Triton]]]:
+    handler = type("Handler", (_Triton,), {"bodies": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port, handler
+        server.shutdown()
+
+
+def test_every_slot_makes_first_pictures(triton: tuple[int, type[_Triton]]) -> None:
+    port, handler = triton
+    warm_up(port, 64)
+    assert len(handler.bodies) == 2 * SLOTS
+    inputs = {i["name"]: i["data"] for i in handler.bodies[0]["inputs"]}  # type: ignore[attr-defined]
+    assert inputs["WIDTH"] == inputs["HEIGHT"] == [64]
+
+
+def test_a_server_that_cannot_make_a_picture_says_so(triton: tuple[int, type[_Triton]]) -> None:
+    port, handler = triton
+    handler.answer = (500, b'{"error": "out of paint"}')
+    with pytest.raises(TesseraError, match=r"the first picture failed: .*out of paint"):
+        warm_up(port, 64)
+
+
+def test_no_server_at_all_is_one_sentence() -> None:
+    with pytest.raises(TesseraError, match="the first picture failed"):
+        warm_up(1, 64)
