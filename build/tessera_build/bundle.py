@@ -5,17 +5,22 @@ A bundle appears whole, by a rename, or not at all.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from tessera import __version__
+from tessera.contract import SCHEDULERS, SIZE_STEP
 from tessera.errors import BundleError
 from tessera.manifest import (
     Defaults,
@@ -29,99 +34,189 @@ from tessera.manifest import (
     read_manifest,
     write_manifest,
 )
+from tessera.variants import VARIANTS
+from tessera_build.checkpoint import open_checkpoint
 from tessera_build.export import export_graph
 from tessera_build.graphs import graphs_of
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What may be chosen about a bundle; `None` is what the checkpoint and its variant suggest.
+
+    Attributes:
+        steps, guidance, scheduler, size: of a request that does not say.
+        min_size, max_size: limits of width and height in pixels.
+        max_rows: largest batch of one UNet call (two rows for a request with guidance).
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    scheduler: str | None = None
+    size: int | None = None
+    min_size: int | None = None
+    max_size: int | None = None
+    max_rows: int = 16
+
+
 def build_bundle(
     checkpoint: Path,
     out: Path,
     *,
-    defaults: Defaults,
-    limits: Limits,
+    choices: Choices,
     progress: Callable[[str, int, int], None],
+    config: Path | None = None,
 ) -> Manifest:
-    """Export every graph of a diffusers folder into the bundle `out`, replacing what is there.
+    """Export every graph of a checkpoint into the bundle `out`, replacing what is there.
 
-    `progress` is told (what comes next, parts done, parts in all).
+    Args:
+        checkpoint: a diffusers folder or a single safetensors file.
+        out: the bundle's folder.
+        choices: defaults and limits.
+        progress: is told (what comes next, parts done, parts in all).
+        config: see `open_checkpoint`.
 
     Raises:
-        BundleError: `checkpoint` is not a diffusers folder.
+        BundleError: the checkpoint cannot be read or is not supported, a choice does not fit,
+            another build is writing to `out`, or the disk is full.
     """
-    if not (checkpoint / "model_index.json").exists():
-        raise BundleError(f"{checkpoint} is not a diffusers checkpoint: it has no model_index.json")
-    torch.manual_seed(0)
-    pipe = StableDiffusionPipeline.from_pretrained(str(checkpoint), dtype=torch.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        graphs = _export_graphs(pipe, folder, progress)
-        pipe.tokenizer.save_pretrained(folder / "tokenizer")
-        pipe.scheduler.save_pretrained(folder / "scheduler")
-        manifest = Manifest(
-            name=out.name,
-            variant="sd15",
-            tessera=__version__,
-            defaults=defaults,
-            limits=limits,
-            latents=_latents(pipe),
-            graphs=graphs,
-            files=_entries(folder),
-            versions={name: version(name) for name in _LIBRARIES},
-            source=source_digest(checkpoint),
-        )
-        write_manifest(folder, manifest)
-        folder.chmod(0o755)
-        _put_in_place(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with _locked(out):
+        progress("loading", 0, 1)
+        pipe, variant = open_checkpoint(checkpoint, config=config)
+        limits, defaults = _limits(pipe, choices), _defaults(pipe, variant, choices)
+        _check(limits, defaults)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            manifest = Manifest(
+                name=out.name,
+                variant=variant,
+                tessera=__version__,
+                defaults=defaults,
+                limits=limits,
+                latents=_latents(pipe),
+                graphs=_write_parts(pipe, variant, folder, progress),
+                files=_entries(folder),
+                versions={name: version(name) for name in _LIBRARIES},
+                source=source_digest(checkpoint, choices),
+                zero_negative=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
+            )
+            write_manifest(folder, manifest)
+            folder.chmod(0o755)
+            _put_in_place(folder, out)
+        except OSError as error:
+            raise BundleError(f"{out} could not be written: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 
-def is_current(out: Path, checkpoint: Path) -> bool:
-    """Whether `out` is a whole bundle of this checkpoint, made by this version of the exporter."""
+def is_current(out: Path, checkpoint: Path, choices: Choices) -> bool:
+    """Whether `out` is a whole bundle of this checkpoint with these choices, made by this version
+    of the exporter.
+    """
     try:
         manifest = read_manifest(out)
-        if manifest.source != source_digest(checkpoint) or manifest.tessera != __version__:
+        if manifest.source != source_digest(checkpoint, choices):
             return False
         check_files(out, manifest)
-    except BundleError:
+    except (BundleError, OSError):
         return False
-    return True
+    return manifest.tessera == __version__
 
 
-def source_digest(checkpoint: Path) -> str:
-    """SHA-256 over a checkpoint's files and the code that exports them."""
+def source_digest(checkpoint: Path, choices: Choices) -> str:
+    """SHA-256 over a checkpoint's files, the choices, and the code that exports them."""
     here = Path(__file__).parent
-    code = [here / name for name in ("bundle.py", "export.py", "graphs.py", "modules.py")]
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
-    return hashlib.sha256("".join(file_digest(p) for p in [*code, *files]).encode()).hexdigest()
+    names = ("bundle.py", "checkpoint.py", "export.py", "graphs.py", "modules.py")
+    files = [p for p in checkpoint.rglob("*") if p.is_file()] or [checkpoint]
+    parts = [file_digest(p) for p in [*(here / n for n in names), *sorted(files)]]
+    return hashlib.sha256("".join([*parts, repr(choices)]).encode()).hexdigest()
 
 
-def _export_graphs(
-    pipe: StableDiffusionPipeline, folder: Path, progress: Callable[[str, int, int], None]
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Only one build at a time writes to `out`."""
+    lock = out.with_name(f".{out.name}.lock")
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        lock.unlink(missing_ok=True)
+    except BlockingIOError:
+        raise BundleError(f"another build is writing to {out}; wait for it to end") from None
+    finally:
+        os.close(descriptor)
+
+
+def _write_parts(
+    pipe: DiffusionPipeline, variant: str, folder: Path, progress: Callable[[str, int, int], None]
 ) -> dict[str, Graph]:
+    torch.manual_seed(0)
     (folder / "graphs").mkdir()
-    specs = graphs_of(pipe)
+    specs = graphs_of(pipe, VARIANTS[variant])
     graphs = {}
     for done, spec in enumerate(specs):
         progress(spec.name, done, len(specs))
         file = f"graphs/{spec.name}.onnx"
         graphs[spec.name] = Graph(file, export_graph(spec.module, spec.signature, folder / file))
     progress("done", len(specs), len(specs))
+    for name in VARIANTS[variant].tokenizers:
+        getattr(pipe, name).save_pretrained(folder / name)
+    pipe.scheduler.save_pretrained(folder / "scheduler")
     return graphs
 
 
-def _latents(pipe: StableDiffusionPipeline) -> Latents:
+def _latents(pipe: DiffusionPipeline) -> Latents:
     config = pipe.vae.config
     return Latents(
         channels=config.latent_channels,
         pixels=2 ** (len(config.block_out_channels) - 1),
         scale=config.scaling_factor,
     )
+
+
+def _natural_size(pipe: DiffusionPipeline) -> int:
+    """Pixels of the square pictures that the UNet was made for."""
+    return int(pipe.unet.config.sample_size) * _latents(pipe).pixels
+
+
+def _limits(pipe: DiffusionPipeline, choices: Choices) -> Limits:
+    size = _natural_size(pipe)
+    return Limits(
+        min_size=choices.min_size or max(size // 2, 8 * SIZE_STEP),
+        max_size=choices.max_size or 2 * size,
+        max_rows=choices.max_rows,
+    )
+
+
+def _defaults(pipe: DiffusionPipeline, variant: str, choices: Choices) -> Defaults:
+    row = VARIANTS[variant]
+    cls = type(pipe.scheduler).__name__
+    own = [name for name, s in SCHEDULERS.items() if s.cls == cls and not s.settings]
+    size = choices.size or _natural_size(pipe)
+    return Defaults(
+        steps=choices.steps or row.steps,
+        guidance=row.guidance if choices.guidance is None else choices.guidance,
+        width=size,
+        height=size,
+        scheduler=choices.scheduler or (own[0] if own else row.scheduler),
+    )
+
+
+def _check(limits: Limits, defaults: Defaults) -> None:
+    if defaults.scheduler not in SCHEDULERS:
+        raise BundleError(
+            f"scheduler {defaults.scheduler!r} is unknown; accepted: {', '.join(SCHEDULERS)}"
+        )
+    sizes = (limits.min_size, defaults.width, limits.max_size)
+    if list(sizes) != sorted(sizes) or any(s % SIZE_STEP for s in sizes):
+        raise BundleError(
+            f"smallest, usual and largest size are {sizes}; accepted: multiples of {SIZE_STEP} in "
+            "ascending order"
+        )
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

@@ -6,13 +6,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tessera.errors import TesseraError
+
+if TYPE_CHECKING:
+    from tessera_build.bundle import Choices
 
 app = typer.Typer(help="Build bundles for Tessera.", no_args_is_help=True, add_completion=False)
 console = Console()
@@ -28,36 +31,38 @@ def demo(
     force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
 ) -> None:
     """Build the demo bundle from the checkpoint in the repository."""
-    from tessera.manifest import Defaults, Limits
-    from tessera_build.bundle import build_bundle, is_current
+    from tessera_build.bundle import Choices
 
-    _quiet()
-    if not force and is_current(out, DEMO_MODEL):
-        console.print(f"{out} is up to date")
-        return
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("loading")
+    _build(str(DEMO_MODEL), out, Choices(steps=20, guidance=4.0), force=force)
 
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
 
-        manifest = build_bundle(
-            DEMO_MODEL,
-            out,
-            defaults=Defaults(steps=20, guidance=4.0, width=128, height=128, scheduler="euler"),
-            limits=Limits(min_size=64, max_size=256, max_rows=16),
-            progress=progress,
-        )
-    size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
-    console.print(
-        f"{out}: {len(manifest.graphs)} graphs, {size:.0f} MB, digest {manifest.digest[:12]}"
-    )
+@app.command()
+def bundle(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help='A diffusers folder, a .safetensors file, or a hub\'s "owner/name".'),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the bundle.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="For a single file without a hub: a diffusers folder with its configs."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default of STEPS.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Default of GUIDANCE.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Default of SCHEDULER.")] = None,
+    size: Annotated[int | None, typer.Option(help="Default of WIDTH and HEIGHT.")] = None,
+    min_size: Annotated[int | None, typer.Option(help="Smallest width and height.")] = None,
+    max_size: Annotated[int | None, typer.Option(help="Largest width and height.")] = None,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Largest batch of one UNet call (2 rows for a request).")
+    ] = 16,
+    force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
+) -> None:
+    """Build a bundle from a diffusers checkpoint; what is left out follows from the checkpoint."""
+    from tessera_build.bundle import Choices
+
+    choices = Choices(steps, guidance, scheduler, size, min_size, max_size, max_rows)
+    _build(checkpoint, out, choices, force=force, config=config)
 
 
 @app.command("train-demo")
@@ -89,6 +94,37 @@ def main() -> None:
     except TesseraError as error:
         Console(stderr=True).print(f"tessera-build: {error}", style="red", soft_wrap=True)
         sys.exit(1)
+
+
+def _build(
+    source: str, out: Path, choices: Choices, *, force: bool, config: Path | None = None
+) -> None:
+    _quiet()
+    from tessera_build.bundle import build_bundle, is_current
+    from tessera_build.checkpoint import find_checkpoint
+
+    checkpoint = find_checkpoint(source)
+    if not force and is_current(out, checkpoint, choices):
+        console.print(f"{out} is up to date")
+        return
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("loading")
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        manifest = build_bundle(checkpoint, out, choices=choices, progress=progress, config=config)
+    size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
+    console.print(
+        f"{out}: {manifest.variant}, {len(manifest.graphs)} graphs, {size:.0f} MB, "
+        f"digest {manifest.digest[:12]}"
+    )
 
 
 def _quiet() -> None:

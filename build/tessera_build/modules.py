@@ -13,9 +13,17 @@ from collections.abc import Iterable
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-_ENCODER_PARTS = ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block")
+_ENCODER_PARTS = (
+    "conv_in",
+    "time_proj",
+    "time_embedding",
+    "add_time_proj",
+    "add_embedding",
+    "down_blocks",
+    "mid_block",
+)
 _DECODER_PARTS = ("up_blocks", "conv_norm_out", "conv_act", "conv_out")
 
 
@@ -46,9 +54,33 @@ class TextEncoder(_Adopting):
         return hidden
 
 
+class PenultimateTextEncoder(_Adopting):
+    """`input_ids` -> `penultimate_hidden_state` (n, tokens, width), and what lies behind it:
+    `text_embeds` (n, width) of an encoder with a projection, else `last_hidden_state`.
+
+    Nobody reads the latter; it keeps the last layer's weights in the graph, where LoRAs name them.
+    """
+
+    source: CLIPTextModel | CLIPTextModelWithProjection
+
+    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        output = self.source(input_ids, output_hidden_states=True)
+        behind = output[self.behind]
+        return output.hidden_states[-2], behind
+
+    @property
+    def behind(self) -> str:
+        """Name of the second output."""
+        projects = isinstance(self.source, CLIPTextModelWithProjection)
+        return "text_embeds" if projects else "last_hidden_state"
+
+
 class UNetEncoder(_Adopting):
     """conv_in, down blocks, mid block: (`sample`, `timestep`, `encoder_hidden_states`) -> (`mid`,
     `emb`, `skip_i`...).
+
+    Where the UNet takes them, `text_embeds` (n, width) and `time_ids` (n, 6) are inputs too.
     """
 
     source: UNet2DConditionModel
@@ -57,18 +89,28 @@ class UNetEncoder(_Adopting):
         super().__init__(unet, _ENCODER_PARTS)
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        text_embeds: torch.Tensor | None = None,
+        time_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """See the class."""
         unet = self.source
         emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+        if text_embeds is not None:
+            added = {"text_embeds": text_embeds, "time_ids": time_ids}
+            emb = emb + unet.get_aug_embed(
+                emb=emb, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added
+            )
         hidden = unet.conv_in(sample)
         skips = (hidden,)
         for block in unet.down_blocks:
-            hidden, added = block(
+            hidden, states = block(
                 hidden_states=hidden, temb=emb, **_text_for(block, encoder_hidden_states)
             )
-            skips += added
+            skips += states
         mid = unet.mid_block(hidden, emb, **_text_for(unet.mid_block, encoder_hidden_states))
         return (mid, emb, *skips)
 
@@ -106,6 +148,20 @@ class UNetDecoder(_Adopting):
             )
         out: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
         return out
+
+
+class VaeEncoder(_Adopting):
+    """`image` (n, 3, H, W) in -1..1 -> `mean`, `std` (n, c, h, w) of the unscaled latents."""
+
+    source: AutoencoderKL
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__(vae, ("encoder", "quant_conv"))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See the class."""
+        posterior = self.source.encode(image).latent_dist
+        return posterior.mean, posterior.std
 
 
 class VaeDecoder(_Adopting):

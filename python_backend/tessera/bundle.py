@@ -64,13 +64,12 @@ class Bundle:
             "onnxruntime", self.file(self.manifest.graphs[graph].file), threads=self._threads
         )
 
-    @property
-    def tokenizer(self) -> Path:
-        """The folder with the tokenizer's files, each compared with the manifest."""
+    def tokenizer(self, folder: str) -> Path:
+        """The folder with a tokenizer's files, each compared with the manifest."""
         for name in self.manifest.files:
-            if name.startswith("tokenizer/"):
+            if name.startswith(f"{folder}/"):
                 self.file(name)
-        return self.folder / "tokenizer"
+        return self.folder / folder
 
     @cached_property
     def scheduler_config(self) -> dict[str, Any]:

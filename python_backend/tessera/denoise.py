@@ -8,7 +8,7 @@ callable.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,8 +17,9 @@ import torch
 from tessera.plan import Plan
 from tessera.sampler import Sampler
 
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(sample (n, c, h, w), timestep (n,), text (n, tokens, width)) -> prediction (n, c, h, w)."""
+Conditions = Mapping[str, torch.Tensor]
+Predict = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
+"""(sample (n, c, h, w), timestep (n,), conditions of n rows) -> prediction (n, c, h, w)."""
 
 
 @dataclass
@@ -26,7 +27,8 @@ class Running:
     """A request on its way from noise to latents.
 
     Attributes:
-        text: embeddings (1 or 2, tokens, width): with guidance the negative branch comes first.
+        conditions: further inputs of the network, by name, one row per branch: with guidance there
+            are two, the negative one first.
         latents: (1, c, h, w), as of the last finished step.
         first_tick, last_tick: numbers of the ticks that ran its first and latest step.
         batch_sizes: how many requests shared the engine call, per step.
@@ -35,7 +37,7 @@ class Running:
     """
 
     plan: Plan
-    text: torch.Tensor
+    conditions: Conditions
     sampler: Sampler
     latents: torch.Tensor
     step: int = 0
@@ -47,14 +49,19 @@ class Running:
     error: Exception | None = None
 
     @cached_property
+    def branches(self) -> int:
+        """Rows of the network's input that this request takes."""
+        return 2 if self.plan.guided else 1
+
+    @cached_property
     def rows(self) -> torch.Size:
         """Shape of this request's part of the network's input: (branches, c, h, w)."""
-        return torch.Size((self.text.shape[0], *self.latents.shape[1:]))
+        return torch.Size((self.branches, *self.latents.shape[1:]))
 
     @cached_property
     def timesteps(self) -> torch.Tensor:
         """The network's timesteps (steps, branches), float32."""
-        return self.sampler.timesteps.float()[:, None].repeat(1, self.text.shape[0])
+        return self.sampler.timesteps.float()[:, None].repeat(1, self.branches)
 
     @property
     def finished(self) -> bool:
@@ -63,13 +70,13 @@ class Running:
 
 
 def start(
-    plan: Plan, text: torch.Tensor, sampler: Sampler, *, channels: int, pixels: int
+    plan: Plan, conditions: Conditions, sampler: Sampler, *, channels: int, pixels: int
 ) -> Running:
     """A request before its first step; `pixels` is the side of the square that one latent
     covers.
     """
     latents = sampler.initial_latents(channels, plan.height // pixels, plan.width // pixels)
-    return Running(plan, text, sampler, latents)
+    return Running(plan, conditions, sampler, latents)
 
 
 def tick(running: Sequence[Running], predict: Predict, number: int) -> None:
@@ -106,13 +113,14 @@ def _predict_group(group: list[Running], predict: Predict) -> list[torch.Tensor]
     """
     samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
     timesteps = [r.timesteps[r.step] for r in group]
-    inputs = _join(samples), _join(timesteps), _join([r.text for r in group])
+    conditions = {k: _join([r.conditions[k] for r in group]) for k in group[0].conditions}
+    inputs = _join(samples), _join(timesteps), conditions
     began = time.perf_counter()
     output = predict(*inputs)
     network_ms = 1e3 * (time.perf_counter() - began)
     for request in group:
         request.network_ms += network_ms
-    branches_of = output.split([r.text.shape[0] for r in group]) if len(group) > 1 else [output]
+    branches_of = output.split([r.branches for r in group]) if len(group) > 1 else [output]
     return [
         _guide(branches, r.plan.guidance) for branches, r in zip(branches_of, group, strict=True)
     ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "bundle.json"
 
 
@@ -73,11 +73,23 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Verification:
+    """Largest difference between a graph in ONNX Runtime and the torch module, over `cases` random
+    inputs, in units of the outputs' own size.
+    """
+
+    difference: float
+    cases: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of `bundle.json`.
 
     `source` is a digest of the checkpoint and the exporter; `versions` are those of the libraries
-    that exported it.
+    that exported it; `zero_negative` says that a negative prompt that is left out means embeddings
+    of zero instead of those of the empty prompt; `verification` is what `tessera-build verify`
+    found, by graph.
     """
 
     name: str
@@ -90,6 +102,8 @@ class Manifest:
     files: dict[str, FileEntry]
     versions: dict[str, str]
     source: str
+    zero_negative: bool = False
+    verification: dict[str, Verification] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -182,6 +196,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
         "limits": Limits(**content["limits"]),
         "latents": Latents(**content["latents"]),
         "graphs": {k: Graph(**v) for k, v in content["graphs"].items()},
+        "verification": {k: Verification(**v) for k, v in content["verification"].items()},
         "files": {k: FileEntry(**v) for k, v in content["files"].items()},
     }
     return Manifest(**(content | parts))

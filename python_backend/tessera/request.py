@@ -51,7 +51,7 @@ class Request:
     """A `generate` request in which every field has an accepted value."""
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
     seed: int
     steps: int
     guidance: float
@@ -75,7 +75,7 @@ def read_request(inputs: Mapping[str, Array], manifest: Manifest) -> Request:
         raise InvalidInput("PROMPT", prompt, accepted)
     return Request(
         prompt=prompt,
-        negative_prompt=_text(inputs, "NEGATIVE_PROMPT", "", contract.MAX_PROMPT),
+        negative_prompt=_negative_prompt(inputs),
         seed=_seed(inputs),
         steps=_steps(inputs, defaults.steps, defaults.scheduler),
         guidance=_guidance(inputs, defaults.guidance),
@@ -84,6 +84,13 @@ def read_request(inputs: Mapping[str, Array], manifest: Manifest) -> Request:
         scheduler=_scheduler(inputs, defaults.scheduler),
         job_id=read_job_id(inputs) or uuid.uuid4().hex,
     )
+
+
+def _negative_prompt(inputs: Mapping[str, Array]) -> str | None:
+    """`None` if it was left out: some checkpoints tell that from the empty prompt."""
+    if "NEGATIVE_PROMPT" not in inputs:
+        return None
+    return _text(inputs, "NEGATIVE_PROMPT", "", contract.MAX_PROMPT)
 
 
 def read_job_id(inputs: Mapping[str, Array]) -> str:

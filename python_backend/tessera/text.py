@@ -1,7 +1,9 @@
-"""Prompts -> text embeddings, as diffusers' StableDiffusionPipeline makes them."""
+"""Prompts -> embeddings, as diffusers' Stable Diffusion pipelines make them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,30 +12,66 @@ from transformers import AutoTokenizer
 from tessera.engines.base import Engine
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """What conditions the UNet, one row per prompt.
+
+    Attributes:
+        hidden: (n, tokens, width), the encoders' widths side by side.
+        pooled: (n, width) of the last encoder; (n, 1) of zeros for a variant without it, since
+            every request has to carry the same tensors.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+
+    def zeroed(self, row: int) -> Embeddings:
+        """These embeddings with one row of zeros."""
+        hidden, pooled = self.hidden.clone(), self.pooled.clone()
+        hidden[row], pooled[row] = 0, 0
+        return Embeddings(hidden, pooled)
+
+
 class TextEncoder:
-    """A tokenizer and the text encoder's engine.
+    """A tokenizer and a text encoder's engine.
 
     Args:
         tokenizer: folder with the tokenizer's files.
-        engine: takes `input_ids` (n, tokens) int64, gives `last_hidden_state` (n, tokens, width).
+        engine: takes `input_ids` (n, tokens) int64; gives `penultimate_hidden_state` or else
+            `last_hidden_state` (n, tokens, width), and perhaps `text_embeds` (n, width).
     """
 
     def __init__(self, tokenizer: Path, engine: Engine) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self._engine = engine
 
-    def encode(self, prompts: list[str]) -> torch.Tensor:
-        """Embeddings (n, tokens, width); prompts are padded and cut to the encoder's window."""
+    def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states and pooled embeddings; prompts are padded and cut to the encoder's
+        window.
+        """
         ids = self._tokenizer(
-            prompts,
+            list(prompts),
             padding="max_length",
             max_length=self._tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        return self._engine.run({"input_ids": ids})["last_hidden_state"]
+        outputs = self._engine.run({"input_ids": ids})
+        hidden = outputs.get("penultimate_hidden_state", outputs.get("last_hidden_state"))
+        assert hidden is not None, "a text encoder gives one of the two"
+        return hidden, outputs.get("text_embeds")
 
     def dropped_tokens(self, prompt: str) -> int:
         """How many of a prompt's tokens lie beyond the encoder's window."""
         count = len(self._tokenizer(prompt, truncation=False).input_ids)
         return max(0, count - int(self._tokenizer.model_max_length))
+
+
+def embed(encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> Embeddings:
+    """Embeddings of prompts by all encoders of a variant."""
+    encoded = [encoder.encode(prompts) for encoder in encoders]
+    pooled = encoded[-1][1]
+    return Embeddings(
+        hidden=torch.cat([hidden for hidden, _ in encoded], dim=-1),
+        pooled=torch.zeros(len(prompts), 1) if pooled is None else pooled,
+    )

@@ -5,17 +5,23 @@ Knows engines and tensors, nothing of requests.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from tessera.engines.base import Engine
+from tessera.variants import Variant
+
+Conditions = Mapping[str, torch.Tensor]
+"""Inputs of the network beside sample and timestep, by name; one row per branch."""
 
 
 class UNet:
     """Two engines that share a batch.
 
     Args:
-        encoder: `sample` (n, c, h, w), `timestep` (n,), `encoder_hidden_states` (n, tokens, width)
-            -> `mid`, `emb`, `skip_0` ... `skip_k`.
+        encoder: `sample` (n, c, h, w), `timestep` (n,) and the conditions -> `mid`, `emb`, `skip_0`
+            ... `skip_k`.
         decoder: those and `encoder_hidden_states` -> `prediction` (n, c, h, w).
         max_rows: largest batch of one engine call.
     """
@@ -24,24 +30,44 @@ class UNet:
         self._encoder, self._decoder, self._max_rows = encoder, decoder, max_rows
 
     def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
+        self, sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
         """The network's prediction (n, c, h, w).
 
         Args:
             sample: scaled latents (n, c, h, w), float32.
             timestep: (n,) float32.
-            text: embeddings (n, tokens, width), float32.
+            conditions: what `conditions_of` makes, n rows each.
         """
-        if sample.shape[0] <= self._max_rows:
-            return self._call(sample, timestep, text)
-        rows = zip(*(t.split(self._max_rows) for t in (sample, timestep, text)), strict=True)
-        return torch.cat([self._call(*chunk) for chunk in rows])
+        inputs = {"sample": sample, "timestep": timestep, **conditions}
+        rows = sample.shape[0]
+        if rows <= self._max_rows:
+            return self._call(inputs)
+        starts = range(0, rows, self._max_rows)
+        chunks = [{k: v[i : i + self._max_rows] for k, v in inputs.items()} for i in starts]
+        return torch.cat([self._call(chunk) for chunk in chunks])
 
-    def _call(
-        self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor
-    ) -> torch.Tensor:
-        encoded = self._encoder.run(
-            {"sample": sample, "timestep": timestep, "encoder_hidden_states": text}
-        )
+    def _call(self, inputs: Conditions) -> torch.Tensor:
+        encoded = self._encoder.run(inputs)
+        text = inputs["encoder_hidden_states"]
         return self._decoder.run({**encoded, "encoder_hidden_states": text})["prediction"]
+
+
+def conditions_of(
+    text: torch.Tensor, pooled: torch.Tensor, *, width: int, height: int, variant: Variant
+) -> Conditions:
+    """What a picture's UNet calls have in common, by name of the input.
+
+    Args:
+        text: embeddings (branches, tokens, width).
+        pooled: embeddings (branches, width).
+        width: of the picture, in pixels.
+        height: of the picture, in pixels; a variant that conditions on sizes is told that the
+            picture is a whole one of this size, as diffusers' pipeline does.
+        variant: says which inputs there are.
+    """
+    conditions = {"encoder_hidden_states": text}
+    if variant.pooled:
+        sizes = torch.tensor([float(n) for n in (height, width, 0, 0, height, width)])
+        conditions |= {"text_embeds": pooled, "time_ids": sizes.repeat(text.shape[0], 1)}
+    return conditions

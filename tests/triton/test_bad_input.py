@@ -131,6 +131,7 @@ def test_nobody_can_hang_or_disturb_denoise_by_calling_it(server: Server) -> Non
         arrays = {
             "PLAN": np.array([[text]], object),
             "TEXT": np.zeros((1, 1, 77, 96), np.float32),
+            "POOLED": np.zeros((1, 1, 1), np.float32),
             "QUEUED_TICK": np.array([[0]], np.int64),
         }
         tensors = []

@@ -11,7 +11,8 @@ from tessera.contract import SCHEDULERS
 from tessera.denoise import Running, start, tick
 from tessera.plan import Plan
 from tessera.sampler import Sampler
-from tessera.unet import UNet
+from tessera.unet import Conditions, UNet, conditions_of
+from tessera.variants import VARIANTS
 from tests.fakes.engine import unet_engines
 from tests.unit.test_sampler import DEMO
 
@@ -36,7 +37,8 @@ def running(wanted: Plan) -> Running:
     sampler = Sampler(wanted.scheduler, DEMO, steps=wanted.steps, seed=wanted.seed)
     generator = torch.Generator().manual_seed(wanted.seed)
     text = torch.randn(2 if wanted.guided else 1, 5, 8, generator=generator)
-    return start(wanted, text, sampler, channels=4, pixels=4)
+    conditions = {"encoder_hidden_states": text}
+    return start(wanted, conditions, sampler, channels=4, pixels=4)
 
 
 def unet(max_rows: int = 16) -> UNet:
@@ -107,7 +109,7 @@ def test_guidance_is_negative_plus_scaled_difference() -> None:
     request = running(plan(guidance=3.0, steps=1))
     before = request.latents.clone()
     outputs = torch.stack([torch.full((4, 16, 16), 2.0), torch.full((4, 16, 16), 5.0)])
-    tick([request], lambda sample, timestep, text: outputs, 1)
+    tick([request], lambda sample, timestep, conditions: outputs, 1)
     again = running(plan(guidance=3.0, steps=1))
     guided = torch.full((1, 4, 16, 16), 2.0 + 3.0 * (5.0 - 2.0))
     assert torch.equal(request.latents, again.sampler.step(guided, before, 0))
@@ -117,10 +119,12 @@ def test_a_failing_network_call_fails_its_group_only() -> None:
     wide, narrow = running(plan(width=96)), running(plan())
     network = unet()
 
-    def predict(sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def predict(
+        sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         if sample.shape[-1] == 24:
             raise RuntimeError("no memory")
-        return network.predict(sample, timestep, text)
+        return network.predict(sample, timestep, conditions)
 
     tick([wide, narrow], predict, 1)
     assert wide.finished
@@ -139,3 +143,12 @@ def test_a_failing_sampler_fails_its_request_only() -> None:
     tick([broken, well], unet().predict, 1)
     assert isinstance(broken.error, ValueError)
     assert well.step == 1
+
+
+def test_conditions_say_what_the_variant_takes() -> None:
+    text, pooled = torch.ones(2, 5, 8), torch.ones(2, 3)
+    plain = conditions_of(text, pooled, width=96, height=64, variant=VARIANTS["sd15"])
+    assert set(plain) == {"encoder_hidden_states"}
+    sized = conditions_of(text, pooled, width=96, height=64, variant=VARIANTS["sdxl"])
+    assert set(sized) == {"encoder_hidden_states", "text_embeds", "time_ids"}
+    assert sized["time_ids"].tolist() == [[64, 96, 0, 0, 64, 96]] * 2

@@ -49,7 +49,7 @@ def test_defaults_come_from_the_bundle() -> None:
     request = read_request(inputs(), MANIFEST)
     assert (request.steps, request.guidance, request.scheduler) == (20, 4.0, "euler")
     assert (request.width, request.height) == (128, 128)
-    assert request.negative_prompt == ""
+    assert request.negative_prompt is None
     assert 0 <= request.seed <= MAX_SEED
     other = read_request(inputs(), MANIFEST)
     assert other.seed != request.seed

@@ -26,7 +26,6 @@ class FakeBundle:
 
     manifest = MANIFEST
     scheduler_config = DEMO
-    tokenizer = Path("tokenizer")
 
     def __init__(self) -> None:
         encoder, decoder = unet_engines()
@@ -36,6 +35,9 @@ class FakeBundle:
             "unet_decoder": decoder,
             "vae_decoder": vae_engine(),
         }
+
+    def tokenizer(self, folder: str) -> Path:
+        return Path(folder)
 
     def engine(self, name: str) -> FakeEngine:
         return self.engines[name]

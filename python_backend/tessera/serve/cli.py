@@ -18,6 +18,7 @@ from tessera.manifest import Manifest, check_files, read_manifest
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera.serve.warmup import warm_up
+from tessera.variants import VARIANTS
 
 console = Console(stderr=True, highlight=False)
 DEFAULTS = Ports()
@@ -124,8 +125,11 @@ def _checked(bundle: Path) -> Manifest:
         BundleError: something does not fit.
     """
     manifest = read_manifest(bundle)
-    if manifest.variant != "sd15":
-        raise BundleError(f"{bundle} is of variant {manifest.variant!r}; this Tessera serves sd15")
+    if manifest.variant not in VARIANTS:
+        raise BundleError(
+            f"{bundle} is of variant {manifest.variant!r}; this Tessera serves "
+            f"{', '.join(VARIANTS)}"
+        )
     with Status("checking the bundle ...", console=console) as status:
         check_files(bundle, manifest, lambda name: status.update(f"checking the bundle: {name}"))
     return manifest

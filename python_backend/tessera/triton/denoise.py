@@ -21,7 +21,8 @@ from tessera.errors import Cancelled, Unavailable
 from tessera.plan import Plan
 from tessera.sampler import Sampler
 from tessera.triton import pb
-from tessera.unet import UNet
+from tessera.unet import UNet, conditions_of
+from tessera.variants import VARIANTS
 
 MAX_REGROUPS = 3
 """How often in a row a batch is sent back because requests of the last tick are not in it yet."""
@@ -34,13 +35,14 @@ collected."""
 
 
 class TritonPythonModel:
-    """PLAN, TEXT, QUEUED_TICK -> LATENTS, STATS, one step per call."""
+    """PLAN, TEXT, POOLED, QUEUED_TICK -> LATENTS, STATS, one step per call."""
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the UNet's engines."""
         torch.set_num_threads(1)
         bundle = Bundle.from_environment()
         self._manifest = bundle.manifest
+        self._variant = VARIANTS[bundle.manifest.variant]
         self._scheduler_config = bundle.scheduler_config
         self._unet = UNet(
             bundle.engine("unet_encoder"),
@@ -141,7 +143,13 @@ class TritonPythonModel:
         latents = self._manifest.latents
         self._running[identity] = start(
             plan,
-            pb.to_torch(inputs["TEXT"]).clone(),
+            conditions_of(
+                pb.to_torch(inputs["TEXT"]).clone(),
+                pb.to_torch(inputs["POOLED"]).clone(),
+                width=plan.width,
+                height=plan.height,
+                variant=self._variant,
+            ),
             sampler,
             channels=latents.channels,
             pixels=latents.pixels,

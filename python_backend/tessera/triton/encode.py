@@ -13,12 +13,13 @@ from tessera.bundle import Bundle
 from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
 from tessera.request import Request, read_request
-from tessera.text import TextEncoder
+from tessera.text import Embeddings, TextEncoder, embed
 from tessera.triton import pb
+from tessera.variants import VARIANTS
 
 
 class TritonPythonModel:
-    """First member of the ensemble: inputs of the contract -> PLAN, TEXT."""
+    """First member of the ensemble: inputs of the contract -> PLAN, TEXT, POOLED."""
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle and the board."""
@@ -27,8 +28,10 @@ class TritonPythonModel:
         bundle = Bundle.from_environment()
         self._manifest = bundle.manifest
         self._board = Board(board_path())
-        self._engine = TimedEngine(bundle.engine("text_encoder"))
-        self._text = TextEncoder(bundle.tokenizer, self._engine)
+        variant = VARIANTS[bundle.manifest.variant]
+        self._engines = [TimedEngine(bundle.engine(name)) for name in variant.text_encoders]
+        folders = [bundle.tokenizer(name) for name in variant.tokenizers]
+        self._encoders = [TextEncoder(f, e) for f, e in zip(folders, self._engines, strict=True)]
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -58,14 +61,25 @@ class TritonPythonModel:
             height=wanted.height,
             scheduler=wanted.scheduler,
             started=started,
-            prompt_tokens_dropped=self._text.dropped_tokens(wanted.prompt),
+            prompt_tokens_dropped=self._encoders[0].dropped_tokens(wanted.prompt),
         )
-        prompts = [wanted.negative_prompt, wanted.prompt] if plan.guided else [wanted.prompt]
-        before = self._engine.spent_ms
-        embeddings = self._text.encode(prompts)
+        before = sum(engine.spent_ms for engine in self._engines)
+        embeddings = self._embeddings(wanted, plan.guided)
         plan = dataclasses.replace(
             plan,
             encode_ms=1e3 * (time.time() - started),
-            engine_ms=self._engine.spent_ms - before,
+            engine_ms=sum(engine.spent_ms for engine in self._engines) - before,
         )
-        return [pb.tensor("PLAN", plan.to_json()), pb.tensor("TEXT", embeddings.numpy())]
+        return [
+            pb.tensor("PLAN", plan.to_json()),
+            pb.tensor("TEXT", embeddings.hidden.numpy()),
+            pb.tensor("POOLED", embeddings.pooled.numpy()),
+        ]
+
+    def _embeddings(self, wanted: Request, guided: bool) -> Embeddings:
+        """Of the negative prompt, if there is to be such a branch, and the prompt."""
+        if not guided:
+            return embed(self._encoders, [wanted.prompt])
+        both = embed(self._encoders, [wanted.negative_prompt or "", wanted.prompt])
+        zero = self._manifest.zero_negative and wanted.negative_prompt is None
+        return both.zeroed(0) if zero else both

@@ -1,0 +1,133 @@
+"""Opens a diffusers checkpoint and finds its row in the table of variants.
+
+Accepted are a folder, a single safetensors file and a hub's "owner/name"; never a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
+
+from tessera.errors import BundleError
+from tessera.variants import VARIANTS
+
+_PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+_SUPPORTED = ", ".join(f"{v.title} ({name})" for name, v in VARIANTS.items())
+
+
+def find_checkpoint(source: str) -> Path:
+    """The folder or file that `source` names; a hub's "owner/name" is downloaded into its cache.
+
+    Raises:
+        BundleError: there is nothing of that name, or it is a pickle.
+    """
+    path = Path(source)
+    if path.suffix in _PICKLES:
+        raise BundleError(f"{source} is a pickle, which can run code; accepted: safetensors")
+    if path.exists():
+        if path.is_file() and path.suffix != ".safetensors":
+            raise BundleError(f"{source} is no safetensors file; accepted: *.safetensors")
+        if path.is_dir() and not (path / "model_index.json").exists():
+            raise BundleError(f"{source} is not a diffusers checkpoint: it has no model_index.json")
+        return path
+    if source.count("/") != 1 or source.startswith((".", "/")):
+        raise BundleError(
+            f"{source} does not exist; accepted: a diffusers folder, a .safetensors file or a "
+            'hub\'s "owner/name"'
+        )
+    try:
+        return Path(DiffusionPipeline.download(source, use_safetensors=True))
+    except Exception as error:  # the hub client raises whatever its HTTP library does
+        raise BundleError(
+            f"{source} is no local path, and the hub did not give it: {_first_line(error)}"
+        ) from error
+
+
+def open_checkpoint(path: Path, *, config: Path | None = None) -> tuple[DiffusionPipeline, str]:
+    """The checkpoint as a diffusers pipeline in float32, and the name of its variant.
+
+    Args:
+        path: of a diffusers folder or a single safetensors file.
+        config: for a single file: a diffusers folder to take the configs from, where the hub, which
+            has them otherwise, cannot be reached.
+
+    Raises:
+        BundleError: it cannot be read, or is of a kind that is not supported.
+    """
+    try:
+        if path.is_file():
+            options = {} if config is None else {"config": str(config)}
+            pipe = _open_file(path, options)
+            return pipe, variant_of(type(pipe).__name__, dict(pipe.unet.config))
+        return _open_folder(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
+def variant_of(pipeline: str, unet: Mapping[str, Any]) -> str:
+    """Name of the row that a checkpoint belongs to, by its own configuration.
+
+    Raises:
+        BundleError: none fits; the sentence says what is supported.
+    """
+    known = {v.pipeline for v in VARIANTS.values()}
+    if pipeline not in known:
+        raise _unsupported(f"is a {pipeline}")
+    if unet["in_channels"] != 4:
+        raise _unsupported(f"has a UNet of {unet['in_channels']} input channels")
+    added, classes = unet.get("addition_embed_type"), unet.get("class_embed_type")
+    if classes or unet.get("encoder_hid_dim_type") or added not in (None, "text_time"):
+        raise _unsupported("conditions its UNet on more than prompt and size")
+    if (added == "text_time") != (pipeline == VARIANTS["sdxl"].pipeline):
+        raise _unsupported(f"is a {pipeline} with addition_embed_type {added!r}")
+    if added == "text_time":
+        return "sdxl"
+    width, linear = unet["cross_attention_dim"], unet.get("use_linear_projection")
+    return "sd21" if width == 1024 or (width != 768 and linear) else "sd15"
+
+
+def _open_folder(path: Path) -> tuple[DiffusionPipeline, str]:
+    index = json.loads((path / "model_index.json").read_text())
+    unet = path / "unet" / "config.json"
+    if not unet.exists():
+        raise _unsupported(f"is a {index.get('_class_name')} without a UNet")
+    variant = variant_of(index["_class_name"], json.loads(unet.read_text()))
+    needed = ("unet", "vae", *VARIANTS[variant].text_encoders)
+    for part in needed:
+        if index.get(part, [None])[0] is None:
+            raise _unsupported(f"has no {part}, as refiners do")
+        if not list((path / part).glob("*.safetensors")):
+            raise BundleError(
+                f"{path / part} holds no safetensors weights; accepted: *.safetensors (convert a "
+                "pickle with diffusers' save_pretrained)"
+            )
+    options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+    if not VARIANTS[variant].pooled:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, VARIANTS[variant].pipeline)
+    return pipeline.from_pretrained(str(path), **options), variant
+
+
+def _open_file(path: Path, options: dict[str, str]) -> DiffusionPipeline:
+    """A single file names no pipeline; the names of its weights do."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as weights:
+        xl = any(name.startswith("conditioner.embedders.1.") for name in weights.keys())  # noqa: SIM118
+    pipeline = getattr(diffusers, VARIANTS["sdxl" if xl else "sd15"].pipeline)
+    return pipeline.from_single_file(str(path), dtype=torch.float32, **options)
+
+
+def _unsupported(what: str) -> BundleError:
+    return BundleError(f"the checkpoint {what}; supported: {_SUPPORTED}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

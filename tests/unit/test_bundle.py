@@ -1,0 +1,220 @@
+"""Bundles: whole or not at all, and refusals in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import tessera_build.bundle as module
+from tessera.errors import BundleError
+from tessera.manifest import Manifest, read_manifest
+from tessera.variants import VARIANTS
+from tessera_build.bundle import Choices, build_bundle, is_current
+from tessera_build.checkpoint import find_checkpoint, open_checkpoint, variant_of
+from tessera_build.cli import app
+from tests.conftest import Small
+
+Make = Callable[[str], Small]
+CHOICES = Choices(steps=4)
+
+
+def build(checkpoint: Path, out: Path, fail_at: str = "", choices: Choices = CHOICES) -> Manifest:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == fail_at:
+            raise KeyboardInterrupt
+
+    return build_bundle(checkpoint, out, choices=choices, progress=progress)
+
+
+@pytest.fixture
+def copy(small: Make, tmp_path: Path) -> Path:
+    """A checkpoint that a test may spoil."""
+    folder = tmp_path / "copy"
+    shutil.copytree(small("sd15").checkpoint, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("variant", "scheduler", "guidance"),
+    [("sd15", "dpmpp_2m_karras", 7.5), ("sd21", "ddim", 7.5), ("sdxl", "euler", 5.0)],
+)
+def test_the_checkpoint_decides(small: Make, variant: str, scheduler: str, guidance: float) -> None:
+    manifest = read_manifest(small(variant).bundle)
+    assert manifest.variant == variant
+    assert (manifest.defaults.scheduler, manifest.defaults.guidance) == (scheduler, guidance)
+    assert (manifest.defaults.steps, manifest.defaults.width) == (4, 128)
+    assert (manifest.limits.min_size, manifest.limits.max_size) == (64, 256)
+    assert (manifest.latents.pixels, manifest.latents.channels) == (8, 4)
+    assert manifest.zero_negative == (variant == "sdxl")
+    folders = {name.split("/")[0] for name in manifest.files}
+    assert folders == {"graphs", "scheduler", *VARIANTS[variant].tokenizers}
+
+
+def test_a_bundle_is_current_until_something_changes(small: Make, copy: Path) -> None:
+    bundle = small("sd15").bundle
+    assert is_current(bundle, copy, CHOICES)
+    assert not is_current(bundle, copy, Choices(steps=5))
+    config = copy / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("0.012", "0.013"))
+    assert not is_current(bundle, copy, CHOICES)
+    damaged = copy.parent / "damaged"
+    shutil.copytree(bundle, damaged)
+    (damaged / "graphs" / "vae_decoder.onnx").write_bytes(b"nothing")
+    assert not is_current(damaged, small("sd15").checkpoint, CHOICES)
+    assert not is_current(copy.parent / "none", copy, CHOICES)
+
+
+def test_an_interrupted_build_leaves_the_older_bundle_and_nothing_else(
+    small: Make, tmp_path: Path
+) -> None:
+    made = small("sd15")
+    out = tmp_path / "bundles" / "small"
+    shutil.copytree(made.bundle, out)
+    with pytest.raises(KeyboardInterrupt):
+        build(made.checkpoint, out, fail_at="unet_encoder")
+    assert {p.name for p in out.parent.iterdir()} <= {"small", ".small.lock"}
+    assert is_current(out, made.checkpoint, CHOICES)
+
+
+def test_a_new_bundle_takes_the_place_of_the_older(
+    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = small("sd15")
+    monkeypatch.setattr(module, "graphs_of", lambda pipe, variant: [])
+    out = tmp_path / "small"
+    out.mkdir()
+    (out / "stray").touch()
+    manifest = build(made.checkpoint, out)
+    assert manifest.digest == read_manifest(out).digest
+    assert [p.name for p in tmp_path.iterdir()] == ["small"]
+    assert not (out / "stray").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "export_graph", full)
+    with pytest.raises(BundleError, match=r"could not be written: No space left on device"):
+        build(small("sd15").checkpoint, tmp_path / "out" / "small")
+    assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]
+
+
+def test_two_builds_into_one_folder(small: Make, tmp_path: Path) -> None:
+    def second(what: str, done: int, total: int) -> None:
+        build(small("sd15").checkpoint, tmp_path / "small")
+
+    with pytest.raises(BundleError, match=r"another build is writing to .*small"):
+        build_bundle(small("sd15").checkpoint, tmp_path / "small", choices=CHOICES, progress=second)
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        (Choices(scheduler="best"), r"scheduler 'best' is unknown; accepted: euler"),
+        (Choices(size=100), r"\(64, 100, 256\); accepted: multiples of 8"),
+        (Choices(max_size=64), r"\(64, 128, 64\); accepted: .* ascending"),
+    ],
+    ids=["scheduler", "odd size", "limits crossed"],
+)
+def test_choices_that_do_not_fit(
+    small: Make, tmp_path: Path, choices: Choices, sentence: str
+) -> None:
+    with pytest.raises(BundleError, match=sentence):
+        build(small("sd15").checkpoint, tmp_path / "out", choices=choices)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("nowhere/at/all", "does not exist; accepted: a diffusers folder"),
+        ("model.ckpt", "is a pickle, which can run code; accepted: safetensors"),
+        ("weights.bin", "is a pickle"),
+    ],
+)
+def test_sources_that_are_none(source: str, sentence: str) -> None:
+    with pytest.raises(BundleError, match=sentence):
+        find_checkpoint(source)
+
+
+def test_folders_and_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is not a diffusers checkpoint.*model_index\.json"):
+        find_checkpoint(str(tmp_path))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(BundleError, match=r"is no safetensors file"):
+        find_checkpoint(str(tmp_path / "notes.txt"))
+
+
+def test_weights_in_pickles_are_refused(copy: Path) -> None:
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(BundleError, match=r"unet holds no safetensors weights"):
+        open_checkpoint(copy)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_truncated_weights_are_one_sentence(copy: Path, part: str, tmp_path: Path) -> None:
+    weights = next((copy / part).glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    result = CliRunner().invoke(app, ["bundle", str(copy), "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, BundleError)
+    assert "cannot be read" in str(result.exception)
+    assert len(str(result.exception).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+UNET = {"in_channels": 4, "cross_attention_dim": 768}
+XL = {"in_channels": 4, "cross_attention_dim": 2048, "addition_embed_type": "text_time"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "unet", "variant"),
+    [
+        ("StableDiffusionPipeline", UNET, "sd15"),
+        ("StableDiffusionPipeline", UNET | {"use_linear_projection": True}, "sd15"),
+        ("StableDiffusionPipeline", UNET | {"cross_attention_dim": 1024}, "sd21"),
+        ("StableDiffusionXLPipeline", XL, "sdxl"),
+    ],
+    ids=["1.5", "1.5 with linear layers", "2.1", "XL"],
+)
+def test_rows_of_the_table(pipeline: str, unet: dict[str, object], variant: str) -> None:
+    assert variant_of(pipeline, unet) == variant
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "unet", "sentence"),
+    [
+        ("StableDiffusion3Pipeline", {}, "is a StableDiffusion3Pipeline"),
+        ("StableDiffusionPipeline", UNET | {"in_channels": 9}, "a UNet of 9 input channels"),
+        ("StableDiffusionPipeline", UNET | {"class_embed_type": "timestep"}, "conditions its"),
+        ("StableDiffusionXLPipeline", UNET, "StableDiffusionXLPipeline with addition_embed_type"),
+    ],
+    ids=["transformer", "inpainting", "unclip", "odd XL"],
+)
+def test_unsupported_kinds_are_told_what_is(
+    pipeline: str, unet: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(BundleError, match=sentence) as raised:
+        variant_of(pipeline, unet)
+    assert "supported: Stable Diffusion 1.x (sd15)" in str(raised.value)
+
+
+def test_a_refiner_is_told_so(small: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "refiner"
+    shutil.copytree(small("sdxl").checkpoint, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BundleError, match="has no text_encoder, as refiners do"):
+        open_checkpoint(folder)
