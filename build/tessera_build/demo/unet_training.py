@@ -199,7 +199,7 @@ def _optimizer(
         {"params": list(networks.unet.parameters()), "lr": PEAK_RATE},
         {"params": list(networks.text_encoder.parameters()), "lr": PEAK_RATE * TEXT_RATE},
     ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         [PEAK_RATE, PEAK_RATE * TEXT_RATE],
