@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ConfigMixin, DiffusionPipeline
+from torch import nn
 
-from tessera import __version__
+from tessera import __version__, modules
 from tessera.contract import SCHEDULERS, SIZE_STEP
 from tessera.errors import BundleError
 from tessera.manifest import (
@@ -130,9 +132,10 @@ def is_current(out: Path, checkpoint: Path, choices: Choices) -> bool:
 def source_digest(checkpoint: Path, choices: Choices) -> str:
     """SHA-256 over a checkpoint's files, the choices, and the code that exports them."""
     here = Path(__file__).parent
-    names = ("bundle.py", "checkpoint.py", "export.py", "graphs.py", "modules.py")
+    names = ("bundle.py", "checkpoint.py", "export.py", "graphs.py")
+    code = [*(here / n for n in names), Path(modules.__file__)]
     files = [p for p in checkpoint.rglob("*") if p.is_file()] or [checkpoint]
-    parts = [file_digest(p) for p in [*(here / n for n in names), *sorted(files)]]
+    parts = [file_digest(p) for p in [*code, *sorted(files)]]
     return hashlib.sha256("".join([*parts, repr(choices)]).encode()).hexdigest()
 
 
@@ -160,13 +163,21 @@ def _write_parts(
     graphs = {}
     for done, spec in enumerate(specs):
         progress(spec.name, done, len(specs))
-        file = f"graphs/{spec.name}.onnx"
-        graphs[spec.name] = Graph(file, export_graph(spec.module, spec.signature, folder / file))
+        file, part = f"graphs/{spec.name}.onnx", modules.network_of(spec.name)
+        layout = export_graph(spec.module, spec.signature, folder / file)
+        graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout)
+        _save_config(getattr(pipe, part), folder / "networks" / part)
     progress("done", len(specs), len(specs))
     for name in VARIANTS[variant].tokenizers:
         getattr(pipe, name).save_pretrained(folder / name)
     pipe.scheduler.save_pretrained(folder / "scheduler")
     return graphs
+
+
+def _save_config(network: nn.Module, folder: Path) -> None:
+    """Write `config.json` alone: transformers' configs save themselves, diffusers' models do."""
+    owner: Any = network if isinstance(network, ConfigMixin) else network.config
+    (owner.save_config if isinstance(network, ConfigMixin) else owner.save_pretrained)(folder)
 
 
 def _latents(pipe: DiffusionPipeline) -> Latents:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from tessera.errors import TesseraError
 
@@ -63,6 +64,30 @@ def bundle(
 
     choices = Choices(steps, guidance, scheduler, size, min_size, max_size, max_rows)
     _build(checkpoint, out, choices, force=force, config=config)
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder that tessera-build wrote.")],
+) -> None:
+    """Compare every graph in ONNX Runtime with torch; exit code 1 if one differs."""
+    _quiet()
+    from tessera_build.verify import TOLERANCE, verify_bundle
+
+    with console.status("checking the files ...") as status:
+        found = verify_bundle(bundle, progress=lambda graph: status.update(f"running {graph} ..."))
+    table = Table(title=f"{bundle}: ONNX Runtime against torch")
+    for column in ("graph", "random inputs", "largest difference", "accepted", ""):
+        table.add_column(column)
+    for graph, result in found.items():
+        good = result.difference <= TOLERANCE
+        verdict = "[green]well" if good else "[red]differs"
+        table.add_row(
+            graph, str(result.cases), f"{result.difference:.1e}", f"{TOLERANCE:.0e}", verdict
+        )
+    console.print(table)
+    if any(not result.difference <= TOLERANCE for result in found.values()):
+        raise typer.Exit(1)
 
 
 @app.command("train-demo")

@@ -75,14 +75,6 @@ def export_graph(module: torch.nn.Module, signature: Signature, path: Path) -> L
     return layout
 
 
-def to_layout(name: str, weight: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
-    """A copy of a checkpoint's weight as the graph's initializer holds it."""
-    how = layout.get(name, {})
-    if "perm" in how:
-        return np.ascontiguousarray(weight.transpose(how["perm"]))
-    return np.array(weight.reshape(how["shape"]) if "shape" in how else weight)
-
-
 def _fold_layouts(model: ir.Model, parameters: set[str]) -> Layout:
     """Fold transposes and reshapes of a parameter into its initializer; returns what was done."""
     graph, layout = model.graph, Layout()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
+from tessera import modules
 from tessera.variants import Variant
-from tessera_build import modules
 from tessera_build.export import Signature
 
 _ANY = torch.export.Dim.AUTO
@@ -29,9 +31,18 @@ class GraphSpec:
 
 def graphs_of(pipe: DiffusionPipeline, variant: Variant) -> list[GraphSpec]:
     """Every graph of a pipeline, ready to export one after the other."""
-    texts = [_text_encoder(pipe, name, variant) for name in variant.text_encoders]
-    encoder, decoder = _unet_halves(pipe.unet, pipe.tokenizer.model_max_length)
-    return [*texts, encoder, decoder, *_vae(pipe)]
+    return [
+        *(_text_encoder(pipe, name, variant) for name in variant.text_encoders),
+        *_unet_halves(pipe, variant),
+        *_vae(pipe, variant),
+    ]
+
+
+def _spec(
+    graph: str, module: modules.GraphModule, example: Iterable[torch.Tensor], dynamic: Any
+) -> GraphSpec:
+    signature = Signature(tuple(example), module.inputs, module.outputs, dynamic)
+    return GraphSpec(graph, module, signature)
 
 
 def _text_encoder(pipe: DiffusionPipeline, name: str, variant: Variant) -> GraphSpec:
@@ -39,39 +50,26 @@ def _text_encoder(pipe: DiffusionPipeline, name: str, variant: Variant) -> Graph
     config = encoder.config
     ids = torch.randint(0, config.vocab_size, (_BATCH, config.max_position_embeddings))
     ids[:, -1] = config.eos_token_id
-    if not variant.pooled:
-        signature = Signature((ids,), ("input_ids",), ("last_hidden_state",), (_ROWS,))
-        return GraphSpec(name, modules.TextEncoder(encoder).eval(), signature)
-    module = modules.PenultimateTextEncoder(encoder).eval()
-    outputs = ("penultimate_hidden_state", module.behind)
-    return GraphSpec(name, module, Signature((ids,), ("input_ids",), outputs, (_ROWS,)))
+    return _spec(name, modules.wrap(name, encoder, variant), [ids], (_ROWS,))
 
 
-def _unet_halves(unet: UNet2DConditionModel, tokens: int) -> tuple[GraphSpec, GraphSpec]:
-    encoder, decoder = modules.UNetEncoder(unet).eval(), modules.UNetDecoder(unet).eval()
-    skips = tuple(f"skip_{i}" for i in range(modules.skip_count(unet)))
-    inputs = _unet_inputs(unet, tokens)
+def _unet_halves(pipe: DiffusionPipeline, variant: Variant) -> tuple[GraphSpec, GraphSpec]:
+    encoder = modules.wrap("unet_encoder", pipe.unet, variant)
+    decoder = modules.wrap("unet_decoder", pipe.unet, variant)
+    inputs = _unet_inputs(pipe.unet, pipe.tokenizer.model_max_length)
     with torch.no_grad():
-        mid, emb, *states = encoder(**inputs)
-    first = Signature(
-        tuple(inputs.values()),
-        tuple(inputs),
-        ("mid", "emb", *skips),
-        tuple(_IMAGE if name == "sample" else _ROWS for name in inputs),
+        mid, emb, *skips = encoder(**inputs)
+    shapes = tuple(_IMAGE if name == "sample" else _ROWS for name in inputs)
+    second = (mid, emb, inputs["encoder_hidden_states"], *skips)
+    return (
+        _spec("unet_encoder", encoder, inputs.values(), shapes),
+        _spec("unet_decoder", decoder, second, (_IMAGE, _ROWS, _ROWS, (_IMAGE,) * len(skips))),
     )
-    second = Signature(
-        (mid, emb, inputs["encoder_hidden_states"], *states),
-        ("mid", "emb", "encoder_hidden_states", *skips),
-        ("prediction",),
-        (_IMAGE, _ROWS, _ROWS, tuple(_IMAGE for _ in skips)),
-    )
-    return GraphSpec("unet_encoder", encoder, first), GraphSpec("unet_decoder", decoder, second)
 
 
 def _unet_inputs(unet: UNet2DConditionModel, tokens: int) -> dict[str, torch.Tensor]:
     """Example inputs of the encoder half, by name."""
     config = unet.config
-    device, dtype = unet.device, unet.dtype
     inputs = {
         "sample": torch.randn(_BATCH, config.in_channels, 2 * _SIDE, _SIDE),
         "timestep": torch.tensor([3.0, 500.0]),
@@ -81,20 +79,17 @@ def _unet_inputs(unet: UNet2DConditionModel, tokens: int) -> dict[str, torch.Ten
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         inputs["text_embeds"] = torch.randn(_BATCH, pooled)
         inputs["time_ids"] = torch.tensor([[128.0, 64.0, 0.0, 0.0, 128.0, 64.0]] * _BATCH)
-    keep = ("timestep", "time_ids")
-    return {k: v.to(device, v.dtype if k in keep else dtype) for k, v in inputs.items()}
+    return inputs
 
 
-def _vae(pipe: DiffusionPipeline) -> tuple[GraphSpec, GraphSpec]:
-    channels, pixels = (
-        pipe.vae.config.latent_channels,
-        2 ** (len(pipe.vae.config.block_out_channels) - 1),
-    )
+def _vae(pipe: DiffusionPipeline, variant: Variant) -> tuple[GraphSpec, GraphSpec]:
+    config = pipe.vae.config
+    pixels = 2 ** (len(config.block_out_channels) - 1)
     image = torch.randn(_BATCH, 3, 2 * _SIDE * pixels, _SIDE * pixels)
-    latents = torch.randn(_BATCH, channels, 2 * _SIDE, _SIDE)
-    encode = Signature((image,), ("image",), ("mean", "std"), (_IMAGE,))
-    decode = Signature((latents,), ("latents",), ("image",), (_IMAGE,))
+    latents = torch.randn(_BATCH, config.latent_channels, 2 * _SIDE, _SIDE)
+    encoder = modules.wrap("vae_encoder", pipe.vae, variant)
+    decoder = modules.wrap("vae_decoder", pipe.vae, variant)
     return (
-        GraphSpec("vae_encoder", modules.VaeEncoder(pipe.vae).eval(), encode),
-        GraphSpec("vae_decoder", modules.VaeDecoder(pipe.vae).eval(), decode),
+        _spec("vae_encoder", encoder, [image], (_IMAGE,)),
+        _spec("vae_decoder", decoder, [latents], (_IMAGE,)),
     )

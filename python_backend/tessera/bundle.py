@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.engines.base import Engine
-from tessera.engines.registry import open_engine
+from tessera.engines.registry import Source, chosen_kind, open_engine
 from tessera.errors import BundleError
 from tessera.manifest import Manifest, check_file, read_manifest
 
@@ -57,12 +57,22 @@ class Bundle:
         return self.folder / name
 
     def engine(self, graph: str) -> Engine:
-        """The engine that runs one of the bundle's graphs."""
+        """The engine that runs one of the bundle's graphs, of the kind `TESSERA_ENGINE` names."""
         if graph not in self.manifest.graphs:
             raise BundleError(f"the bundle {self.folder} has no graph {graph!r}")
-        return open_engine(
-            "onnxruntime", self.file(self.manifest.graphs[graph].file), threads=self._threads
+        entry = self.manifest.graphs[graph]
+        for name in self.manifest.files:
+            if name.startswith(entry.file):
+                self.file(name)  # external data lies beside the graph, its name with a suffix
+        source = Source(
+            graph=graph,
+            path=self.folder / entry.file,
+            layout=entry.layout,
+            config=self.file(entry.config),
+            variant=self.manifest.variant,
+            threads=self._threads,
         )
+        return open_engine(chosen_kind(), source)
 
     def tokenizer(self, folder: str) -> Path:
         """The folder with a tokenizer's files, each compared with the manifest."""

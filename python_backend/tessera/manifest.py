@@ -64,11 +64,12 @@ class Graph:
     """One network: its ONNX file and how its initializers differ in layout from the checkpoint's
     weights.
 
-    `layout` maps a weight's name to {"perm": [...]} or {"shape": [...]}; other weights are stored
-    as they are.
+    `config` is the configuration file of the network that it is a part of. `layout` maps a weight's
+    name to {"perm": [...]} or {"shape": [...]}; other weights are stored as they are.
     """
 
     file: str
+    config: str
     layout: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
 

@@ -59,7 +59,8 @@ class TextEncoder:
         outputs = self._engine.run({"input_ids": ids})
         hidden = outputs.get("penultimate_hidden_state", outputs.get("last_hidden_state"))
         assert hidden is not None, "a text encoder gives one of the two"
-        return hidden, outputs.get("text_embeds")
+        pooled = outputs.get("text_embeds")
+        return hidden.float().cpu(), None if pooled is None else pooled.float().cpu()
 
     def dropped_tokens(self, prompt: str) -> int:
         """How many of a prompt's tokens lie beyond the encoder's window."""

@@ -50,7 +50,8 @@ class UNet:
     def _call(self, inputs: Conditions) -> torch.Tensor:
         encoded = self._encoder.run(inputs)
         text = inputs["encoder_hidden_states"]
-        return self._decoder.run({**encoded, "encoder_hidden_states": text})["prediction"]
+        outputs = self._decoder.run({**encoded, "encoder_hidden_states": text})
+        return outputs["prediction"].float().cpu()
 
 
 def conditions_of(

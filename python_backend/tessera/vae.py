@@ -17,7 +17,7 @@ def decode_latents(engine: Engine, latents: torch.Tensor, scale: float) -> npt.N
         latents: (n, c, h, w).
         scale: the autoencoder's scaling factor.
     """
-    image = engine.run({"latents": latents / scale})["image"]
+    image = engine.run({"latents": latents / scale})["image"].float().cpu()
     unit = (image * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
     pixels: npt.NDArray[np.uint8] = (unit * 255).round().astype(np.uint8)
     return pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import tessera_build.bundle as module
 from tessera.errors import BundleError
-from tessera.manifest import Manifest, read_manifest
+from tessera.manifest import FileEntry, Manifest, file_digest, read_manifest, write_manifest
 from tessera.variants import VARIANTS
 from tessera_build.bundle import Choices, build_bundle, is_current
 from tessera_build.checkpoint import find_checkpoint, open_checkpoint, variant_of
@@ -54,7 +55,7 @@ def test_the_checkpoint_decides(small: Make, variant: str, scheduler: str, guida
     assert (manifest.latents.pixels, manifest.latents.channels) == (8, 4)
     assert manifest.zero_negative == (variant == "sdxl")
     folders = {name.split("/")[0] for name in manifest.files}
-    assert folders == {"graphs", "scheduler", *VARIANTS[variant].tokenizers}
+    assert folders == {"graphs", "networks", "scheduler", *VARIANTS[variant].tokenizers}
 
 
 def test_a_bundle_is_current_until_something_changes(small: Make, copy: Path) -> None:
@@ -218,3 +219,42 @@ def test_a_refiner_is_told_so(small: Make, tmp_path: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(BundleError, match="has no text_encoder, as refiners do"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_verify_finds_all_well_and_writes_it_down(
+    small: Make, variant: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small(variant).bundle, bundle)
+    result = CliRunner().invoke(app, ["verify", str(bundle)])
+    assert result.exit_code == 0, result.output
+    manifest = read_manifest(bundle)
+    assert set(manifest.verification) == set(manifest.graphs)
+    for graph, found in manifest.verification.items():
+        assert 0 < found.difference <= 1e-4, graph
+        assert found.cases == 2
+
+
+def test_verify_finds_a_graph_that_computes_something_else(small: Make, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small("sd15").bundle, bundle)
+    path = bundle / "networks" / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"act_fn": "relu"}))
+    manifest = read_manifest(bundle)
+    entry = FileEntry(path.stat().st_size, file_digest(path))
+    files = manifest.files | {"networks/vae/config.json": entry}
+    write_manifest(bundle, dataclasses.replace(manifest, files=files))
+    result = CliRunner().invoke(app, ["verify", str(bundle)])
+    assert result.exit_code == 1
+    assert "differs" in result.output
+
+
+def test_verify_refuses_a_bundle_edited_by_hand(small: Make, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small("sd15").bundle, bundle)
+    (bundle / "scheduler" / "scheduler_config.json").write_text("{}")
+    result = CliRunner().invoke(app, ["verify", str(bundle)])
+    assert isinstance(result.exception, BundleError)
+    assert "scheduler_config.json has 2 bytes" in str(result.exception)

@@ -13,10 +13,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from onnx import numpy_helper
 
+from tessera import modules
 from tessera.manifest import read_manifest
 from tessera.variants import VARIANTS
-from tessera_build import modules
-from tessera_build.export import to_layout
+from tessera.weights import to_layout
 from tessera_build.graphs import GraphSpec, graphs_of
 from tests.conftest import Small
 from tests.fakes.checkpoint import topology

@@ -34,7 +34,7 @@ def whole(folder: Path) -> Manifest:
     name = "graphs/a.onnx"
     return dataclasses.replace(
         MANIFEST,
-        graphs={"a": Graph(name, {"w": {"perm": [1, 0]}})},
+        graphs={"a": Graph(name, "networks/a/config.json", {"w": {"perm": [1, 0]}})},
         files={name: FileEntry(5, file_digest(folder / name))},
     )
 

@@ -1,6 +1,7 @@
 """What an engine is.
 
-Tensors go in and come out by name; where they live is the engine's device.
+Tensors go in and come out by name. What comes out is on the engine's device and in its own
+precision, so that engines can be chained; whoever takes it out of the chain converts it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Engine(Protocol):
     """One network, ready to run."""
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the network once; inputs and outputs are on the engine's device.
+        """Run the network once; inputs may be on any device.
 
         Raises:
             InternalError: the runtime refused the inputs or failed.

@@ -1,19 +1,23 @@
-"""The networks as they are exported: each graph's inputs and outputs, around diffusers' and
+"""The networks that engines run: each graph's inputs and outputs, around diffusers' and
 transformers' own modules.
 
-A wrapper *adopts* the children of the network it wraps, so that its parameters have the
-checkpoint's names, without a prefix. The UNet is cut after the mid block: what a ControlNet adds
-goes in at the cut.
+The builder exports these modules; the torch engine runs them. A wrapper *adopts* the children of
+the network it wraps, so that its parameters have the checkpoint's names, without a prefix. The UNet
+is cut after the mid block: what a ControlNet adds goes in at the cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tessera.variants import Variant
 
 _ENCODER_PARTS = (
     "conv_in",
@@ -27,12 +31,17 @@ _ENCODER_PARTS = (
 _DECODER_PARTS = ("up_blocks", "conv_norm_out", "conv_act", "conv_out")
 
 
-class _Adopting(nn.Module):
+class GraphModule(nn.Module):
     """A module with another's children as its own; the other is reachable as `source` but not
     registered.
+
+    Attributes:
+        inputs, outputs: names of what `forward` takes and returns, in order.
     """
 
     source: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     def __init__(self, source: nn.Module, parts: Iterable[str] | None = None) -> None:
         super().__init__()
@@ -43,10 +52,12 @@ class _Adopting(nn.Module):
         object.__setattr__(self, "source", source)
 
 
-class TextEncoder(_Adopting):
+class TextEncoder(GraphModule):
     """`input_ids` (n, tokens) -> `last_hidden_state` (n, tokens, width)."""
 
     source: CLIPTextModel
+    inputs = ("input_ids",)
+    outputs = ("last_hidden_state",)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -54,7 +65,7 @@ class TextEncoder(_Adopting):
         return hidden
 
 
-class PenultimateTextEncoder(_Adopting):
+class PenultimateTextEncoder(GraphModule):
     """`input_ids` -> `penultimate_hidden_state` (n, tokens, width), and what lies behind it:
     `text_embeds` (n, width) of an encoder with a projection, else `last_hidden_state`.
 
@@ -62,21 +73,21 @@ class PenultimateTextEncoder(_Adopting):
     """
 
     source: CLIPTextModel | CLIPTextModelWithProjection
+    inputs = ("input_ids",)
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__(source)
+        projects = isinstance(source, CLIPTextModelWithProjection)
+        behind = "text_embeds" if projects else "last_hidden_state"
+        self.outputs = ("penultimate_hidden_state", behind)
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See the class."""
         output = self.source(input_ids, output_hidden_states=True)
-        behind = output[self.behind]
-        return output.hidden_states[-2], behind
-
-    @property
-    def behind(self) -> str:
-        """Name of the second output."""
-        projects = isinstance(self.source, CLIPTextModelWithProjection)
-        return "text_embeds" if projects else "last_hidden_state"
+        return output.hidden_states[-2], output[self.outputs[1]]
 
 
-class UNetEncoder(_Adopting):
+class UNetEncoder(GraphModule):
     """conv_in, down blocks, mid block: (`sample`, `timestep`, `encoder_hidden_states`) -> (`mid`,
     `emb`, `skip_i`...).
 
@@ -87,6 +98,9 @@ class UNetEncoder(_Adopting):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(unet, _ENCODER_PARTS)
+        added = ("text_embeds", "time_ids") if unet.config.addition_embed_type else ()
+        self.inputs = ("sample", "timestep", "encoder_hidden_states", *added)
+        self.outputs = ("mid", "emb", *_skips(unet))
 
     def forward(
         self,
@@ -115,7 +129,7 @@ class UNetEncoder(_Adopting):
         return (mid, emb, *skips)
 
 
-class UNetDecoder(_Adopting):
+class UNetDecoder(GraphModule):
     """Up blocks and conv_out: (`mid`, `emb`, `encoder_hidden_states`, `skip_i`...) -> `prediction`.
 
     Every upsampler is told the size of the skip it meets, so that sizes need not be multiples of
@@ -126,6 +140,8 @@ class UNetDecoder(_Adopting):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(unet, _DECODER_PARTS)
+        self.inputs = ("mid", "emb", "encoder_hidden_states", *_skips(unet))
+        self.outputs = ("prediction",)
 
     def forward(
         self,
@@ -150,10 +166,12 @@ class UNetDecoder(_Adopting):
         return out
 
 
-class VaeEncoder(_Adopting):
+class VaeEncoder(GraphModule):
     """`image` (n, 3, H, W) in -1..1 -> `mean`, `std` (n, c, h, w) of the unscaled latents."""
 
     source: AutoencoderKL
+    inputs = ("image",)
+    outputs = ("mean", "std")
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__(vae, ("encoder", "quant_conv"))
@@ -164,10 +182,12 @@ class VaeEncoder(_Adopting):
         return posterior.mean, posterior.std
 
 
-class VaeDecoder(_Adopting):
+class VaeDecoder(GraphModule):
     """`latents` (n, c, h, w), unscaled -> `image` (n, 3, H, W) around -1..1."""
 
     source: AutoencoderKL
+    inputs = ("latents",)
+    outputs = ("image",)
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__(vae, ("post_quant_conv", "decoder"))
@@ -178,10 +198,48 @@ class VaeDecoder(_Adopting):
         return image
 
 
-def skip_count(unet: UNet2DConditionModel) -> int:
-    """How many skip connections the UNet has."""
-    return sum(len(block.resnets) for block in unet.up_blocks)
+def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
+    """The module of one of a bundle's graphs, around the network that it is a part of."""
+    if graph.startswith("text_encoder"):
+        kind: type[GraphModule] = PenultimateTextEncoder if variant.pooled else TextEncoder
+    else:
+        kind = _KINDS[graph]
+    return kind(network).eval()
+
+
+def network_of(graph: str) -> str:
+    """The part of a checkpoint that a graph belongs to: `unet`, `vae`, `text_encoder` ..."""
+    return graph if graph.startswith("text_encoder") else graph.split("_")[0]
+
+
+def new_network(part: str, config: dict[str, Any]) -> nn.Module:
+    """A network with that configuration and no weights: its parameters are on the meta device.
+
+    Args:
+        part: see `network_of`.
+        config: content of the checkpoint's `config.json` for that part.
+    """
+    with init_empty_weights(include_buffers=False):
+        if part == "unet":
+            return UNet2DConditionModel.from_config(config)
+        if part == "vae":
+            return AutoencoderKL.from_config(config)
+        known = {c.__name__: c for c in (CLIPTextModel, CLIPTextModelWithProjection)}
+        return known[config["architectures"][0]](CLIPTextConfig.from_dict(config))
+
+
+def _skips(unet: UNet2DConditionModel) -> tuple[str, ...]:
+    count = sum(len(block.resnets) for block in unet.up_blocks)
+    return tuple(f"skip_{i}" for i in range(count))
 
 
 def _text_for(block: nn.Module, text: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+
+
+_KINDS: dict[str, type[GraphModule]] = {
+    "unet_encoder": UNetEncoder,
+    "unet_decoder": UNetDecoder,
+    "vae_encoder": VaeEncoder,
+    "vae_decoder": VaeDecoder,
+}
