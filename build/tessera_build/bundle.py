@@ -28,7 +28,6 @@ from tessera.manifest import (
     Defaults,
     FileEntry,
     Graph,
-    Latents,
     Limits,
     Manifest,
     check_files,
@@ -39,7 +38,7 @@ from tessera.manifest import (
 from tessera.variants import VARIANTS
 from tessera_build.checkpoint import open_checkpoint
 from tessera_build.export import export_graph
-from tessera_build.graphs import graphs_of
+from tessera_build.graphs import graphs_of, latents_of
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
@@ -98,7 +97,7 @@ def build_bundle(
                 tessera=__version__,
                 defaults=defaults,
                 limits=limits,
-                latents=_latents(pipe),
+                latents=latents_of(pipe),
                 graphs=_write_parts(pipe, variant, folder, progress),
                 files=_entries(folder),
                 versions={name: version(name) for name in _LIBRARIES},
@@ -132,7 +131,7 @@ def is_current(out: Path, checkpoint: Path, choices: Choices) -> bool:
 def source_digest(checkpoint: Path, choices: Choices) -> str:
     """SHA-256 over a checkpoint's files, the choices, and the code that exports them."""
     here = Path(__file__).parent
-    names = ("bundle.py", "checkpoint.py", "export.py", "graphs.py")
+    names = ("bundle.py", "checkpoint.py", "examples.py", "export.py", "graphs.py")
     code = [*(here / n for n in names), Path(modules.__file__)]
     files = [p for p in checkpoint.rglob("*") if p.is_file()] or [checkpoint]
     parts = [file_digest(p) for p in [*code, *sorted(files)]]
@@ -180,18 +179,9 @@ def _save_config(network: nn.Module, folder: Path) -> None:
     (owner.save_config if isinstance(network, ConfigMixin) else owner.save_pretrained)(folder)
 
 
-def _latents(pipe: DiffusionPipeline) -> Latents:
-    config = pipe.vae.config
-    return Latents(
-        channels=config.latent_channels,
-        pixels=2 ** (len(config.block_out_channels) - 1),
-        scale=config.scaling_factor,
-    )
-
-
 def _natural_size(pipe: DiffusionPipeline) -> int:
     """Pixels of the square pictures that the UNet was made for."""
-    return int(pipe.unet.config.sample_size) * _latents(pipe).pixels
+    return int(pipe.unet.config.sample_size) * latents_of(pipe).pixels
 
 
 def _limits(pipe: DiffusionPipeline, choices: Choices) -> Limits:

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tessera.errors import TesseraError
+from tessera.errors import BundleError, TesseraError
 
 if TYPE_CHECKING:
     from tessera_build.bundle import Choices
+    from tessera_build.compile import Compiler, Job
 
 app = typer.Typer(help="Build bundles for Tessera.", no_args_is_help=True, add_completion=False)
 console = Console()
@@ -90,6 +91,80 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command("compile")
+def compile_plans(
+    bundle: Annotated[Path, typer.Argument(help="Folder that tessera-build wrote.")],
+    precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    stripped: Annotated[
+        bool, typer.Option("--stripped", help="Leave the weights out; they are refitted on load.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be built.")] = False,
+    architecture: Annotated[
+        str, typer.Option(help="With --dry-run: of the GPU, as in sm_90.")
+    ] = "sm_90",
+    tensorrt: Annotated[str, typer.Option(help="With --dry-run: TensorRT's version.")] = "11.4.0",
+) -> None:
+    """Compile a bundle's graphs into TensorRT plans for this machine's GPU.
+
+    Plans that are there already are kept; an interrupted run goes on where it stopped.
+    """
+    _quiet()
+    from tessera_build.compile import compile_job, plan_jobs
+
+    compiler: Compiler | None = None
+    if not dry_run:
+        compiler = _compiler()
+        architecture, tensorrt = compiler.architecture, compiler.version
+    jobs = plan_jobs(
+        bundle,
+        precision=precision,
+        architecture=architecture,
+        tensorrt=tensorrt,
+        stripped=stripped,
+    )
+    console.print(_jobs_table(jobs, f"{bundle}: {architecture}, TensorRT {tensorrt}"))
+    if compiler is None:
+        return
+    missing = [job for job in jobs if not job.done]
+    for number, job in enumerate(missing, 1):
+        with console.status(f"compiling {job.key.graph}, {number} of {len(missing)} ..."):
+            record = compile_job(job, compiler, bundle)
+        console.print(
+            f"{job.key.graph}: {record.canary_built:.1e} from torch as built, "
+            f"{record.canary_refitted:.1e} after a refit"
+        )
+
+
+def _compiler() -> Compiler:
+    """TensorRT on this machine's GPU."""
+    try:
+        from tessera_build.tensorrt import PolygraphyCompiler
+    except ImportError as error:
+        raise BundleError(
+            f"compiling needs TensorRT and polygraphy ({error}); pip install tensorrt polygraphy, "
+            "or run inside NVIDIA's container"
+        ) from None
+    return PolygraphyCompiler()
+
+
+def _jobs_table(jobs: list[Job], title: str) -> Table:
+    table = Table(title=title)
+    for column in ("graph", "precision", "input", "smallest", "likeliest", "largest", "plan"):
+        table.add_column(column, no_wrap=column != "plan")
+    for job in jobs:
+        first = [job.key.graph, job.key.precision]
+        for name, shapes in job.key.profile.items():
+            if name.startswith("skip_"):
+                continue  # they follow from the others
+            sizes = (shapes.smallest, shapes.likeliest, shapes.largest)
+            state = "there" if job.done else "to build"
+            table.add_row(
+                *first, name, *("x".join(map(str, s)) for s in sizes), state if first[0] else ""
+            )
+            first = ["", ""]
+    return table
+
+
 @app.command("train-demo")
 def train_demo(
     out: Annotated[
@@ -98,7 +173,7 @@ def train_demo(
     work: Annotated[
         Path, typer.Option(help="Checkpoints and sample sheets; training resumes from here.")
     ] = Path("out/train-demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of the UNet.")] = 20_000,
+    steps: Annotated[int, typer.Option(help="Training steps of the UNet.")] = 12_000,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
     """Train the demo model from nothing: hours on a laptop, minutes on a GPU."""

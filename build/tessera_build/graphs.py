@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-from torch import nn
+from diffusers import DiffusionPipeline
 
 from tessera import modules
+from tessera.manifest import Latents
+from tessera.modules import GraphModule
 from tessera.variants import Variant
+from tessera_build.examples import decoder_inputs, example_inputs, is_picture, run
 from tessera_build.export import Signature
 
 _ANY = torch.export.Dim.AUTO
-_ROWS = {0: _ANY}
-_IMAGE = {0: _ANY, 2: _ANY, 3: _ANY}
-_BATCH, _SIDE = 2, 16
+_BATCH, _HEIGHT, _WIDTH = 2, 32, 16
 
 
 @dataclass(frozen=True)
@@ -25,71 +25,44 @@ class GraphSpec:
     """A graph to export: its name in the bundle, the module, what goes in and out."""
 
     name: str
-    module: nn.Module
+    module: GraphModule
     signature: Signature
 
 
 def graphs_of(pipe: DiffusionPipeline, variant: Variant) -> list[GraphSpec]:
     """Every graph of a pipeline, ready to export one after the other."""
-    return [
-        *(_text_encoder(pipe, name, variant) for name in variant.text_encoders),
-        *_unet_halves(pipe, variant),
-        *_vae(pipe, variant),
+    latents = latents_of(pipe)
+    size = {"rows": _BATCH, "height": _HEIGHT, "width": _WIDTH}
+    parts = {name: getattr(pipe, name) for name in variant.text_encoders}
+    parts |= {"unet_encoder": pipe.unet, "vae_encoder": pipe.vae, "vae_decoder": pipe.vae}
+    specs = []
+    for name, network in parts.items():
+        module = modules.wrap(name, network, variant)
+        inputs = example_inputs(module, latents, **size)
+        specs.append(GraphSpec(name, module, signature_of(module, inputs)))
+        if name == "unet_encoder":
+            decoder = modules.wrap("unet_decoder", network, variant)
+            second = decoder_inputs(inputs, run(module, inputs))
+            specs.append(GraphSpec("unet_decoder", decoder, signature_of(decoder, second)))
+    return specs
+
+
+def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Signature:
+    """Names and dynamic axes: the batch of everything, height and width of pictures."""
+    axes: list[Any] = [
+        {0: _ANY, 2: _ANY, 3: _ANY} if is_picture(name) else {0: _ANY} for name in inputs
     ]
+    skips = sum(name.startswith("skip_") for name in inputs)
+    if skips:  # they are one variadic argument
+        axes = [*axes[:-skips], tuple(axes[-skips:])]
+    return Signature(tuple(inputs.values()), module.inputs, module.outputs, tuple(axes))
 
 
-def _spec(
-    graph: str, module: modules.GraphModule, example: Iterable[torch.Tensor], dynamic: Any
-) -> GraphSpec:
-    signature = Signature(tuple(example), module.inputs, module.outputs, dynamic)
-    return GraphSpec(graph, module, signature)
-
-
-def _text_encoder(pipe: DiffusionPipeline, name: str, variant: Variant) -> GraphSpec:
-    encoder = getattr(pipe, name)
-    config = encoder.config
-    ids = torch.randint(0, config.vocab_size, (_BATCH, config.max_position_embeddings))
-    ids[:, -1] = config.eos_token_id
-    return _spec(name, modules.wrap(name, encoder, variant), [ids], (_ROWS,))
-
-
-def _unet_halves(pipe: DiffusionPipeline, variant: Variant) -> tuple[GraphSpec, GraphSpec]:
-    encoder = modules.wrap("unet_encoder", pipe.unet, variant)
-    decoder = modules.wrap("unet_decoder", pipe.unet, variant)
-    inputs = _unet_inputs(pipe.unet, pipe.tokenizer.model_max_length)
-    with torch.no_grad():
-        mid, emb, *skips = encoder(**inputs)
-    shapes = tuple(_IMAGE if name == "sample" else _ROWS for name in inputs)
-    second = (mid, emb, inputs["encoder_hidden_states"], *skips)
-    return (
-        _spec("unet_encoder", encoder, inputs.values(), shapes),
-        _spec("unet_decoder", decoder, second, (_IMAGE, _ROWS, _ROWS, (_IMAGE,) * len(skips))),
-    )
-
-
-def _unet_inputs(unet: UNet2DConditionModel, tokens: int) -> dict[str, torch.Tensor]:
-    """Example inputs of the encoder half, by name."""
-    config = unet.config
-    inputs = {
-        "sample": torch.randn(_BATCH, config.in_channels, 2 * _SIDE, _SIDE),
-        "timestep": torch.tensor([3.0, 500.0]),
-        "encoder_hidden_states": torch.randn(_BATCH, tokens, config.cross_attention_dim),
-    }
-    if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["text_embeds"] = torch.randn(_BATCH, pooled)
-        inputs["time_ids"] = torch.tensor([[128.0, 64.0, 0.0, 0.0, 128.0, 64.0]] * _BATCH)
-    return inputs
-
-
-def _vae(pipe: DiffusionPipeline, variant: Variant) -> tuple[GraphSpec, GraphSpec]:
+def latents_of(pipe: DiffusionPipeline) -> Latents:
+    """The latent space of a pipeline."""
     config = pipe.vae.config
-    pixels = 2 ** (len(config.block_out_channels) - 1)
-    image = torch.randn(_BATCH, 3, 2 * _SIDE * pixels, _SIDE * pixels)
-    latents = torch.randn(_BATCH, config.latent_channels, 2 * _SIDE, _SIDE)
-    encoder = modules.wrap("vae_encoder", pipe.vae, variant)
-    decoder = modules.wrap("vae_decoder", pipe.vae, variant)
-    return (
-        _spec("vae_encoder", encoder, [image], (_IMAGE,)),
-        _spec("vae_decoder", decoder, [latents], (_IMAGE,)),
+    return Latents(
+        channels=config.latent_channels,
+        pixels=2 ** (len(config.block_out_channels) - 1),
+        scale=config.scaling_factor,
     )

@@ -7,29 +7,20 @@ The files are compared with the manifest first; what was found is written into t
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from tessera import modules
-from tessera.engines.registry import Source, open_engine
+from tessera.engines.registry import Source, open_engine, open_module
 from tessera.errors import BundleError
-from tessera.manifest import (
-    Manifest,
-    Verification,
-    check_files,
-    read_manifest,
-    write_manifest,
-)
+from tessera.manifest import Verification, check_files, read_manifest, write_manifest
 from tessera.variants import VARIANTS
+from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
 
 TOLERANCE = 1e-4
 CASES = ((1, 16, 16), (3, 10, 14))
 """(rows, latent height, latent width) of the random inputs."""
-
-Tensors = dict[str, torch.Tensor]
 
 
 def verify_bundle(
@@ -46,72 +37,26 @@ def verify_bundle(
         raise BundleError(f"{folder} is of variant {manifest.variant!r}, which is unknown here")
     torch.manual_seed(0)
     found = {}
-    decoder_inputs: list[Tensors] = []
-    for graph in sorted(
-        manifest.graphs, key="unet_decoder".__eq__
-    ):  # last: eats the encoder's outputs
+    for_decoder: list[Tensors] = []
+    for graph in sorted(manifest.graphs, key="unet_decoder".__eq__):  # it eats what others give
         progress(graph)
+        source = Source.of(folder, manifest, graph)
+        module, engine = open_module(source), open_engine("onnxruntime", source)
         cases = (
-            decoder_inputs if graph == "unet_decoder" else _random_cases(folder, manifest, graph)
-        )
-        pairs = [open_engine(kind, _source(folder, manifest, graph)) for kind in _COMPARED]
-        outputs = [[engine.run(case) for engine in pairs] for case in cases]
-        found[graph] = Verification(max(_difference(*o) for o in outputs), len(cases))
-        if graph == "unet_encoder":
-            decoder_inputs = [
-                {**expected, "encoder_hidden_states": case["encoder_hidden_states"]}
-                for case, (expected, _) in zip(cases, outputs, strict=True)
+            for_decoder
+            if graph == "unet_decoder"
+            else [
+                example_inputs(module, manifest.latents, rows=r, height=h, width=w)
+                for r, h, w in CASES
             ]
+        )
+        expected = [run(module, case) for case in cases]
+        differences = [_difference(e, engine.run(c)) for c, e in zip(cases, expected, strict=True)]
+        found[graph] = Verification(max(differences), len(cases))
+        if graph == "unet_encoder":
+            for_decoder = [decoder_inputs(c, e) for c, e in zip(cases, expected, strict=True)]
     write_manifest(folder, dataclasses.replace(manifest, verification=found))
     return found
-
-
-_COMPARED = ("torch", "onnxruntime")
-
-
-def _source(folder: Path, manifest: Manifest, graph: str) -> Source:
-    entry = manifest.graphs[graph]
-    return Source(graph, folder / entry.file, entry.layout, folder / entry.config, manifest.variant)
-
-
-def _random_cases(folder: Path, manifest: Manifest, graph: str) -> list[Tensors]:
-    """Random inputs of a graph for each of `CASES`."""
-    config = json.loads((folder / manifest.graphs[graph].config).read_text())
-    network = modules.new_network(modules.network_of(graph), config)
-    module = modules.wrap(graph, network, VARIANTS[manifest.variant])
-    return [
-        {name: _random(name, config, manifest, case) for name in module.inputs} for case in CASES
-    ]
-
-
-def _random(
-    name: str, config: dict[str, object], manifest: Manifest, case: tuple[int, int, int]
-) -> torch.Tensor:
-    rows, height, width = case
-    number: dict[str, int] = {k: v for k, v in config.items() if isinstance(v, int)}
-    if name == "input_ids":
-        ids = torch.randint(0, number["vocab_size"], (rows, number["max_position_embeddings"]))
-        ids[:, -1] = number["eos_token_id"]
-        return ids
-    if name == "timestep":
-        return torch.linspace(1, 900, rows)
-    if name == "time_ids":
-        return torch.tensor([[float(height), float(width), 0, 0, height, width]] * rows) * 8
-    if name == "image":
-        pixels = manifest.latents.pixels
-        return torch.rand(rows, 3, height * pixels, width * pixels) * 2 - 1
-    shapes = {
-        "sample": (manifest.latents.channels, height, width),
-        "latents": (manifest.latents.channels, height, width),
-        "encoder_hidden_states": (77, number.get("cross_attention_dim", 0)),
-        "text_embeds": (_pooled_width(number),),
-    }
-    return torch.randn(rows, *shapes[name])
-
-
-def _pooled_width(config: dict[str, int]) -> int:
-    sizes = 6 * config.get("addition_time_embed_dim", 0)
-    return config.get("projection_class_embeddings_input_dim", 0) - sizes
 
 
 def _difference(expected: Tensors, output: Tensors) -> float:

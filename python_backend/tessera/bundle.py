@@ -64,15 +64,9 @@ class Bundle:
         for name in self.manifest.files:
             if name.startswith(entry.file):
                 self.file(name)  # external data lies beside the graph, its name with a suffix
-        source = Source(
-            graph=graph,
-            path=self.folder / entry.file,
-            layout=entry.layout,
-            config=self.file(entry.config),
-            variant=self.manifest.variant,
-            threads=self._threads,
-        )
-        return open_engine(chosen_kind(), source)
+        self.file(entry.config)
+        source = Source.of(self.folder, self.manifest, graph, threads=self._threads)
+        return open_engine(chosen_kind(self.folder), source)
 
     def tokenizer(self, folder: str) -> Path:
         """The folder with a tokenizer's files, each compared with the manifest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +16,8 @@ from tessera import modules
 from tessera.manifest import read_manifest
 from tessera.variants import VARIANTS
 from tessera.weights import to_layout
-from tessera_build.graphs import GraphSpec, graphs_of
+from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
+from tessera_build.graphs import GraphSpec, graphs_of, latents_of
 from tests.conftest import Small
 from tests.fakes.checkpoint import topology
 
@@ -47,16 +47,15 @@ def test_graphs_compute_what_torch_computes(
 ) -> None:
     made = small(variant)
     spec = spec_of(made, graph)
-    inputs = resized(spec, rows, height, width)
-    with torch.no_grad():
-        expected = spec.module(*inputs.values())
-    expected = expected if isinstance(expected, tuple) else (expected,)
+    inputs = resized(made, graph, rows, height, width)
+    expected = run(spec.module, inputs)
     session = ort.InferenceSession(
         str(made.bundle / "graphs" / f"{graph}.onnx"), providers=["CPUExecutionProvider"]
     )
     names = list(spec.signature.outputs)
     outputs = session.run(names, {k: v.numpy() for k, v in inputs.items()})
-    for name, output, value in zip(names, outputs, expected, strict=True):
+    for name, output in zip(names, outputs, strict=True):
+        value = expected[name]
         scale = max(1.0, float(value.abs().max()))
         np.testing.assert_allclose(output / scale, value / scale, atol=1e-4, rtol=0, err_msg=name)
 
@@ -98,8 +97,9 @@ def unet_and_inputs(
     variant: str, rows: int, height: int, width: int
 ) -> tuple[UNet2DConditionModel, dict[str, torch.Tensor]]:
     pipe = topology(variant)
-    specs = {s.name: s for s in graphs_of(pipe, VARIANTS[variant])}
-    return pipe.unet, resized(specs["unet_encoder"], rows, height, width)
+    module = modules.wrap("unet_encoder", pipe.unet, VARIANTS[variant])
+    size = {"rows": rows, "height": height, "width": width}
+    return pipe.unet, example_inputs(module, latents_of(pipe), **size)
 
 
 def whole(
@@ -111,37 +111,13 @@ def whole(
     return out
 
 
-@torch.no_grad()
-def resized(spec: GraphSpec, rows: int, height: int, width: int) -> dict[str, torch.Tensor]:
+def resized(made: Small, graph: str, rows: int, height: int, width: int) -> Tensors:
     """Random inputs of another batch and size than those the graph was traced with."""
     torch.manual_seed(rows)
-    source: Any = spec.module.source
-    if spec.name == "unet_decoder":
-        unet = source
-        encoder = modules.UNetEncoder(unet)
-        text = spec.signature.example[2]
-        fitting = {"sample": torch.randn(rows, 4, height, width)}
-        fitting["timestep"] = torch.linspace(1, 900, rows)
-        fitting["encoder_hidden_states"] = torch.randn(rows, *text.shape[1:])
-        config = unet.config
-        if config.addition_embed_type:
-            sizes = 6 * config.addition_time_embed_dim
-            pooled = config.projection_class_embeddings_input_dim - sizes
-            fitting["text_embeds"] = torch.randn(rows, pooled)
-            fitting["time_ids"] = torch.rand(rows, 6) * 100
-        mid, emb, *skips = encoder(**fitting)
-        values = (mid, emb, fitting["encoder_hidden_states"], *skips)
-        return dict(zip(spec.signature.inputs, values, strict=True))
-    made: dict[str, torch.Tensor] = {}
-    for name, example in zip(spec.signature.inputs, spec.signature.example, strict=True):
-        shape = [rows, *example.shape[1:]]
-        if example.ndim == 4:
-            scale = example.shape[2] // 32
-            shape[2:] = [height * scale, width * scale]
-        if example.dtype == torch.int64:
-            ids = torch.randint(0, int(example.max()), shape)
-            ids[:, -1] = source.config.eos_token_id
-            made[name] = ids
-        else:
-            made[name] = torch.randn(shape) if name == "sample" else torch.rand(shape) * 2 - 1
-    return made
+    size = {"rows": rows, "height": height, "width": width}
+    latents = latents_of(made.pipe)
+    if graph != "unet_decoder":
+        return example_inputs(spec_of(made, graph).module, latents, **size)
+    encoder = spec_of(made, "unet_encoder").module
+    inputs = example_inputs(encoder, latents, **size)
+    return decoder_inputs(inputs, run(encoder, inputs))

@@ -1,5 +1,5 @@
-"""`tessera-build train-demo`: autoencoder, then UNet with text encoder, then the saved checkpoint
-and its score.
+"""`tessera-build train-demo`: autoencoder, text encoder, then the UNet with it, then the saved
+checkpoint and its score.
 
 Every stage leaves its result in the work folder and is skipped when that is there, so an
 interrupted training goes on where it stopped.
@@ -18,12 +18,14 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from tessera_build.demo import networks as nets
 from tessera_build.demo.checker import Score, score
 from tessera_build.demo.draw import Picture
 from tessera_build.demo.scenes import Scene, describe, held_out_scenes, vocabulary
 from tessera_build.demo.sheets import contact_sheet
+from tessera_build.demo.text_training import train_text_encoder
 from tessera_build.demo.tokenizer import build_tokenizer
 from tessera_build.demo.unet_training import LatentSet, Networks, make_latents, train_unet
 from tessera_build.demo.vae_training import picture_batch, train_vae
@@ -34,11 +36,12 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much to train; the defaults made the committed weights."""
+    """How much to train; docs/demo-model.md says what the committed weights had."""
 
-    vae_steps: int = 4000
-    scenes: int = 40_000
-    unet_steps: int = 20_000
+    vae_steps: int = 2000
+    scenes: int = 24_000
+    text_steps: int = 2000
+    unet_steps: int = 12_000
     seed: int = 0
 
 
@@ -89,7 +92,12 @@ def train_demo(recipe: Recipe, out: Path, work: Path) -> Score:
     with StageBars() as bars:
         vae = _autoencoder(recipe, work, device, bars)
         data = _latents(recipe, vae, work, device, bars)
-        pipe = _denoiser(recipe, vae, data, work, device, bars)
+        tokenizer = build_tokenizer(vocabulary())
+        text_encoder = _text_encoder(recipe, tokenizer, work, device, bars)
+        torch.manual_seed(recipe.seed)
+        trained = Networks.of(nets.new_unet(), text_encoder)
+        pipe = nets.pipeline(vae, text_encoder, tokenizer, trained.unet)
+        _train_together(recipe, trained, pipe, data, work, device, bars)
     nets.save_checkpoint(pipe, out)
     total, pictures = evaluate(StableDiffusionPipeline.from_pretrained(out), held_out_scenes(200))
     contact_sheet(pictures[:24], columns=8).save(work / "final.png")
@@ -164,18 +172,37 @@ def _latents(
     return data
 
 
-def _denoiser(
+def _text_encoder(
+    recipe: Recipe, tokenizer: CLIPTokenizer, work: Path, device: torch.device, bars: StageBars
+) -> CLIPTextModel:
+    path = work / "text.pt"
+    torch.manual_seed(recipe.seed)
+    text_encoder = nets.new_text_encoder(tokenizer)
+    if path.exists():
+        text_encoder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        train_text_encoder(
+            text_encoder,
+            tokenizer,
+            recipe.text_steps,
+            seed=recipe.seed,
+            device=device,
+            report=bars.stage("text encoder", recipe.text_steps),
+        )
+        torch.save(text_encoder.state_dict(), path)
+    return text_encoder
+
+
+def _train_together(
     recipe: Recipe,
-    vae: AutoencoderKL,
+    trained: Networks,
+    pipe: StableDiffusionPipeline,
     data: LatentSet,
     work: Path,
     device: torch.device,
     bars: StageBars,
-) -> StableDiffusionPipeline:
-    torch.manual_seed(recipe.seed)
-    tokenizer = build_tokenizer(vocabulary())
-    trained = Networks.of(nets.new_unet(), nets.new_text_encoder(tokenizer))
-    pipe = nets.pipeline(vae, trained.text_encoder, tokenizer, trained.unet)
+) -> None:
+    """Train UNet and text encoder; the averaged weights are in them, and in `pipe`, afterwards."""
 
     def sample(step: int) -> None:
         total, pictures = evaluate(pipe, held_out_scenes(40))
@@ -184,7 +211,7 @@ def _denoiser(
 
     train_unet(
         trained,
-        tokenizer,
+        pipe.tokenizer,
         data,
         recipe.unet_steps,
         seed=recipe.seed,
@@ -194,4 +221,3 @@ def _denoiser(
         sample=sample,
     )
     trained.ema.copy_to(trained.parameters())
-    return pipe

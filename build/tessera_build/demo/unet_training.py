@@ -18,11 +18,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from tessera_build.demo.draw import render
 from tessera_build.demo.networks import new_scheduler
 from tessera_build.demo.scenes import Scene, paraphrase, sample_scene
+from tessera_build.demo.text_training import tokenize
 from tessera_build.demo.vae_training import encode_pictures
 
 BATCH = 16
 PEAK_RATE = 1.2e-3
-TEXT_RATE = 1.5
+TEXT_RATE = 0.5
 """Learning rate of the text encoder, in units of the UNet's."""
 
 DROP_PROMPT = 0.1
@@ -169,19 +170,6 @@ def _batch(
     picks = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
     prompts = ["" if rng.random() < DROP_PROMPT else paraphrase(data.scenes[i], rng) for i in picks]
     return data.latents[picks].float(), tokenize(tokenizer, prompts)
-
-
-def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Token ids (n, 77), padded and cut as diffusers does."""
-    batch = tokenizer(
-        prompts,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids: torch.Tensor = batch.input_ids
-    return ids
 
 
 def _stratified_timesteps(count: int) -> torch.Tensor:

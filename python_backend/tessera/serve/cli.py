@@ -22,6 +22,7 @@ from tessera.variants import VARIANTS
 
 console = Console(stderr=True, highlight=False)
 DEFAULTS = Ports()
+ENGINES = ("auto", "onnxruntime", "tensorrt", "torch")
 
 
 def serve(
@@ -33,6 +34,7 @@ def serve(
     threads: Annotated[
         int, typer.Option(min=0, help="Threads per engine call; 0 is one per core.")
     ] = 0,
+    engine: Annotated[str, typer.Option(help="auto, onnxruntime, tensorrt or torch.")] = "auto",
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for readiness.")] = 600.0,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tritonserver's own log.")
@@ -47,12 +49,13 @@ def serve(
     try:
         manifest = _checked(bundle)
         _check_ports(ports, host)
+        _check_engine(engine)
         code = _serve(
             bundle,
             manifest,
             ports,
             host,
-            threads,
+            {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine},
             start_timeout,
             [*log_flags, *(triton_args or [])],
         )
@@ -67,7 +70,7 @@ def _serve(
     manifest: Manifest,
     ports: Ports,
     host: str,
-    threads: int,
+    settings: dict[str, str],
     timeout: float,
     extra: list[str],
 ) -> int:
@@ -77,7 +80,7 @@ def _serve(
         variables = {
             "TESSERA_BUNDLE": str(bundle.resolve()),
             "TESSERA_BOARD": str(run_folder / "board"),
-            "TESSERA_THREADS": str(threads),
+            **settings,
         }
         supervisor = Supervisor(
             command(server, [model_repository()], ports, host=host, extra=extra),
@@ -133,6 +136,11 @@ def _checked(bundle: Path) -> Manifest:
     with Status("checking the bundle ...", console=console) as status:
         check_files(bundle, manifest, lambda name: status.update(f"checking the bundle: {name}"))
     return manifest
+
+
+def _check_engine(kind: str) -> None:
+    if kind not in ENGINES:
+        raise TesseraError(f"--engine {kind} is unknown; accepted: {', '.join(ENGINES)}")
 
 
 def _check_ports(ports: Ports, host: str) -> None:

@@ -1,0 +1,151 @@
+"""TensorRT plans of a bundle: what each was made of, and which one fits a machine.
+
+A plan runs on the architecture and with the TensorRT version that it was built for, and nowhere
+else. So it lies beside the bundle's other files under a name made of everything that went into it;
+a plan of another graph, GPU or version is never opened. Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.errors import BundleError
+from tessera.manifest import Manifest, file_digest
+
+FOLDER = "plans"
+FAULTY_REFIT = {
+    (11, 3, 0): "a refittable engine may drop the bias of a matrix product (its release notes)",
+}
+"""TensorRT versions whose refittable engines are known to compute something else."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Smallest, likeliest and largest shape of one input."""
+
+    smallest: tuple[int, ...]
+    likeliest: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """Everything that decides what a plan is.
+
+    Attributes:
+        graph: name in the bundle.
+        weights: digest of the graph's files, and with them of its weights.
+        precision: `fp16`, `bf16` or `fp32`.
+        architecture: of the GPU, as in `sm_90`.
+        tensorrt: version.
+        profile: shapes by input.
+        stripped: whether the plan holds no weights and is refitted with them when opened.
+    """
+
+    graph: str
+    weights: str
+    precision: str
+    architecture: str
+    tensorrt: str
+    profile: dict[str, Shapes]
+    stripped: bool = False
+
+    @property
+    def name(self) -> str:
+        """File name without suffix."""
+        content = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return f"{self.graph}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan's key, the checksum of its file, and how far its outputs were from torch's (largest
+    difference in units of the largest value), as built and after a refit.
+    """
+
+    key: PlanKey
+    sha256: str
+    canary_built: float
+    canary_refitted: float
+
+
+def check_version(tensorrt: str) -> None:
+    """Refuse a TensorRT whose refit is known to be faulty.
+
+    Raises:
+        BundleError: it is one of those.
+    """
+    numbers = tuple(int(n) for n in tensorrt.split(".")[:3])
+    if numbers in FAULTY_REFIT:
+        raise BundleError(
+            f"TensorRT {tensorrt} is not used: {FAULTY_REFIT[numbers]}; install another version"
+        )
+
+
+def weights_digest(manifest: Manifest, graph: str) -> str:
+    """Digest of a graph's files: the .onnx and its external data."""
+    file = manifest.graphs[graph].file
+    lines = [f"{n} {e.sha256}" for n, e in sorted(manifest.files.items()) if n.startswith(file)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def write_plan(folder: Path, record: PlanRecord, plan: Path) -> Path:
+    """Move a built plan into the bundle, its record first: a plan without one is never opened."""
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    final = place / f"{record.key.name}.plan"
+    partial = final.with_suffix(".json.partial")
+    partial.write_text(json.dumps(dataclasses.asdict(record), indent=1))
+    os.replace(partial, final.with_suffix(".json"))
+    os.replace(plan, final)
+    return final
+
+
+def read_record(path: Path) -> PlanRecord:
+    """The record beside a plan.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+        key = content.pop("key")
+        shapes = {k: Shapes(*(tuple(s) for s in v.values())) for k, v in key["profile"].items()}
+        return PlanRecord(key=PlanKey(**(key | {"profile": shapes})), **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged ({error}); compile the bundle again") from None
+
+
+def find_plan(
+    folder: Path, manifest: Manifest, graph: str, *, architecture: str, tensorrt: str
+) -> Path:
+    """The plan of a graph that fits this machine.
+
+    Raises:
+        BundleError: there is none; the sentence says what there is instead.
+    """
+    check_version(tensorrt)
+    records = [read_record(p) for p in sorted((folder / FOLDER).glob(f"{graph}-*.json"))]
+    current = [r for r in records if r.key.weights == weights_digest(manifest, graph)]
+    for record in current:
+        path = folder / FOLDER / f"{record.key.name}.plan"
+        fits = (record.key.architecture, record.key.tensorrt) == (architecture, tensorrt)
+        if fits and path.exists():
+            if file_digest(path) != record.sha256:
+                raise BundleError(f"{path} is damaged (SHA-256 differs); compile the bundle again")
+            return path
+    raise BundleError(
+        f"{folder} has no plan of {graph} for {architecture} and TensorRT {tensorrt}"
+        f"{_instead(current)}; run: tessera-build compile {folder}"
+    )
+
+
+def _instead(records: Iterable[PlanRecord]) -> str:
+    found = sorted({f"{r.key.architecture} with TensorRT {r.key.tensorrt}" for r in records})
+    return f", only for {', '.join(found)}" if found else ""
