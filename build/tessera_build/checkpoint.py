@@ -67,7 +67,7 @@ def open_checkpoint(path: Path, *, config: Path | None = None) -> tuple[Diffusio
             pipe = _open_file(path, options)
             return pipe, variant_of(type(pipe).__name__, dict(pipe.unet.config))
         return _open_folder(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BundleError(f"{path} cannot be read: {_first_line(error)}") from error
 
 

@@ -174,14 +174,17 @@ def train_demo(
         Path, typer.Option(help="Checkpoints and sample sheets; training resumes from here.")
     ] = Path("out/train-demo"),
     steps: Annotated[int, typer.Option(help="Training steps of the UNet.")] = 12_000,
+    start: Annotated[
+        Path | None, typer.Option(help="A checkpoint of the demo model to go on from.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
 ) -> None:
-    """Train the demo model from nothing: hours on a laptop, minutes on a GPU."""
+    """Train the demo model, from nothing or from a checkpoint: hours on a laptop."""
     from tessera_build.demo.training import Recipe
     from tessera_build.demo.training import train_demo as train
 
     _quiet()
-    score = train(Recipe(unet_steps=steps, seed=seed), out, work)
+    score = train(Recipe(unet_steps=steps, seed=seed, start=start), out, work)
     console.print(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
     for name, (right, asked) in score.right.items():
         console.print(f"  {name:<10} {right}/{asked}")

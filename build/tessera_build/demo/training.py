@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -36,13 +36,18 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much to train; docs/demo-model.md says what the committed weights had."""
+    """How much to train; docs/demo-model.md says what the committed weights had.
+
+    `start` is a checkpoint to go on from: its autoencoder is kept, its text encoder and UNet are
+    trained further.
+    """
 
     vae_steps: int = 2000
     scenes: int = 24_000
     text_steps: int = 2000
     unet_steps: int = 12_000
     seed: int = 0
+    start: Path | None = None
 
 
 class StageBars:
@@ -94,8 +99,7 @@ def train_demo(recipe: Recipe, out: Path, work: Path) -> Score:
         data = _latents(recipe, vae, work, device, bars)
         tokenizer = build_tokenizer(vocabulary())
         text_encoder = _text_encoder(recipe, tokenizer, work, device, bars)
-        torch.manual_seed(recipe.seed)
-        trained = Networks.of(nets.new_unet(), text_encoder)
+        trained = Networks.of(_unet(recipe), text_encoder)
         pipe = nets.pipeline(vae, text_encoder, tokenizer, trained.unet)
         _train_together(recipe, trained, pipe, data, work, device, bars)
     nets.save_checkpoint(pipe, out)
@@ -128,7 +132,7 @@ def evaluate(pipe: StableDiffusionPipeline, scenes: list[Scene]) -> tuple[Score,
 def _autoencoder(
     recipe: Recipe, work: Path, device: torch.device, bars: StageBars
 ) -> AutoencoderKL:
-    folder = work / "vae"
+    folder = recipe.start / "vae" if recipe.start else work / "vae"
     if not folder.exists():
         torch.manual_seed(recipe.seed)
         vae = nets.new_vae()
@@ -141,7 +145,7 @@ def _autoencoder(
         )
         vae.save_pretrained(folder)
         _vae_sheet(vae, device).save(work / "vae.png")
-    vae = AutoencoderKL.from_pretrained(folder)
+    vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
     assert isinstance(vae, AutoencoderKL)
     return vae.to(device).eval()
 
@@ -172,9 +176,20 @@ def _latents(
     return data
 
 
+def _unet(recipe: Recipe) -> UNet2DConditionModel:
+    if recipe.start:
+        unet = UNet2DConditionModel.from_pretrained(recipe.start / "unet", dtype=torch.float32)
+        assert isinstance(unet, UNet2DConditionModel)
+        return unet
+    torch.manual_seed(recipe.seed)
+    return nets.new_unet()
+
+
 def _text_encoder(
     recipe: Recipe, tokenizer: CLIPTokenizer, work: Path, device: torch.device, bars: StageBars
 ) -> CLIPTextModel:
+    if recipe.start:
+        return CLIPTextModel.from_pretrained(recipe.start / "text_encoder", dtype=torch.float32)
     path = work / "text.pt"
     torch.manual_seed(recipe.seed)
     text_encoder = nets.new_text_encoder(tokenizer)
