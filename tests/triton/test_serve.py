@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from bench.server import Server, free_ports, serving
+from tessera.manifest import SCHEMA
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera_client import Client
 
@@ -42,7 +43,7 @@ def test_a_bundle_of_another_schema_is_refused(bundle: Path, tmp_path: Path) -> 
     copy = shutil.copytree(bundle, tmp_path / "copy")
     content = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(content | {"schema": 0}))
-    assert "has schema 0, this Tessera reads 1" in refused(str(copy))
+    assert f"has schema 0, this Tessera reads {SCHEMA}" in refused(str(copy))
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
