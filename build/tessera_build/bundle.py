@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -174,9 +175,15 @@ def _write_parts(
 
 
 def _save_config(network: nn.Module, folder: Path) -> None:
-    """Write `config.json` alone: transformers' configs save themselves, diffusers' models do."""
+    """Write `config.json` alone, without the path that the network was loaded from: the same
+    checkpoint elsewhere is the same bundle.
+    """
     owner: Any = network if isinstance(network, ConfigMixin) else network.config
     (owner.save_config if isinstance(network, ConfigMixin) else owner.save_pretrained)(folder)
+    config = folder / "config.json"
+    content = json.loads(config.read_text())
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _natural_size(pipe: DiffusionPipeline) -> int:

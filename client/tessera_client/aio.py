@@ -123,6 +123,7 @@ class AsyncClient:
         self, job_id: str, report: Callable[[JobStatus], None] | None
     ) -> AsyncIterator[None]:
         async def poll(tell: Callable[[JobStatus], None]) -> None:
+            """Ask for the job's status again and again; a failed question is skipped."""
             while True:
                 await asyncio.sleep(POLL_S)
                 with contextlib.suppress(TesseraError):

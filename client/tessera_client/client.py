@@ -158,6 +158,7 @@ class Client:
         over = threading.Event()
 
         def poll() -> None:
+            """Ask for the job's status again and again; a failed question is skipped."""
             while not over.wait(POLL_S):
                 with contextlib.suppress(TesseraError):
                     report(

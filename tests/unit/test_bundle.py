@@ -54,6 +54,9 @@ def test_the_checkpoint_decides(small: Make, variant: str, scheduler: str, guida
     assert (manifest.limits.min_size, manifest.limits.max_size) == (64, 256)
     assert (manifest.latents.pixels, manifest.latents.channels) == (8, 4)
     assert manifest.zero_negative == (variant == "sdxl")
+    for name in manifest.files:  # where the checkpoint was must not make another bundle of it
+        if name.endswith(".json"):
+            assert str(small(variant).checkpoint) not in (small(variant).bundle / name).read_text()
     folders = {name.split("/")[0] for name in manifest.files}
     assert folders == {"graphs", "networks", "scheduler", *VARIANTS[variant].tokenizers}
 

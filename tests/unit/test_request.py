@@ -119,7 +119,8 @@ def test_bad_values_are_named_with_what_is_accepted(values: dict[str, Any], sent
 
 @pytest.mark.parametrize("empty", [{"LORAS": "[]"}, {"CONTROLS": "[]"}], ids=["loras", "controls"])
 def test_empty_lists_of_addons_are_fine(empty: dict[str, Any]) -> None:
-    read_request(inputs(**empty), MANIFEST)
+    given = inputs(JOB_ID="j", SEED=1, **empty)
+    assert read_request(given, MANIFEST) == read_request(inputs(JOB_ID="j", SEED=1), MANIFEST)
 
 
 @given(text=st.binary(max_size=40))

@@ -110,9 +110,12 @@ def save_checkpoint(pipe: StableDiffusionPipeline, folder: Path) -> None:
     for.
 
     transformers would otherwise load the text encoder alone in the stored precision, which does not
-    run beside a float32 UNet.
+    run beside a float32 UNet. Where the parts were loaded from is left out.
     """
     pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    config = folder / "text_encoder" / "config.json"
-    content = json.loads(config.read_text())
-    config.write_text(json.dumps(content | {"dtype": "float32"}, indent=2) + "\n")
+    for config in folder.glob("*/config.json"):
+        content = json.loads(config.read_text())
+        content.pop("_name_or_path", None)
+        if config.parent.name == "text_encoder":
+            content["dtype"] = "float32"
+        config.write_text(json.dumps(content, indent=2) + "\n")
