@@ -71,6 +71,9 @@ def export_graph(module: torch.nn.Module, signature: Signature, path: Path) -> L
     lost = sorted(parameters - set(program.model.graph.initializers))
     if lost:
         raise RuntimeError(f"{len(lost)} parameters lost in export, first {lost[0]}")
+    passes.ClearMetadataAndDocStringPass()(
+        program.model
+    )  # stack traces, with the paths of this machine
     program.save(path)
     return layout
 
