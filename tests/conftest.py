@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline
+from hypothesis import settings
 
 from tessera_build.bundle import Choices, build_bundle
 from tests.fakes.checkpoint import topology
+
+# How long an example takes says how busy the machine is, nothing of the code.
+settings.register_profile("tessera", deadline=None)
+settings.load_profile("tessera")
 
 
 @dataclass(frozen=True)

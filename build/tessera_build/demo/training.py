@@ -78,11 +78,13 @@ class StageBars:
     def stage(self, name: str, total: int) -> Callable[..., None]:
         """Add a bar; the returned function takes the count done and a note."""
         task = self._bar.add_task(name, total=total, note="")
-        every = max(1, total // 20)
+        said = 0
 
         def report(done: int, note: str = "") -> None:
+            nonlocal said
             self._bar.update(task, completed=done, note=note)
-            if not self._bar.console.is_terminal and done % every == 0:
+            if not self._bar.console.is_terminal and 20 * done // total > said:
+                said = 20 * done // total
                 self.say(f"{name} {done}/{total} {note}")
 
         return report

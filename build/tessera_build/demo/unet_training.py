@@ -26,8 +26,8 @@ BATCH = 16
 PEAK_RATE = 8e-4
 WARMUP = 200
 COOLDOWN = 0.3
-"""Share of the steps, at the end, in which the learning rate falls to zero (Hagele et al. 2024): until it
-begins, the number of steps may still be changed between two runs."""
+"""Share of the steps, at the end, in which the learning rate falls to zero (Hagele et al. 2024);
+until then the number of steps may still be changed between two runs."""
 
 TEXT_RATE = 0.5
 """Learning rate of the text encoder, in units of the UNet's."""
@@ -36,9 +36,12 @@ DROP_PROMPT = 0.1
 """Share of prompts replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022)."""
 
 EMA_DECAY = 0.9995
+SAVE_EVERY, SAMPLE_EVERY = 500, 1000  # steps
 OBJECT_SHARE = 0.4
-"""Weight of the error inside one shape, whatever its size, in units of the whole picture's. A small shape covers
-2 % of the latents; unweighted, its outline and place hardly show in the loss. Falls to zero with the learning rate."""
+"""Weight of the mean error inside a shape, whatever its size, beside the whole picture's.
+
+A small shape covers 2 % of the latents: unweighted, its outline and place hardly show in the loss.
+Falls to zero with the learning rate."""
 
 
 @dataclass
@@ -46,7 +49,7 @@ class LatentSet:
     """Scenes, their latents (n, 4, 32, 32) and where their shapes are (n, 32, 32), in half
     precision.
 
-    `shares` sums to one over each shape and the ring of one latent around it, and is zero elsewhere.
+    `shares` sums to one over each shape and the ring of one latent around it; zero elsewhere.
     """
 
     scenes: list[Scene]
@@ -169,9 +172,9 @@ def train_unet(
         now = torch.stack([error.mean(), inside]).detach()
         average = now if step == start else 0.98 * average + 0.02 * now
         report(step + 1, f"loss {average[0]:.4f}, in shapes {average[1]:.4f}")
-        if (step + 1) % 500 == 0 or step + 1 == steps:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             _save(checkpoint, step + 1, networks, optimizer)
-        if (step + 1) % 1000 == 0 or step + 1 == steps:
+        if (step + 1) % SAMPLE_EVERY == 0 or step + 1 == steps:
             with averaged(networks):
                 sample(step + 1)
 
