@@ -8,7 +8,7 @@ is cut after the mid block: what a ControlNet adds goes in at the cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -37,16 +37,27 @@ class GraphModule(nn.Module):
 
     Attributes:
         inputs, outputs: names of what `forward` takes and returns, in order.
+
+    Args:
+        source: the network.
+        parts: names of the children to adopt; by default all.
+        tree: whose children to adopt, if not `source`'s.
     """
 
     source: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def __init__(self, source: nn.Module, parts: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        parts: Iterable[str] | None = None,
+        *,
+        tree: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         wanted = None if parts is None else set(parts)
-        for name, child in source.named_children():
+        for name, child in (source if tree is None else tree).named_children():
             if wanted is None or name in wanted:
                 self.add_module(name, child)
         object.__setattr__(self, "source", source)
@@ -112,12 +123,8 @@ class UNetEncoder(GraphModule):
     ) -> tuple[torch.Tensor, ...]:
         """See the class."""
         unet = self.source
-        emb = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
-        if text_embeds is not None:
-            added = {"text_embeds": text_embeds, "time_ids": time_ids}
-            emb = emb + unet.get_aug_embed(
-                emb=emb, encoder_hidden_states=encoder_hidden_states, added_cond_kwargs=added
-            )
+        added = {} if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
+        emb = embed_conditions(unet, sample, timestep, added)
         hidden = unet.conv_in(sample)
         skips = (hidden,)
         for block in unet.down_blocks:
@@ -196,6 +203,23 @@ class VaeDecoder(GraphModule):
         """See the class."""
         image: torch.Tensor = self.source.decode(latents, return_dict=False)[0]
         return image
+
+
+def embed_conditions(
+    unet: UNet2DConditionModel,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    added: Mapping[str, torch.Tensor | None],
+) -> torch.Tensor:
+    """The embedding (n, width) of the timestep and, where `added` has `text_embeds`, of them and
+    `time_ids`; of `sample` only the batch and the precision matter.
+    """
+    emb: torch.Tensor = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
+    if "text_embeds" in added:
+        sizes = {name: added[name] for name in ("text_embeds", "time_ids")}
+        # only the embedding of images, which is not supported, looks at encoder_hidden_states
+        emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=emb, added_cond_kwargs=sizes)
+    return emb
 
 
 def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:

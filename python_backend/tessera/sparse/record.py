@@ -1,0 +1,109 @@
+"""The dense pass that fills a template's sites.
+
+The UNet's halves run as ever, with hooks that copy what passes: any number of timesteps and
+branches in one batch, one row of every array for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from tessera.modules import UNetDecoder, UNetEncoder
+from tessera.sparse.program import Site
+
+Recording = dict[str, torch.Tensor]
+"""Arrays by name of the site; the first axis is the row, the others are `Site.shape`."""
+
+
+@torch.no_grad()
+def record(
+    encoder: UNetEncoder,
+    decoder: UNetDecoder,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    sites: Iterable[Site],
+) -> tuple[Recording, torch.Tensor]:
+    """Run both halves and keep the sites.
+
+    Args:
+        encoder: with its weights.
+        decoder: of the same network.
+        inputs: the encoder half's; a row for each timestep and branch.
+        sites: which ones to keep (`Program.sites`, or some of them).
+
+    Returns:
+        The recording, and the network's prediction (rows, channels, height, width).
+    """
+    kept: Recording = {}
+    with ExitStack() as stack:
+        for half in (encoder, decoder):
+            stack.enter_context(_hooked(half, sites, kept))
+        mid, emb, *skips = encoder(*(inputs[name] for name in encoder.inputs))
+        prediction = decoder(mid, emb, inputs["encoder_hidden_states"], *skips)
+    return kept, prediction
+
+
+@contextmanager
+def _hooked(half: nn.Module, sites: Iterable[Site], kept: Recording) -> Iterator[None]:
+    modules, handles = dict(half.named_modules()), []
+    for site in sites:
+        name = _observed(site)
+        if name in modules:
+            handles.append(modules[name].register_forward_hook(_keeper(site, kept)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _observed(site: Site) -> str:
+    """Name of the module whose call shows the site's values."""
+    if site.kind in ("key", "value"):
+        return f"{site.module}.to_{site.kind[0]}"
+    if site.kind == "halo" and not site.table.startswith("same"):
+        return site.module.rpartition(".")[0]  # before it pads or upsamples
+    return site.module
+
+
+def _keeper(site: Site, kept: Recording) -> Callable[[nn.Module, Any, Any], None]:
+    def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        kept[site.name] = _VALUES[site.kind](site, arguments[0], output)
+
+    return keep
+
+
+def _rows(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return taken.flatten(2).transpose(1, 2).contiguous()
+
+
+def _heads(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return output.unflatten(2, (site.heads, -1)).transpose(1, 2).contiguous()
+
+
+def _shares(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Per token and group: mean and root mean square over the group's channels, float32."""
+    groups = site.width // 2
+    values = taken.float().flatten(2).unflatten(1, (groups, -1))  # (n, groups, channels, tokens)
+    means = values.mean(2), values.square().mean(2).sqrt()
+    return torch.stack(means, 1).permute(0, 3, 1, 2).contiguous()
+
+
+def _statistics(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Per group: mean and mean square over its channels and all tokens, float32."""
+    values = taken.float().flatten(2).unflatten(1, (site.width // 2, -1)).flatten(2)
+    return torch.stack([values.mean(2), values.square().mean(2)], 1)
+
+
+_VALUES: dict[str, Callable[[Site, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "halo": _rows,
+    "key": _heads,
+    "value": _heads,
+    "norm": _statistics,
+    "norm_rows": _shares,
+}
