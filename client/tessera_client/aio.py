@@ -12,7 +12,9 @@ from typing import Self, Unpack
 from tessera.errors import TesseraError, TimedOut, Unavailable
 from tessera_client.aio_transport import AsyncTransport, connect_async
 from tessera_client.client import NEEDED_MODELS, POLL_S, RETRY_S, Outputs
+from tessera_client.edits import Mask, Picture, edit_inputs
 from tessera_client.messages import (
+    EditOptions,
     GenerateOptions,
     Health,
     JobStatus,
@@ -69,10 +71,36 @@ class AsyncClient:
         """
         job = job_id or uuid.uuid4().hex
         inputs = generate_inputs(prompt, job, options)
+        return await self._picture("generate", inputs, job, timeout, on_progress)
+
+    async def edit(
+        self,
+        image: Picture | None,
+        mask: Mask,
+        prompt: str,
+        *,
+        job_id: str | None = None,
+        timeout: float | None = None,
+        on_progress: Callable[[JobStatus], None] | None = None,
+        **options: Unpack[EditOptions],
+    ) -> Result:
+        """See `Client.edit`; cancelling the awaiting task cancels the job on the server, too."""
+        job = job_id or uuid.uuid4().hex
+        inputs = edit_inputs(image, mask, prompt, job, options)
+        return await self._picture("edit", inputs, job, timeout, on_progress)
+
+    async def _picture(
+        self,
+        model: str,
+        inputs: Outputs,
+        job: str,
+        timeout: float | None,
+        on_progress: Callable[[JobStatus], None] | None,
+    ) -> Result:
         async with self._reporting(job, on_progress), self._cancelling(job):
             outputs = await self._retrying(
                 lambda: self._transport.infer(
-                    "generate", inputs, ("IMAGE", "INFO"), timeout or self._timeout
+                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout
                 )
             )
         return read_result(outputs)

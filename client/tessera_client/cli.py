@@ -6,30 +6,20 @@ Exit codes: 0 done, 1 the server could not do it, 2 bad usage or input, 3 no ser
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tessera.errors import Cancelled, InvalidInput, TesseraError, TimedOut, Unavailable, UnknownJob
+from tessera.errors import TesseraError
+from tessera_client import cli_edit
 from tessera_client.client import Client
-from tessera_client.messages import GenerateOptions, JobStatus
+from tessera_client.messages import GenerateOptions
+from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, fail, output, save, with_progress
 
 app = typer.Typer(help="Talk to a Tessera server.", no_args_is_help=True, add_completion=False)
-console = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
-
-Url = Annotated[
-    str,
-    typer.Option("--url", "-u", envvar="TESSERA_URL", help="http://host:port or grpc://host:port."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for one picture.")]
-LOCAL = "http://localhost:8000"
+app.command()(cli_edit.edit)
 
 
 @app.command()
@@ -73,7 +63,7 @@ def generate(
                     turn["seed"] = seed + number
                 _generate_one(client, prompt, path, turn, as_json)
     except (TesseraError, KeyboardInterrupt) as error:
-        _fail(error)
+        fail(error)
 
 
 @app.command()
@@ -88,7 +78,7 @@ def jobs(
         with Client(url) as client:
             status = client.cancel(job_id) if cancel else client.status(job_id)
     except TesseraError as error:
-        _fail(error)
+        fail(error)
     if as_json:
         typer.echo(json.dumps(vars(status)))
     else:
@@ -108,7 +98,7 @@ def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
         with Client(url) as client:
             report = client.health()
     except TesseraError as error:
-        _fail(error)
+        fail(error)
     if as_json:
         output.print_json(
             json.dumps({"ready": report.ready, "server": report.server, "models": report.models})
@@ -125,46 +115,11 @@ def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
 def _generate_one(
     client: Client, prompt: str, path: Path, options: GenerateOptions, as_json: bool
 ) -> None:
-    job_id = uuid.uuid4().hex
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+    result = with_progress(
+        lambda job, show: client.generate(prompt, job_id=job, on_progress=show, **options),
+        options.get("steps"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("queued", total=options.get("steps"))
-
-        def show(status: JobStatus) -> None:
-            bar.update(task, description=status.phase, completed=status.step, total=status.total)
-
-        result = client.generate(prompt, job_id=job_id, on_progress=show, **options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result.image.save(path)
-    if as_json:
-        typer.echo(json.dumps({"file": str(path), **result.info.raw}))
-    else:
-        info = result.info
-        output.print(
-            f"{path}  seed {info.seed}, {info.steps} steps of {info.scheduler}, "
-            f"{info.total_ms:.0f} ms",
-            soft_wrap=True,
-        )
-
-
-def _fail(error: BaseException) -> NoReturn:
-    """Say what went wrong and leave with its exit code."""
-    if isinstance(error, KeyboardInterrupt | Cancelled):
-        console.print("cancelled")
-        raise typer.Exit(130)
-    console.print(f"tessera: {error}", style="red", soft_wrap=True, markup=False)
-    codes: list[tuple[type[TesseraError], int]] = [
-        (InvalidInput, 2),
-        (UnknownJob, 2),
-        (Unavailable, 3),
-        (TimedOut, 1),
-    ]
-    raise typer.Exit(next((code for kind, code in codes if isinstance(error, kind)), 1))
+    save(result, path, as_json)
 
 
 def main() -> None:

@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
+from tessera_client.edits import Mask, Picture, edit_inputs
 from tessera_client.messages import (
     Array,
+    EditOptions,
     GenerateOptions,
     Health,
     JobStatus,
@@ -24,7 +26,7 @@ from tessera_client.messages import (
 )
 from tessera_client.transport import Transport, connect
 
-NEEDED_MODELS = ("generate", "encode", "render", "denoise", "decode", "jobs")
+NEEDED_MODELS = ("generate", "edit", "encode", "render", "denoise", "decode", "jobs")
 POLL_S = 0.1
 RETRY_S = 0.5
 Outputs = dict[str, Array]
@@ -96,10 +98,51 @@ class Client:
         """
         job = job_id or uuid.uuid4().hex
         inputs = generate_inputs(prompt, job, options)
+        return self._picture("generate", inputs, job, timeout, on_progress)
+
+    def edit(
+        self,
+        image: Picture | None,
+        mask: Mask,
+        prompt: str,
+        *,
+        job_id: str | None = None,
+        timeout: float | None = None,
+        on_progress: Callable[[JobStatus], None] | None = None,
+        **options: Unpack[EditOptions],
+    ) -> Result:
+        """An image anew inside a mask; its pixels outside stay as they are, bit for bit.
+
+        Args:
+            image: a picture or an array (h, w, 3) of uint8; `None` if the option `template` names
+                one that the server knows.
+            mask: where to edit: see `tessera_client.edits.Mask`.
+            prompt: what the picture shall show.
+            job_id: see `generate`.
+            timeout: seconds.
+            on_progress: see `generate`.
+            options: see `EditOptions`.
+
+        Raises:
+            TypeError, ValueError: the mask or the image is not of a form that can be sent.
+            TesseraError: as `generate`.
+        """
+        job = job_id or uuid.uuid4().hex
+        inputs = edit_inputs(image, mask, prompt, job, options)
+        return self._picture("edit", inputs, job, timeout, on_progress)
+
+    def _picture(
+        self,
+        model: str,
+        inputs: Outputs,
+        job: str,
+        timeout: float | None,
+        on_progress: Callable[[JobStatus], None] | None,
+    ) -> Result:
         with self._reporting(job, on_progress), self._cancelling(job):
             outputs = self._retrying(
                 lambda: self._transport.infer(
-                    "generate", inputs, ("IMAGE", "INFO"), timeout or self._timeout
+                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout
                 )
             )
         return read_result(outputs)

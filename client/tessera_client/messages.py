@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tessera.contract import GENERATE, JOBS, TensorSpec
+from tessera.contract import GENERATE, JOBS, ModelSpec, TensorSpec
 
 Array = npt.NDArray[Any]
 _NUMPY = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
@@ -56,6 +56,18 @@ class GenerateOptions(TypedDict, total=False):
     loras: Sequence[Lora]
     controls: Sequence[Control]
     control_images: Sequence[Array | Image.Image]
+
+
+class EditOptions(GenerateOptions, total=False):
+    """Keywords of `edit`: those of `generate`, and
+
+    `strength`, above 0 and up to 1: the share of the steps that is run, from the template noised to
+    that level; `mode`: auto, sparse or dense; `template`: id of a known image instead of an image.
+    """
+
+    strength: float | None
+    mode: str | None
+    template: str | None
 
 
 @dataclass(frozen=True)
@@ -131,23 +143,30 @@ def generate_inputs(prompt: str, job_id: str, options: GenerateOptions) -> dict[
     Raises:
         TypeError: an option is not one of `GenerateOptions`, or has the wrong type.
     """
-    unknown = set(options) - set(GenerateOptions.__annotations__)
+    return inputs_of(GENERATE, {"PROMPT": prompt, "JOB_ID": job_id}, options, GenerateOptions)
+
+
+def inputs_of(
+    model: ModelSpec, given: dict[str, Any], options: GenerateOptions, known: type[GenerateOptions]
+) -> dict[str, Array]:
+    """The inputs of a model: what is given by input's name, and options by keyword.
+
+    Raises:
+        TypeError: an option is not one of the `known`, or something has the wrong type.
+    """
+    unknown = set(options) - set(known.__annotations__)
     if unknown:
         raise TypeError(
-            f"unknown option {sorted(unknown)[0]!r}; "
-            f"known: {', '.join(GenerateOptions.__annotations__)}"
+            f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(known.__annotations__)}"
         )
-    given: dict[str, Any] = {
-        key.upper(): value for key, value in options.items() if value is not None
-    }
-    given |= {"PROMPT": prompt, "JOB_ID": job_id}
+    given = given | {key.upper(): value for key, value in options.items() if value is not None}
     for name in ("LORAS", "CONTROLS"):
         if name in given:
             given[name] = json.dumps([_without_none(item) for item in given[name]])
     if "CONTROL_IMAGES" in given:
         given["CONTROL_IMAGES"] = np.stack([np.asarray(image) for image in given["CONTROL_IMAGES"]])
     return {
-        spec.name: _encode(spec, given[spec.name]) for spec in GENERATE.inputs if spec.name in given
+        spec.name: _encode(spec, given[spec.name]) for spec in model.inputs if spec.name in given
     }
 
 
@@ -158,7 +177,7 @@ def job_inputs(action: str, job_id: str) -> dict[str, Array]:
 
 
 def read_result(outputs: Mapping[str, Array]) -> Result:
-    """The answer of `generate`."""
+    """The answer of `generate` and `edit`."""
     raw = _json(outputs["INFO"])
     names = {f.name for f in dataclasses.fields(Info)} - {"raw"}
     return Result(Image.fromarray(outputs["IMAGE"][0]), Info(**{n: raw[n] for n in names}, raw=raw))

@@ -80,7 +80,7 @@ def received(error: Exception, address: str, timeout: float) -> TesseraError:
 
 
 def _answer(status: str, message: str) -> TesseraError:
-    sentence = message.removeprefix("in ensemble 'generate', ").strip()
+    sentence = re.sub(r"^in ensemble '\w+', ", "", message).strip()
     kind = _BY_STATUS.get(status, InternalError)
     if "is not healthy" in sentence or sentence.startswith("Request for unknown model"):
         # Triton's words for a model whose process has died, and for one that is being loaded

@@ -60,11 +60,22 @@ GENERATE = ModelSpec(
     ),
     outputs=(TensorSpec("IMAGE", "UINT8", (-1, -1, 3)), TensorSpec("INFO", "BYTES", (1,))),
 )
+EDIT = ModelSpec(
+    inputs=(
+        *GENERATE.inputs,
+        _optional("IMAGE", "UINT8", -1, -1, 3),
+        _optional("TEMPLATE", "BYTES"),
+        TensorSpec("MASK", "UINT8", (-1, -1)),
+        _optional("STRENGTH", "FP32"),
+        _optional("MODE", "BYTES"),
+    ),
+    outputs=GENERATE.outputs,
+)
 JOBS = ModelSpec(
     inputs=(TensorSpec("ACTION", "BYTES", (1,)), TensorSpec("JOB_ID", "BYTES", (1,))),
     outputs=(TensorSpec("RESULT", "BYTES", (1,)), TensorSpec("PREVIEW", "UINT8", (-1, -1, 3))),
 )
-MODELS = {"generate": GENERATE, "jobs": JOBS}
+MODELS = {"generate": GENERATE, "edit": EDIT, "jobs": JOBS}
 
 SCHEDULERS = {
     "euler": SchedulerSpec("EulerDiscreteScheduler"),
@@ -87,7 +98,13 @@ MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 SIZE_STEP = 8
-"""WIDTH and HEIGHT are multiples of this many pixels."""
+"""WIDTH, HEIGHT and the sides of an image to edit are multiples of this many pixels."""
+
+EDITED = 128
+"""Pixels of MASK from this value on are edited."""
+
+MODES = ("auto", "sparse", "dense")
+"""Values of MODE; the first is the default."""
 
 MAX_LORAS = 8
 MAX_CONTROLS = 4

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import torch
 
+from tessera.edits import Canvas
 from tessera.plan import Plan
 from tessera.sampler import Sampler
 
@@ -30,6 +31,7 @@ class Running:
         conditions: further inputs of the network, by name, one row per branch: with guidance there
             are two, the negative one first.
         latents: (1, c, h, w), as of the last finished step.
+        canvas: what an edit starts from; `None` for a generation.
         first_tick, last_tick: numbers of the ticks that ran its first and latest step.
         batch_sizes: how many requests shared the engine call, per step.
         network_ms: time inside the engines, summed over its steps.
@@ -40,6 +42,7 @@ class Running:
     conditions: Conditions
     sampler: Sampler
     latents: torch.Tensor
+    canvas: Canvas | None = None
     step: int = 0
     first_tick: int = 0
     last_tick: int = 0
@@ -70,13 +73,28 @@ class Running:
 
 
 def start(
-    plan: Plan, conditions: Conditions, sampler: Sampler, *, channels: int, pixels: int
+    plan: Plan,
+    conditions: Conditions,
+    sampler: Sampler,
+    *,
+    shape: tuple[int, int, int],
+    canvas: Canvas | None = None,
 ) -> Running:
-    """A request before its first step; `pixels` is the side of the square that one latent
-    covers.
+    """A request before its first step.
+
+    Args:
+        plan: what was asked for.
+        conditions: see `Running`.
+        sampler: of this request alone.
+        shape: of its latents: (c, h, w).
+        canvas: what it starts from, if it is an edit: its active latents get noise of the request's
+            seed, the others the canvas's own.
     """
-    latents = sampler.initial_latents(channels, plan.height // pixels, plan.width // pixels)
-    return Running(plan, conditions, sampler, latents)
+    noise = sampler.initial_noise(*shape)
+    if canvas is None:
+        return Running(plan, conditions, sampler, sampler.noised(noise, noise, 0))
+    latents = sampler.noised(canvas.clean, canvas.compose(noise, canvas.noise), 0)
+    return Running(plan, conditions, sampler, latents, canvas)
 
 
 def tick(running: Sequence[Running], predict: Predict, number: int) -> None:
@@ -142,7 +160,12 @@ def _guide(branches: torch.Tensor, guidance: float) -> torch.Tensor:
 
 def _step(request: Running, prediction: torch.Tensor) -> None:
     try:
-        request.latents = request.sampler.step(prediction, request.latents, request.step)
+        latents = request.sampler.step(prediction, request.latents, request.step)
         request.step += 1
+        canvas = request.canvas
+        if canvas is not None:
+            outside = request.sampler.noised(canvas.clean, canvas.noise, request.step)
+            latents = canvas.compose(latents, outside)
+        request.latents = latents
     except Exception as error:
         request.error = error

@@ -21,6 +21,11 @@ class Plan:
         seed: of the request's generator, as diffusers means it.
         width, height: pixels.
         guidance: classifier-free guidance scale; there is no negative branch at 1 or below.
+        first_step: steps that are skipped because the picture starts from a template at less than
+            full strength.
+        mode: `MODE` of an edit; "dense" for a generation.
+        template: id of the template; empty for a generation.
+        mask_ratio: share of the picture's pixels that may change; `None` for a generation.
         started: `time.time()` at which `encode` took the request.
         encode_ms: time `encode` took.
         engine_ms: the part of it inside the text encoder's engine.
@@ -37,6 +42,10 @@ class Plan:
     height: int
     scheduler: str
     started: float
+    first_step: int = 0
+    mode: str = "dense"
+    template: str = ""
+    mask_ratio: float | None = None
     encode_ms: float = 0.0
     engine_ms: float = 0.0
     prompt_tokens_dropped: int = 0

@@ -11,19 +11,17 @@ import json
 import math
 import secrets
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tessera import contract
+from tessera.edit_request import EditChoice, FindTemplate, no_templates, read_edit, size_of_edit
 from tessera.errors import InvalidInput
+from tessera.fields import Inputs, scalar_of, text_of
 from tessera.manifest import Manifest
 
-Array = npt.NDArray[Any]
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -48,7 +46,9 @@ class ControlChoice(BaseModel):
 
 @dataclass(frozen=True)
 class Request:
-    """A `generate` request in which every field has an accepted value."""
+    """A `generate` or `edit` request in which every field has an accepted value; `edit` is `None`
+    for a generation.
+    """
 
     prompt: str
     negative_prompt: str | None
@@ -59,41 +59,56 @@ class Request:
     height: int
     scheduler: str
     job_id: str
+    edit: EditChoice | None = None
 
 
-def read_request(inputs: Mapping[str, Array], manifest: Manifest) -> Request:
-    """Check inputs and fill in defaults.
+def read_request(
+    inputs: Inputs, manifest: Manifest, find_template: FindTemplate = no_templates
+) -> Request:
+    """Check inputs and fill in defaults; a request with a MASK is an edit.
+
+    Args:
+        inputs: of `generate` or `edit`.
+        manifest: of the bundle.
+        find_template: the picture of a template, by its id.
 
     Raises:
         InvalidInput: the first field whose value is not accepted.
     """
     defaults = manifest.defaults
     _check_addons(inputs)
-    prompt = _text(inputs, "PROMPT", "", contract.MAX_PROMPT)
+    prompt = text_of(inputs, "PROMPT", "", contract.MAX_PROMPT)
     if not prompt.strip():
         accepted = f"1 to {contract.MAX_PROMPT} characters that are not all blank"
         raise InvalidInput("PROMPT", prompt, accepted)
+    steps = _steps(inputs, defaults.steps, defaults.scheduler)
+    width = _size(inputs, "WIDTH", defaults.width, manifest)
+    height = _size(inputs, "HEIGHT", defaults.height, manifest)
+    edit = read_edit(inputs, manifest, steps, find_template) if "MASK" in inputs else None
+    if edit is not None:
+        width, height = size_of_edit(inputs, edit)
     return Request(
         prompt=prompt,
         negative_prompt=_negative_prompt(inputs),
         seed=_seed(inputs),
-        steps=_steps(inputs, defaults.steps, defaults.scheduler),
+        steps=steps,
         guidance=_guidance(inputs, defaults.guidance),
-        width=_size(inputs, "WIDTH", defaults.width, manifest),
-        height=_size(inputs, "HEIGHT", defaults.height, manifest),
+        width=width,
+        height=height,
         scheduler=_scheduler(inputs, defaults.scheduler),
         job_id=read_job_id(inputs) or uuid.uuid4().hex,
+        edit=edit,
     )
 
 
-def _negative_prompt(inputs: Mapping[str, Array]) -> str | None:
+def _negative_prompt(inputs: Inputs) -> str | None:
     """`None` if it was left out: some checkpoints tell that from the empty prompt."""
     if "NEGATIVE_PROMPT" not in inputs:
         return None
-    return _text(inputs, "NEGATIVE_PROMPT", "", contract.MAX_PROMPT)
+    return text_of(inputs, "NEGATIVE_PROMPT", "", contract.MAX_PROMPT)
 
 
-def read_job_id(inputs: Mapping[str, Array]) -> str:
+def read_job_id(inputs: Inputs) -> str:
     """JOB_ID, or "" if it was left out.
 
     Raises:
@@ -102,25 +117,25 @@ def read_job_id(inputs: Mapping[str, Array]) -> str:
     if "JOB_ID" not in inputs:
         return ""
     accepted = f"1 to {contract.MAX_JOB_ID} printable ASCII characters"
-    job_id = _text(inputs, "JOB_ID", "", contract.MAX_JOB_ID, accepted)
+    job_id = text_of(inputs, "JOB_ID", "", contract.MAX_JOB_ID, accepted)
     if not job_id or not job_id.isascii() or not job_id.isprintable():
         raise InvalidInput("JOB_ID", job_id, accepted)
     return job_id
 
 
-def read_action(inputs: Mapping[str, Array], accepted: tuple[str, ...]) -> str:
+def read_action(inputs: Inputs, accepted: tuple[str, ...]) -> str:
     """ACTION, one of `accepted`.
 
     Raises:
         InvalidInput: it is another word.
     """
-    action = _text(inputs, "ACTION", "", 100)
+    action = text_of(inputs, "ACTION", "", 100)
     if action not in accepted:
         raise InvalidInput("ACTION", action, ", ".join(accepted))
     return action
 
 
-def _check_addons(inputs: Mapping[str, Array]) -> None:
+def _check_addons(inputs: Inputs) -> None:
     loras = _choices(inputs, "LORAS", LoraChoice, contract.MAX_LORAS)
     if loras:
         raise InvalidInput(
@@ -138,8 +153,8 @@ def _check_addons(inputs: Mapping[str, Array]) -> None:
         )
 
 
-def _choices(inputs: Mapping[str, Array], name: str, model: type[T], most: int) -> list[T]:
-    text = _text(inputs, name, "[]", 100_000)
+def _choices(inputs: Inputs, name: str, model: type[T], most: int) -> list[T]:
+    text = text_of(inputs, name, "[]", 100_000)
     accepted = (
         f"a JSON list of at most {most} objects with the keys {', '.join(model.model_fields)}"
     )
@@ -163,17 +178,17 @@ def _choice(name: str, item: object, model: type[T], accepted: str) -> T:
         raise InvalidInput(field, first["input"], message) from None
 
 
-def _seed(inputs: Mapping[str, Array]) -> int:
+def _seed(inputs: Inputs) -> int:
     if "SEED" not in inputs:
         return secrets.randbelow(contract.MAX_SEED)
-    seed = int(_scalar(inputs["SEED"]))
+    seed = int(scalar_of(inputs["SEED"]))
     if seed < 0:
         raise InvalidInput("SEED", seed, f"an integer from 0 to {contract.MAX_SEED}")
     return seed
 
 
-def _steps(inputs: Mapping[str, Array], default: int, default_scheduler: str) -> int:
-    steps = int(_scalar(inputs["STEPS"])) if "STEPS" in inputs else default
+def _steps(inputs: Inputs, default: int, default_scheduler: str) -> int:
+    steps = int(scalar_of(inputs["STEPS"])) if "STEPS" in inputs else default
     name = _scheduler(inputs, default_scheduler)
     most = contract.SCHEDULERS[name].max_steps
     if not 1 <= steps <= most:
@@ -181,43 +196,23 @@ def _steps(inputs: Mapping[str, Array], default: int, default_scheduler: str) ->
     return steps
 
 
-def _guidance(inputs: Mapping[str, Array], default: float) -> float:
-    guidance = float(_scalar(inputs["GUIDANCE"])) if "GUIDANCE" in inputs else default
+def _guidance(inputs: Inputs, default: float) -> float:
+    guidance = float(scalar_of(inputs["GUIDANCE"])) if "GUIDANCE" in inputs else default
     if not math.isfinite(guidance) or not 0 <= guidance <= contract.MAX_GUIDANCE:
         raise InvalidInput("GUIDANCE", guidance, f"a number from 0 to {contract.MAX_GUIDANCE:g}")
     return guidance
 
 
-def _size(inputs: Mapping[str, Array], name: str, default: int, manifest: Manifest) -> int:
-    size = int(_scalar(inputs[name])) if name in inputs else default
+def _size(inputs: Inputs, name: str, default: int, manifest: Manifest) -> int:
+    size = int(scalar_of(inputs[name])) if name in inputs else default
     low, high, step = manifest.limits.min_size, manifest.limits.max_size, contract.SIZE_STEP
     if not low <= size <= high or size % step:
         raise InvalidInput(name, size, f"a multiple of {step} from {low} to {high}")
     return size
 
 
-def _scheduler(inputs: Mapping[str, Array], default: str) -> str:
-    name = _text(inputs, "SCHEDULER", default, 100)
+def _scheduler(inputs: Inputs, default: str) -> str:
+    name = text_of(inputs, "SCHEDULER", default, 100)
     if name not in contract.SCHEDULERS:
         raise InvalidInput("SCHEDULER", name, ", ".join(contract.SCHEDULERS))
     return name
-
-
-def _text(
-    inputs: Mapping[str, Array], name: str, default: str, limit: int, accepted: str = ""
-) -> str:
-    if name not in inputs:
-        return default
-    raw = _scalar(inputs[name])
-    accepted = accepted or f"at most {limit} characters of UTF-8"
-    try:
-        text = raw.decode() if isinstance(raw, bytes) else str(raw)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(name, f"not UTF-8 at byte {error.start}", accepted) from None
-    if len(text) > limit:
-        raise InvalidInput(name, text, accepted)
-    return text
-
-
-def _scalar(array: Array) -> Any:
-    return np.asarray(array).reshape(-1)[0]

@@ -65,7 +65,7 @@ class FakeTransport:
             raise self.failures.pop(0)
         if self._during:
             self._during()
-        image = np.zeros((1, 4, 8, 3), np.uint8)
+        image = np.zeros((1, 4, 8, 3), np.uint8) if model == "generate" else inputs["IMAGE"]
         return {"IMAGE": image, "INFO": np.array([[json.dumps(INFO).encode()]], object)}
 
     def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:

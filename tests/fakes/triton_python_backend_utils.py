@@ -72,13 +72,19 @@ class ReceivedResponse:
 class Request:
     """An incoming request, as Triton hands it to `execute`."""
 
-    def __init__(self, correlation_id: int = 0, **inputs: np.ndarray[Any, Any]) -> None:
+    def __init__(
+        self, correlation_id: int = 0, called: bool = False, **inputs: np.ndarray[Any, Any]
+    ) -> None:
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
         self._correlation_id = correlation_id
+        self._called = called
         self.flags = 0
 
     def inputs(self) -> list[Tensor]:
         return self._inputs
+
+    def parameters(self) -> str:
+        return '{"tessera_called": true}' if self._called else ""
 
     def correlation_id(self) -> int:
         return self._correlation_id
@@ -91,8 +97,13 @@ class InferenceRequest:
     """An outgoing BLS request."""
 
     def __init__(
-        self, model_name: str, inputs: list[Tensor], requested_output_names: list[str]
+        self,
+        model_name: str,
+        inputs: list[Tensor],
+        requested_output_names: list[str],
+        parameters: dict[str, bool],
     ) -> None:
+        assert parameters == {"tessera_called": True}
         self._model, self._inputs = model_name, inputs
 
     def exec(self) -> ReceivedResponse:

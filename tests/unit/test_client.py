@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 from typer.testing import CliRunner
 
@@ -78,6 +79,68 @@ def test_types_and_shapes_on_the_wire() -> None:
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(TypeError, match="unknown option 'stepz'; known: negative_prompt, seed"):
         Client(transport=FakeTransport()).generate("a", stepz=3)  # type: ignore[call-arg]
+
+
+class TestEdit:
+    """What `edit` sends."""
+
+    IMAGE = np.arange(8 * 16 * 3, dtype=np.uint8).reshape(8, 16, 3)
+
+    def sent(self, image: Any, mask: Any, **options: Any) -> dict[str, Any]:
+        transport = FakeTransport()
+        Client(transport=transport).edit(image, mask, "a", **options)
+        (sent,) = transport.sent("edit")
+        return sent
+
+    def test_an_image_and_a_mask(self) -> None:
+        mask = np.eye(8, 16, dtype=np.uint8) * 200
+        sent = self.sent(self.IMAGE, mask, strength=0.5, mode="dense", seed=0)
+        assert (sent["IMAGE"] == self.IMAGE[None]).all()
+        assert (sent["MASK"] == mask[None]).all()
+        assert (sent["STRENGTH"], sent["MODE"], sent["SEED"]) == (0.5, b"dense", 0)
+        assert sent["STRENGTH"].dtype == np.float32
+        again = self.sent(Image.fromarray(self.IMAGE), Image.fromarray(mask))
+        assert (again["MASK"] == mask[None]).all()
+        assert (again["IMAGE"] == self.IMAGE[None]).all()
+        assert "STRENGTH" not in again
+
+    def test_a_boolean_mask_a_rectangle_and_transparency(self) -> None:
+        wanted = np.zeros((8, 16), np.uint8)
+        wanted[2:5, 3:10] = 255
+        picture = Image.fromarray(np.dstack([self.IMAGE, 255 - wanted]))
+        for image, mask in (
+            (self.IMAGE, wanted > 0),
+            (self.IMAGE, (3, 2, 7, 3)),
+            (picture, (3, 2, 7, 3)),
+            (picture, None),
+            (np.asarray(picture), None),
+        ):
+            assert (self.sent(image, mask)["MASK"] == wanted[None]).all()
+
+    @pytest.mark.parametrize(
+        ("image", "mask", "sentence"),
+        [
+            (IMAGE, None, "no mask, and the image has no transparent part"),
+            (IMAGE, (9, 0, 8, 8), "9,0,8,8 is not within the image of 16 x 8 pixels"),
+            (IMAGE, (0, 0, 0, 8), "is not within"),
+            (None, (0, 0, 8, 8), "a rectangle as mask needs the image"),
+            (IMAGE, IMAGE, r"array \(h, w\) of uint8 or bool, not \(8, 16, 3\) of uint8"),
+            (IMAGE.astype(float), IMAGE[..., 0], "an image is an array .* of float64"),
+        ],
+        ids=["none", "outside", "empty", "no image", "three channels", "floats"],
+    )
+    def test_what_cannot_be_sent(self, image: Any, mask: Any, sentence: str) -> None:
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            self.sent(image, mask)
+
+    def test_the_async_client_sends_the_same(self) -> None:
+        async def session() -> None:
+            transport = AsyncFakeTransport()
+            async with AsyncClient(transport=transport) as opened:
+                await opened.edit(self.IMAGE, (0, 0, 8, 8), "a", mode="dense")
+            assert transport.inner.sent("edit")[0]["MODE"] == b"dense"
+
+        asyncio.run(session())
 
 
 def test_retries_what_had_no_effect() -> None:
@@ -294,6 +357,50 @@ class TestCommand:
         assert result.exit_code == code
         assert not (tmp_path / "o.png").exists()
         assert "Traceback" not in result.output
+
+    @pytest.mark.parametrize("how", ["file", "rectangle", "transparent"])
+    def test_edit(self, transport: FakeTransport, tmp_path: Path, how: str) -> None:
+        mask = np.zeros((32, 48), np.uint8)
+        mask[8:16, 4:24] = 255
+        pixels = np.full((32, 48, 3), 77, np.uint8)
+        alpha = [255 - mask] if how == "transparent" else []
+        Image.fromarray(np.dstack([pixels, *alpha])).save(tmp_path / "i.png")
+        Image.fromarray(mask).save(tmp_path / "m.png")
+        options = {
+            "file": ["--mask", str(tmp_path / "m.png")],
+            "rectangle": ["--rect", "4,8,20,8"],
+            "transparent": [],
+        }[how]
+        files = ["-o", str(tmp_path / "o.png"), "--sheet", str(tmp_path / "new" / "s.png")]
+        command = ["edit", str(tmp_path / "i.png"), "a star", *options, *files]
+        result = run.invoke(cli.app, [*command, "--strength", "0.5"])
+        assert result.exit_code == 0, result.output
+        (sent,) = transport.sent("edit")
+        assert (sent["MASK"] == mask[None]).all()
+        assert (sent["IMAGE"] == pixels[None]).all()
+        assert sent["STRENGTH"] == 0.5
+        with Image.open(tmp_path / "o.png") as out:
+            assert (np.asarray(out) == pixels).all()
+        with Image.open(tmp_path / "new" / "s.png") as both:
+            assert both.width > 3 * 48
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            (["--rect", "1,2,3"], "--rect is '1,2,3'; accepted: x,y,width,height"),
+            (["--rect", "0,0,99,9"], "is not within the image of 48 x 32 pixels"),
+            ([], "there is no mask"),
+        ],
+        ids=["rectangle", "outside", "nothing"],
+    )
+    def test_edit_says_what_is_wrong_with_the_mask(
+        self, transport: FakeTransport, tmp_path: Path, options: list[str], sentence: str
+    ) -> None:
+        Image.new("RGB", (48, 32)).save(tmp_path / "i.png")
+        result = run.invoke(cli.app, ["edit", str(tmp_path / "i.png"), "a", *options])
+        assert result.exit_code == 2
+        assert sentence in result.output
+        assert not transport.calls
 
     def test_jobs(self, transport: FakeTransport) -> None:
         result = run.invoke(cli.app, ["jobs", "j"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,33 +43,46 @@ def test_public_models_take_and_give_what_the_contract_says(name: str) -> None:
     assert specs(config(name).output) == list(contract.MODELS[name].outputs)
 
 
-def test_encode_takes_what_generate_takes() -> None:
-    assert specs(config("encode").input) == specs(config("generate").input)
+ENSEMBLES = [name for name in MODELS if config(name).platform == "ensemble"]
 
 
-def test_every_tensor_of_the_ensemble_has_a_source_and_a_sink() -> None:
-    generate = config("generate")
-    known = {t.name: t for t in generate.input}
-    for step in generate.ensemble_scheduling.step:
+def test_encode_takes_what_edit_takes_and_a_generation_has_no_mask() -> None:
+    encode, edit = specs(config("encode").input), specs(config("edit").input)
+    assert [replace(t, optional=t.optional or t.name == "MASK") for t in edit] == encode
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_every_tensor_of_an_ensemble_has_a_source_and_a_sink(name: str) -> None:
+    ensemble = config(name)
+    known = {t.name: t for t in ensemble.input}
+    used = set[str]()
+    for step in ensemble.ensemble_scheduling.step:
         member = config(step.model_name)
         inputs, outputs = ({t.name: t for t in side} for side in (member.input, member.output))
-        assert set(step.input_map) == set(inputs)
+        assert {n for n, t in inputs.items() if not t.optional} <= set(step.input_map)
+        assert set(step.input_map) <= set(inputs)
+        used |= set(step.input_map.values())
         assert set(step.output_map) <= set(outputs)
         for inner, outer in step.input_map.items():
             assert known[outer].data_type == inputs[inner].data_type
             assert list(known[outer].dims) == list(inputs[inner].dims)
         known |= {outer: outputs[inner] for inner, outer in step.output_map.items()}
-    assert {t.name for t in generate.output} <= set(known)
+    assert {t.name for t in ensemble.output} <= set(known)
+    assert {t.name for t in ensemble.input} <= used
+    both = {t.name for t in ensemble.input} & {t.name for t in ensemble.output}
+    assert not both, "Triton would answer with the input"
 
 
-def test_an_ensembles_batch_is_not_larger_than_its_members() -> None:
-    generate = config("generate")
-    for step in generate.ensemble_scheduling.step:
-        assert config(step.model_name).max_batch_size >= generate.max_batch_size
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_an_ensembles_batch_is_not_larger_than_its_members(name: str) -> None:
+    ensemble = config(name)
+    for step in ensemble.ensemble_scheduling.step:
+        assert config(step.model_name).max_batch_size >= ensemble.max_batch_size
 
 
-def test_no_sequence_model_is_a_member_of_an_ensemble() -> None:
-    members = {step.model_name for step in config("generate").ensemble_scheduling.step}
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_no_sequence_model_is_a_member_of_an_ensemble(name: str) -> None:
+    members = {step.model_name for step in config(name).ensemble_scheduling.step}
     assert not [m for m in members if config(m).HasField("sequence_batching")]
 
 

@@ -38,7 +38,7 @@ def running(wanted: Plan) -> Running:
     generator = torch.Generator().manual_seed(wanted.seed)
     text = torch.randn(2 if wanted.guided else 1, 5, 8, generator=generator)
     conditions = {"encoder_hidden_states": text}
-    return start(wanted, conditions, sampler, channels=4, pixels=4)
+    return start(wanted, conditions, sampler, shape=(4, wanted.height // 4, wanted.width // 4))
 
 
 def unet(max_rows: int = 16) -> UNet:

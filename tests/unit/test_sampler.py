@@ -45,7 +45,8 @@ def by_diffusers(name: str, config: dict[str, Any], steps: int, seed: int) -> to
 
 def by_tessera(name: str, config: dict[str, Any], steps: int, seed: int) -> torch.Tensor:
     sampler = Sampler(name, config, steps=steps, seed=seed)
-    latents = sampler.initial_latents(4, 8, 8)
+    noise = sampler.initial_noise(4, 8, 8)
+    latents = sampler.noised(noise, noise, 0)
     for i, t in enumerate(sampler.timesteps):
         latents = sampler.step(network(sampler.network_input(latents, i), t), latents, i)
     return latents
@@ -65,7 +66,7 @@ def test_takes_as_many_steps_as_the_contract_allows(name: str) -> None:
     most = SCHEDULERS[name].max_steps
     sampler = Sampler(name, DEMO, steps=most, seed=0)
     assert len(sampler.timesteps) == most
-    latents = sampler.initial_latents(4, 4, 4)
+    latents = sampler.initial_noise(4, 4, 4)
     for i in range(3):
         latents = sampler.step(torch.zeros_like(latents), latents, i)
     assert latents.isfinite().all()
@@ -74,7 +75,7 @@ def test_takes_as_many_steps_as_the_contract_allows(name: str) -> None:
 def test_two_samplers_do_not_share_state() -> None:
     first = Sampler("dpmpp_2m", DEMO, steps=5, seed=1)
     second = Sampler("dpmpp_2m", DEMO, steps=5, seed=1)
-    a, b = first.initial_latents(4, 4, 4), second.initial_latents(4, 4, 4)
+    a, b = first.initial_noise(4, 4, 4), second.initial_noise(4, 4, 4)
     for i in range(5):
         a = first.step(a, a, i)
     for i in range(5):

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from tessera.board import Board
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.engine import FakeEngine, text_engine, unet_engines, vae_engine
+from tests.fakes.engine import FakeEngine, text_engine, unet_engines, vae_encoder_engine, vae_engine
 from tests.unit.test_request import MANIFEST, inputs
 from tests.unit.test_sampler import DEMO
 
@@ -33,6 +34,7 @@ class FakeBundle:
             "text_encoder": text_engine(),
             "unet_encoder": encoder,
             "unet_decoder": decoder,
+            "vae_encoder": vae_encoder_engine(),
             "vae_decoder": vae_engine(),
         }
 
@@ -70,11 +72,13 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     monkeypatch.setattr(Bundle, "from_environment", classmethod(lambda cls: bundle))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: FakeTokenizer())
     loaded: dict[str, Any] = {"bundle": bundle, "board": Board(tmp_path / "board")}
-    for name in ("encode", "render", "denoise", "decode", "jobs"):
+    for name in ("edit", "encode", "render", "denoise", "decode", "jobs"):
         loaded[name] = _load(name).TritonPythonModel()
         loaded[name].initialize({"model_config": json.dumps({"max_batch_size": 4})})
     monkeypatch.setattr(_load("denoise"), "BURST_S", 0.0)
     monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: run_to_end(loaded, arrays))
+    for name in ("encode", "render", "decode"):
+        monkeypatch.setitem(pb_utils.BLS, name, partial(call, loaded[name]))
     yield loaded
     for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
         del sys.modules[name]
@@ -86,9 +90,17 @@ def _load(name: str) -> ModuleType:
     return importlib.import_module(f"tessera.triton.{name}")
 
 
+def call(model: Any, arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
+    """What BLS does with a request for a plain model."""
+    response: pb_utils.InferenceResponse = model.execute([pb_utils.Request(called=True, **arrays)])[
+        0
+    ]
+    return response
+
+
 def run_to_end(models: dict[str, Any], arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
     """What Triton's iterative scheduler does with one request."""
-    request = pb_utils.Request(correlation_id=900, **arrays)
+    request = pb_utils.Request(900, True, **arrays)
     for _ in range(100):
         response: pb_utils.InferenceResponse | None = models["denoise"].execute([request])[0]
         if response is not None:
@@ -106,7 +118,7 @@ def encoded(models: dict[str, Any], **values: Any) -> dict[str, Any]:
 def sequence(models: dict[str, Any], identity: int, **values: Any) -> pb_utils.Request:
     """A request as `denoise` gets it."""
     arrays = encoded(models, **values)
-    return pb_utils.Request(identity, **arrays, QUEUED_TICK=np.array([[0]]))
+    return pb_utils.Request(identity, True, **arrays, QUEUED_TICK=np.array([[0]]))
 
 
 def phase(models: dict[str, Any], job_id: str) -> str:
@@ -132,6 +144,64 @@ def test_a_request_through_all_models(models: dict[str, Any]) -> None:
     info = json.loads(decoded["INFO"][0, 0])
     assert (info["job_id"], info["seed"], info["ticks"], info["width"]) == ("j", 5, 3, 96)
     assert phase(models, "j") == "done"
+
+
+def edit_inputs(strength: float = 1.0, **values: Any) -> dict[str, Any]:
+    image = np.random.default_rng(1).integers(0, 256, (1, 96, 64, 3), np.uint8)
+    mask = np.zeros((1, 96, 64), np.uint8)
+    mask[0, 16:48, 16:40] = 255
+    strengths = np.array([[strength]], np.float32)
+    return {**inputs(**values), "IMAGE": image, "MASK": mask, "STRENGTH": strengths}
+
+
+def test_an_edit_through_all_models(models: dict[str, Any]) -> None:
+    given = edit_inputs(JOB_ID="j", STEPS=8, SEED=5, strength=0.5)
+    decoded = models["edit"].execute([pb_utils.Request(**given)])[0].arrays()
+    assert models["board"].status("j").total == 4
+    assert phase(models, "j") == "done"
+    outside = given["MASK"] < 128
+    assert (decoded["IMAGE"][outside] == given["IMAGE"][outside]).all()
+    assert (decoded["IMAGE"] != given["IMAGE"]).any()
+    info = json.loads(decoded["INFO"][0, 0])
+    assert (info["mode"], info["ticks"], info["steps"]) == ("dense", 4, 8)
+    assert info["mask_ratio"] == 0.125
+    assert info["template"]
+
+
+def test_errors_keep_their_status_on_the_way_through_edit(models: dict[str, Any]) -> None:
+    given = edit_inputs(JOB_ID="j")
+    given["MASK"] = np.zeros_like(given["MASK"])
+    sentence, code = message(models["edit"].execute([pb_utils.Request(**given)])[0])
+    assert sentence.startswith("MASK is 'nowhere above 0'; accepted")
+    assert code == pb_utils.TritonError.INVALID_ARG
+    given = edit_inputs(JOB_ID="j")
+    models["board"].open("j", 1)
+    assert message(models["edit"].execute([pb_utils.Request(**given)])[0])[1] == code
+
+    def explode(inputs: Any) -> dict[str, torch.Tensor]:
+        raise RuntimeError("out of memory")
+
+    models["bundle"].engines["vae_decoder"]._run = explode
+    sentence, code = message(
+        models["edit"].execute([pb_utils.Request(**edit_inputs(JOB_ID="k"))])[0]
+    )
+    assert sentence.startswith("internal error")
+    assert code == pb_utils.TritonError.INTERNAL
+    assert phase(models, "k") == "failed"
+
+
+def test_edits_and_generations_share_a_tick(models: dict[str, Any]) -> None:
+    edit = models["encode"].execute([pb_utils.Request(**edit_inputs(STEPS=9))])[0].arrays()
+    del edit["PIXELS"]
+    requests = [
+        pb_utils.Request(1, True, **edit, QUEUED_TICK=np.array([[0]])),
+        sequence(models, 2, STEPS=9, WIDTH=64, HEIGHT=96),
+    ]
+    assert {frozenset(t.name() for t in r.inputs()) for r in requests} == {
+        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "QUEUED_TICK"))
+    }
+    assert models["denoise"].execute(requests) == [None, None]
+    assert models["bundle"].engines["unet_encoder"].batches == [4]
 
 
 def test_without_guidance_there_is_one_branch(models: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""`decode`: latents to pixels, and the INFO that goes with them."""
+"""`decode`: latents to pixels, an edit's pasted into its template, and the INFO that goes with
+them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 
 from tessera.board import Board, Phase, board_path
 from tessera.bundle import Bundle
+from tessera.edits import paste
 from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
 from tessera.triton import pb
@@ -17,7 +20,9 @@ from tessera.vae import decode_latents
 
 
 class TritonPythonModel:
-    """Last member of the ensemble: PLAN, LATENTS, STATS -> IMAGE, INFO."""
+    """Last member of the ensemble: PLAN, LATENTS, STATS, an edit's PIXELS and MASK -> IMAGE,
+    INFO.
+    """
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the VAE decoder's engine."""
@@ -39,6 +44,9 @@ class TritonPythonModel:
         try:
             latents = pb.to_torch(inputs["LATENTS"])[None]
             image = decode_latents(self._engine, latents, self._manifest.latents.scale)[0]
+            if "PIXELS" in inputs:
+                template, mask = (inputs[name].as_numpy()[0] for name in ("PIXELS", "MASK"))
+                image = paste(image, template, mask)
         except Exception:
             self._board.close(plan.slot, plan.ticket, Phase.FAILED)
             raise
@@ -68,7 +76,8 @@ class TritonPythonModel:
             "height": plan.height,
             "scheduler": plan.scheduler,
             "mode": "dense",
-            "mask_ratio": None,
+            "mask_ratio": plan.mask_ratio,
+            "template": plan.template or None,
             "loras": [],
             "controls": [],
             "prompt_tokens_dropped": plan.prompt_tokens_dropped,

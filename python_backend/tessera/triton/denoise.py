@@ -17,6 +17,7 @@ import torch
 from tessera.board import Board, Phase, board_path
 from tessera.bundle import Bundle
 from tessera.denoise import Running, start, tick
+from tessera.edits import Canvas, canvas_of
 from tessera.errors import Cancelled, Unavailable
 from tessera.plan import Plan
 from tessera.sampler import Sampler
@@ -35,7 +36,7 @@ collected."""
 
 
 class TritonPythonModel:
-    """PLAN, TEXT, POOLED, QUEUED_TICK -> LATENTS, STATS, one step per call."""
+    """PLAN, TEXT, POOLED, CLEAN, ACTIVE, QUEUED_TICK -> LATENTS, STATS, one step per call."""
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the UNet's engines."""
@@ -139,7 +140,13 @@ class TritonPythonModel:
             raise Unavailable(
                 f"job {plan.job_id} is not on the board; send requests to the generate model"
             )
-        sampler = Sampler(plan.scheduler, self._scheduler_config, steps=plan.steps, seed=plan.seed)
+        sampler = Sampler(
+            plan.scheduler,
+            self._scheduler_config,
+            steps=plan.steps,
+            seed=plan.seed,
+            first=plan.first_step,
+        )
         latents = self._manifest.latents
         self._running[identity] = start(
             plan,
@@ -151,8 +158,8 @@ class TritonPythonModel:
                 variant=self._variant,
             ),
             sampler,
-            channels=latents.channels,
-            pixels=latents.pixels,
+            shape=(latents.channels, plan.height // latents.pixels, plan.width // latents.pixels),
+            canvas=_canvas(inputs) if plan.template else None,
         )
         self._queued_ticks[identity] = int(inputs["QUEUED_TICK"].as_numpy().item())
 
@@ -163,7 +170,7 @@ class TritonPythonModel:
         error = error or (running.error if running else None)
         if running is None or error is not None:
             self._forget(identity)
-            return pb.fail(error or RuntimeError("a request without state"), tagged=True)
+            return pb.fail(request, error or RuntimeError("a request without state"))
         if not running.finished:
             self._expected.add(identity)
             pb.reschedule(request)
@@ -200,3 +207,7 @@ class TritonPythonModel:
             self._board.close(plan.slot, plan.ticket, Phase.FAILED)
             self._forget(identity)
             pb.log(f"job {plan.job_id} vanished; its state was collected")
+
+
+def _canvas(inputs: dict[str, pb.TensorHandle]) -> Canvas:
+    return canvas_of(pb.to_torch(inputs["CLEAN"]).clone(), pb.to_torch(inputs["ACTIVE"]).clone())

@@ -1,4 +1,6 @@
-"""`encode`: checks a request, puts its job on the board, turns its prompts into embeddings."""
+"""`encode`: checks a request, puts its job on the board, turns its prompts into embeddings and an
+edit's image into latents.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,13 @@ import dataclasses
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from tessera.board import Board, Phase, board_path, sweep_boards
 from tessera.bundle import Bundle
+from tessera.edit_request import EditChoice
+from tessera.edits import active_latents, encode_template
 from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
 from tessera.request import Request, read_request
@@ -19,7 +24,9 @@ from tessera.variants import VARIANTS
 
 
 class TritonPythonModel:
-    """First member of the ensemble: inputs of the contract -> PLAN, TEXT, POOLED."""
+    """First member of the ensemble: inputs of the contract -> PLAN, TEXT, POOLED, CLEAN, ACTIVE,
+    and an edit's PIXELS.
+    """
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle and the board."""
@@ -30,6 +37,7 @@ class TritonPythonModel:
         self._board = Board(board_path())
         variant = VARIANTS[bundle.manifest.variant]
         self._engines = [TimedEngine(bundle.engine(name)) for name in variant.text_encoders]
+        self._vae = TimedEngine(bundle.engine("vae_encoder"))
         folders = [bundle.tokenizer(name) for name in variant.tokenizers]
         self._encoders = [TextEncoder(f, e) for f, e in zip(folders, self._engines, strict=True)]
 
@@ -40,41 +48,41 @@ class TritonPythonModel:
     def _encode(self, request: pb.Request) -> list[pb.TensorHandle]:
         started = time.time()
         wanted = read_request(pb.arrays(request), self._manifest)
-        slot, ticket = self._board.open(wanted.job_id, wanted.steps)
+        edit = wanted.edit
+        slot, ticket = self._board.open(
+            wanted.job_id, wanted.steps - (edit.first_step if edit else 0)
+        )
         try:
-            return self._embed(wanted, slot, ticket, started)
+            return self._prepare(wanted, _plan(wanted, slot, ticket, started))
         except Exception:
             self._board.close(slot, ticket, Phase.FAILED)
             raise
 
-    def _embed(
-        self, wanted: Request, slot: int, ticket: int, started: float
-    ) -> list[pb.TensorHandle]:
-        plan = Plan(
-            slot=slot,
-            ticket=ticket,
-            job_id=wanted.job_id,
-            seed=wanted.seed,
-            steps=wanted.steps,
-            guidance=wanted.guidance,
-            width=wanted.width,
-            height=wanted.height,
-            scheduler=wanted.scheduler,
-            started=started,
-            prompt_tokens_dropped=self._encoders[0].dropped_tokens(wanted.prompt),
-        )
-        before = sum(engine.spent_ms for engine in self._engines)
+    def _prepare(self, wanted: Request, plan: Plan) -> list[pb.TensorHandle]:
+        engines = [*self._engines, self._vae]
+        before = sum(engine.spent_ms for engine in engines)
         embeddings = self._embeddings(wanted, plan.guided)
+        canvas = self._canvas(wanted.edit) if wanted.edit else _NO_CANVAS
         plan = dataclasses.replace(
             plan,
-            encode_ms=1e3 * (time.time() - started),
-            engine_ms=sum(engine.spent_ms for engine in self._engines) - before,
+            encode_ms=1e3 * (time.time() - plan.started),
+            engine_ms=sum(engine.spent_ms for engine in engines) - before,
+            prompt_tokens_dropped=self._encoders[0].dropped_tokens(wanted.prompt),
         )
         return [
             pb.tensor("PLAN", plan.to_json()),
             pb.tensor("TEXT", embeddings.hidden.numpy()),
             pb.tensor("POOLED", embeddings.pooled.numpy()),
+            *(pb.tensor(name, array) for name, array in canvas.items()),
         ]
+
+    def _canvas(self, edit: EditChoice) -> dict[str, pb.Array]:
+        latents = self._manifest.latents
+        return {
+            "CLEAN": encode_template(self._vae, edit.image, latents.scale).numpy(),
+            "ACTIVE": active_latents(edit.mask, latents.pixels),
+            "PIXELS": edit.image,
+        }
 
     def _embeddings(self, wanted: Request, guided: bool) -> Embeddings:
         """Of the negative prompt, if there is to be such a branch, and the prompt."""
@@ -83,3 +91,36 @@ class TritonPythonModel:
         both = embed(self._encoders, [wanted.negative_prompt or "", wanted.prompt])
         zero = self._manifest.zero_negative and wanted.negative_prompt is None
         return both.zeroed(0) if zero else both
+
+
+_NO_CANVAS: dict[str, pb.Array] = {
+    "CLEAN": np.zeros((1, 1, 1), np.float32),
+    "ACTIVE": np.zeros((1, 1), np.uint8),
+}
+"""What a generation carries where an edit has its template: Triton batches requests only if they
+carry the same tensors."""
+
+
+def _plan(wanted: Request, slot: int, ticket: int, started: float) -> Plan:
+    edit = wanted.edit
+    of_edit: dict[str, Any] = {}
+    if edit is not None:
+        of_edit = {
+            "first_step": edit.first_step,
+            "mode": edit.mode,
+            "template": edit.template,
+            "mask_ratio": edit.mask_ratio,
+        }
+    return Plan(
+        slot=slot,
+        ticket=ticket,
+        job_id=wanted.job_id,
+        seed=wanted.seed,
+        steps=wanted.steps,
+        guidance=wanted.guidance,
+        width=wanted.width,
+        height=wanted.height,
+        scheduler=wanted.scheduler,
+        started=started,
+        **of_edit,
+    )

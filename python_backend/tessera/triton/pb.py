@@ -6,6 +6,7 @@ gets one sentence and the right status; a traceback goes to the server's log onl
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 import uuid
@@ -26,6 +27,9 @@ Request: TypeAlias = Any
 Response: TypeAlias = Any
 TensorHandle: TypeAlias = Any
 """A tensor as Triton holds it; may be handed on without being copied."""
+
+_CALLED = "tessera_called"
+"""Parameter of requests that one model makes to another."""
 
 _NOT_HEALTHY = (
     "is not healthy",
@@ -71,13 +75,15 @@ def respond(outputs: Sequence[TensorHandle]) -> Response:
     return pb_utils.InferenceResponse(output_tensors=list(outputs))
 
 
-def fail(error: Exception, *, tagged: bool = False) -> Response:
+def fail(request: Request, error: Exception) -> Response:
     """The response for an error: a `TesseraError` as it is, anything else as an internal error.
 
-    A model that is called through BLS tags its errors, since Triton 2.51 tells the caller no status
-    but INTERNAL: the sentence then starts with the status in brackets, which `call` takes off.
+    Where the request came from `call`, the sentence starts with the status in brackets, which
+    `call`
+    takes off: through BLS, Triton 2.51 tells the caller no status but INTERNAL.
     """
     known = error if isinstance(error, TesseraError) else _internal(error)
+    tagged = _CALLED in json.loads(request.parameters() or "{}")
     sentence = f"[{known.status}] {known}" if tagged else str(known)
     return pb_utils.InferenceResponse(
         error=pb_utils.TritonError(sentence, getattr(pb_utils.TritonError, known.status))
@@ -93,7 +99,7 @@ def answer_each(
         try:
             responses.append(respond(answer(request)))
         except Exception as error:
-            responses.append(fail(error))
+            responses.append(fail(request, error))
     return responses
 
 
@@ -107,7 +113,10 @@ def call(
         Unavailable: that model's process has ended or is being restarted.
     """
     request = pb_utils.InferenceRequest(
-        model_name=model, inputs=list(inputs), requested_output_names=list(outputs)
+        model_name=model,
+        inputs=list(inputs),
+        requested_output_names=list(outputs),
+        parameters={_CALLED: True},
     )
     response = request.exec()
     if response.has_error():

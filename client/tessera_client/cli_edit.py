@@ -1,0 +1,103 @@
+"""`tessera edit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+
+from tessera.errors import TesseraError
+from tessera_client.client import Client
+from tessera_client.edits import Mask, Rectangle, mask_of
+from tessera_client.messages import EditOptions
+from tessera_client.sheet import before_and_after
+from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, console, fail, save, with_progress
+
+
+def edit(
+    image: Annotated[Path, typer.Argument(help="Picture to edit.", exists=True, dir_okay=False)],
+    prompt: Annotated[str, typer.Argument(help="What it shall show.")],
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Picture whose light part is edited.", exists=True, dir_okay=False),
+    ] = None,
+    rect: Annotated[
+        str | None, typer.Option(help="Rectangle to edit instead of a mask: x,y,width,height.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path("out.png"),
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also write before, mask and after side by side.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Above 0 and up to 1; less stays closer to the picture.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="auto, sparse or dense.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative", help="What not to draw.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps at full strength.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")] = None,
+    url: Url = LOCAL,
+    timeout: Timeout = 300.0,
+    as_json: AsJson = False,
+) -> None:
+    """An image anew inside a mask: a file (--mask), a rectangle (--rect), or its transparent
+    part.
+    """
+    options = EditOptions(
+        strength=strength,
+        mode=mode,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        scheduler=scheduler,
+    )
+    try:
+        picture = _read(image)
+        where = mask_of(_mask(mask, rect), picture)
+        with Client(url, timeout=timeout) as client:
+            result = with_progress(
+                lambda job, show: client.edit(
+                    picture, where, prompt, job_id=job, on_progress=show, **options
+                ),
+                None,
+            )
+        save(result, out, as_json)
+        if sheet:
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            before_and_after(picture, where, result.image, prompt).save(sheet)
+            console.print(f"{sheet}  before and after", soft_wrap=True)
+    except (TesseraError, TypeError, ValueError, OSError, KeyboardInterrupt) as error:
+        fail(error)
+
+
+def _mask(file: Path | None, rect: str | None) -> Mask:
+    """The mask that the options stand for; `None` is the image's transparent part.
+
+    Raises:
+        ValueError: both are given, or the rectangle is not four numbers.
+    """
+    if file and rect:
+        raise ValueError("--mask and --rect exclude each other")
+    if file:
+        return _read(file)
+    return _rectangle(rect) if rect else None
+
+
+def _read(file: Path) -> Image.Image:
+    with Image.open(file) as picture:
+        picture.load()
+        return picture
+
+
+def _rectangle(text: str) -> Rectangle:
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--rect is {text!r}; accepted: x,y,width,height in pixels") from None
+    return x, y, width, height

@@ -1,0 +1,82 @@
+"""What the commands of `tessera` share: how they print, show progress and fail."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tessera.errors import Cancelled, InvalidInput, TimedOut, Unavailable, UnknownJob
+from tessera_client.messages import JobStatus, Result
+
+console = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+Url = Annotated[
+    str,
+    typer.Option("--url", "-u", envvar="TESSERA_URL", help="http://host:port or grpc://host:port."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for one picture.")]
+LOCAL = "http://localhost:8000"
+
+
+def with_progress(
+    ask: Callable[[str, Callable[[JobStatus], None]], Result], steps: int | None
+) -> Result:
+    """The answer of `ask(job id, what to call with news)`, with a bar until it comes."""
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("queued", total=steps)
+
+        def show(status: JobStatus) -> None:
+            bar.update(task, description=status.phase, completed=status.step, total=status.total)
+
+        return ask(uuid.uuid4().hex, show)
+
+
+def save(result: Result, path: Path, as_json: bool) -> None:
+    """Write the picture and say what it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result.image.save(path)
+    info = result.info
+    if as_json:
+        typer.echo(json.dumps({"file": str(path), **info.raw}))
+        return
+    ratio = (
+        "" if info.mask_ratio is None else f", {info.mode}, {100 * info.mask_ratio:.1f} % edited"
+    )
+    output.print(
+        f"{path}  seed {info.seed}, {info.steps} steps of {info.scheduler}{ratio}, "
+        f"{info.total_ms:.0f} ms",
+        soft_wrap=True,
+    )
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Say what went wrong and leave with its exit code."""
+    if isinstance(error, KeyboardInterrupt | Cancelled):
+        console.print("cancelled")
+        raise typer.Exit(130)
+    console.print(f"tessera: {error}", style="red", soft_wrap=True, markup=False)
+    codes: list[tuple[type[Exception], int]] = [
+        (TypeError, 2),
+        (ValueError, 2),
+        (OSError, 2),
+        (InvalidInput, 2),
+        (UnknownJob, 2),
+        (Unavailable, 3),
+        (TimedOut, 1),
+    ]
+    raise typer.Exit(next((code for kind, code in codes if isinstance(error, kind)), 1))

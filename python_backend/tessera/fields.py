@@ -1,0 +1,40 @@
+"""Single values out of a request's inputs: numpy arrays with their leading batch dimension of 1,
+keyed by the contract's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tessera.errors import InvalidInput
+
+Array = npt.NDArray[Any]
+Inputs = Mapping[str, Array]
+
+
+def text_of(inputs: Inputs, name: str, default: str, limit: int, accepted: str = "") -> str:
+    """A text of at most `limit` characters, or `default` if it was left out.
+
+    Raises:
+        InvalidInput: it is longer, or not UTF-8; `accepted` says what would do.
+    """
+    if name not in inputs:
+        return default
+    raw = scalar_of(inputs[name])
+    accepted = accepted or f"at most {limit} characters of UTF-8"
+    try:
+        text = raw.decode() if isinstance(raw, bytes) else str(raw)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(name, f"not UTF-8 at byte {error.start}", accepted) from None
+    if len(text) > limit:
+        raise InvalidInput(name, text, accepted)
+    return text
+
+
+def scalar_of(array: Array) -> Any:
+    """The first element."""
+    return np.asarray(array).reshape(-1)[0]

@@ -1,0 +1,30 @@
+"""`edit`: one process for each edit under way; does what the ensemble `generate` does, by calls.
+
+Imports neither torch nor engines.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tessera.triton import pb
+
+_ENCODED = ("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE")
+
+
+class TritonPythonModel:
+    """Inputs of the contract -> IMAGE, INFO."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Nothing to open."""
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        return pb.answer_each(requests, self._edit)
+
+    def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
+        inputs = pb.handles(request)
+        encoded = pb.call("encode", list(inputs.values()), [*_ENCODED, "PIXELS"])
+        rendered = pb.call("render", [encoded[name] for name in _ENCODED], ["LATENTS", "STATS"])
+        parts = [encoded["PLAN"], *rendered.values(), encoded["PIXELS"], inputs["MASK"]]
+        return list(pb.call("decode", parts, ["IMAGE", "INFO"]).values())

@@ -1,0 +1,247 @@
+"""Edits by a real server: against diffusers' inpainting pipelines, bit-exact outside the mask, in
+company, cancelled, and refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from bench.server import DEMO_CHECKPOINT, Server, serving
+from tessera.contract import SCHEDULERS
+from tessera.edits import TEMPLATE_SEED, paste
+from tessera.errors import Cancelled, InvalidInput
+from tessera.variants import VARIANTS
+from tessera_client import Client
+from tests.conftest import Small
+from tests.triton.test_jobs import unique, wait_for_step
+
+PROMPT = "a large blue star at the top on a green background"
+BEFORE = "a large red circle in the center on a yellow background"
+
+
+def ramp(width: int = 128, height: int = 128) -> Any:
+    """A picture without any help from the server."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 9 + y / 17), np.cos(y / 7), np.sin((x + 2 * y) / 23)]
+    return np.stack([(127 + 120 * w).astype(np.uint8) for w in waves], -1)
+
+
+def island(width: int = 128, height: int = 128) -> Any:
+    """A mask whose borders are those of latents of any size up to 8, so that diffusers' nearest
+    neighbour reads the same mask.
+    """
+    mask = np.zeros((height, width), np.uint8)
+    mask[24:72, 32:96] = 255
+    mask[80:96, 8:24] = 128
+    mask[32:40, 40:48] = 127
+    return mask
+
+
+def by_diffusers(pipe: Any, image: Any, mask: Any, *, scheduler: str, **options: Any) -> Any:
+    """What diffusers' inpainting makes of the mean of the template's latents, pasted back."""
+    spec = SCHEDULERS[scheduler]
+    kind = getattr(diffusers, spec.cls)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **dict(spec.settings))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255 * 2 - 1
+    with torch.no_grad():
+        mean = pipe.vae.encode(pixels.float()).latent_dist.mean
+    clean = mean * pipe.vae.config.scaling_factor
+    height, width = mask.shape
+    result = pipe(
+        PROMPT,
+        image=clean,
+        masked_image_latents=clean,
+        mask_image=torch.from_numpy((mask >= 128).astype(np.float32))[None, None],
+        width=width,
+        height=height,
+        generator=torch.Generator("cpu").manual_seed(TEMPLATE_SEED),
+        output_type="np",
+        **options,
+    )
+    edited = (result.images[0] * 255).round().astype(np.uint8)
+    return paste(edited, image, mask)
+
+
+def largest(result: Any, expected: Any) -> int:
+    return int(np.abs(np.asarray(result.image, np.int16) - expected.astype(np.int16)).max())
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    pipe = diffusers.StableDiffusionInpaintPipeline.from_pretrained(DEMO_CHECKPOINT)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "euler": {"scheduler": "euler"},
+    "half strength": {"scheduler": "euler", "strength": 0.5},
+    "ancestral": {"scheduler": "euler_ancestral", "strength": 0.8},
+    "multistep": {"scheduler": "dpmpp_2m_karras", "strength": 0.7},
+    "ddim, no guidance": {"scheduler": "ddim", "guidance": 1.0},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_an_edit_with_the_templates_seed_equals_diffusers_inpainting(
+    http_client: Client, pipeline: Any, options: dict[str, Any]
+) -> None:
+    image, mask = ramp(), island()
+    wanted = {"steps": 10, "guidance": 4.0, **options}
+    result = http_client.edit(image, mask, PROMPT, seed=TEMPLATE_SEED, mode="dense", **wanted)
+    expected = by_diffusers(
+        pipeline,
+        image,
+        mask,
+        scheduler=wanted["scheduler"],
+        strength=wanted.get("strength", 1.0),
+        num_inference_steps=wanted["steps"],
+        guidance_scale=wanted["guidance"],
+    )
+    assert (expected != image).any()
+    assert largest(result, expected) <= 2
+
+
+def test_pixels_outside_the_mask_are_the_templates_bit_for_bit(client: Client) -> None:
+    image = np.asarray(client.generate(BEFORE, seed=3, steps=4, width=136, height=72).image)
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[13:50, 21:77] = 255
+    results = [client.edit(image, mask, PROMPT, seed=s, steps=4, mode="dense") for s in (1, 2)]
+    pictures = [np.asarray(r.image) for r in results]
+    for picture in pictures:
+        assert (picture[mask < 128] == image[mask < 128]).all()
+        assert (picture[mask >= 128] != image[mask >= 128]).mean() > 0.5
+    assert (pictures[0] != pictures[1]).any()
+    info = results[0].info
+    assert (info.mode, info.width, info.height, info.ticks) == ("dense", 136, 72, 4)
+    assert info.mask_ratio == pytest.approx((mask >= 128).mean())
+    assert info.raw["template"]
+    parts = info.encode_ms + info.queue_ms + info.denoise_ms + info.decode_ms
+    assert 0 < parts <= info.total_ms
+
+
+def test_edits_and_generations_share_ticks_and_do_not_change_each_other(
+    http_client: Client,
+) -> None:
+    image, masks = ramp(), [island(), np.full((128, 128), 255, np.uint8)]
+    jobs: list[Callable[[], Any]] = [
+        *(
+            lambda m=mask, s=strength: http_client.edit(
+                image, m, PROMPT, seed=5, steps=24, strength=s, mode="dense"
+            )
+            for mask in masks
+            for strength in (0.6, 1.0)
+        ),
+        lambda: http_client.generate(PROMPT, seed=6, steps=24),
+        lambda: http_client.generate(PROMPT, seed=7, steps=24, guidance=1.0),
+    ]
+    alone = [np.asarray(job().image, np.int16) for job in jobs]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        together = [future.result() for future in [pool.submit(job) for job in jobs]]
+    for result, expected in zip(together, alone, strict=True):
+        assert largest(result, expected) <= 2
+    assert max(result.info.mean_batch for result in together) > 2
+
+
+def test_a_cancelled_edit_ends(http_client: Client) -> None:
+    job = unique("edit")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(
+            http_client.edit, ramp(), island(), PROMPT, job_id=job, steps=500, strength=0.8
+        )
+        status = wait_for_step(http_client, job, 2)
+        assert status.total == 400
+        http_client.cancel(job)
+        with pytest.raises(Cancelled, match=rf"job {job} was cancelled after \d+ steps"):
+            future.result()
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "empty mask": (
+        {"mask": np.zeros((128, 128), np.uint8)},
+        "MASK is 'nowhere above 0'; accepted: at least one pixel of 128 or more",
+    ),
+    "mask of another size": (
+        {"mask": np.full((128, 64), 255, np.uint8)},
+        "MASK is '64 x 128 pixels'; accepted: the size of the image, 128 x 128 pixels",
+    ),
+    "unknown template": ({"image": None, "template": "abc"}, "TEMPLATE is 'abc'; accepted: "),
+    "no image": ({"image": None}, "IMAGE is 'left out, and so is TEMPLATE'; accepted: one"),
+    "too large": (
+        {"image": ramp(512, 128), "mask": np.full((128, 512), 255, np.uint8)},
+        "IMAGE is '512 x 128 pixels'; accepted: sides that are multiples of 8 from 64 to 256",
+    ),
+    "not a multiple": (
+        {"image": ramp(100, 128), "mask": np.full((128, 100), 255, np.uint8)},
+        "IMAGE is '100 x 128 pixels'; accepted: sides that are multiples of 8",
+    ),
+    "strength 0": ({"strength": 0.0}, "STRENGTH is 0.0; accepted: a number above 0 and up to 1"),
+    "strength 1.5": ({"strength": 1.5}, "STRENGTH is 1.5; accepted: a number above 0"),
+    "strength NaN": ({"strength": float("nan")}, "STRENGTH is nan; accepted: a number above 0"),
+    "mode": ({"mode": "fast"}, "MODE is 'fast'; accepted: auto, sparse, dense"),
+}
+
+
+@pytest.mark.parametrize(("values", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_edits_are_answered_with_field_value_and_what_is_accepted(
+    client: Client, values: dict[str, Any], sentence: str
+) -> None:
+    wanted = {"image": ramp(), "mask": island(), **values}
+    began = time.monotonic()
+    with pytest.raises(InvalidInput) as caught:
+        client.edit(wanted.pop("image"), wanted.pop("mask"), PROMPT, **wanted)
+    assert str(caught.value).startswith(sentence)
+    assert time.monotonic() - began < 5
+
+
+def dense_edit_equals_diffusers(server: Server, made: Small) -> None:
+    """With random weights, at a size that is no square."""
+    kinds = {
+        "StableDiffusionPipeline": diffusers.StableDiffusionInpaintPipeline,
+        "StableDiffusionXLPipeline": diffusers.StableDiffusionXLInpaintPipeline,
+    }
+    pipe = kinds[VARIANTS[made.variant].pipeline].from_pipe(made.pipe)
+    pipe.set_progress_bar_config(disable=True)
+    image, mask = ramp(120, 96), island(120, 96)
+    with Client(server.http, timeout=120) as client:
+        for strength in (1.0, 0.7):
+            result = client.edit(
+                image,
+                mask,
+                PROMPT,
+                seed=TEMPLATE_SEED,
+                steps=6,
+                guidance=3.0,
+                scheduler="euler",
+                strength=strength,
+                mode="dense",
+            )
+            expected = by_diffusers(
+                pipe,
+                image,
+                mask,
+                scheduler="euler",
+                num_inference_steps=6,
+                guidance_scale=3.0,
+                strength=strength,
+            )
+            assert (expected != image).mean() > 0.1
+            assert largest(result, expected) <= 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_edits_as_diffusers_does(
+    small: Callable[[str], Small], variant: str, tmp_path: Path
+) -> None:
+    made = small(variant)
+    with serving(made.bundle, tmp_path / "log", "--threads=2") as server:
+        dense_edit_equals_diffusers(server, made)
