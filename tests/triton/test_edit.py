@@ -209,7 +209,9 @@ def dense_edit_equals_diffusers(server: Server, made: Small) -> None:
         "StableDiffusionPipeline": diffusers.StableDiffusionInpaintPipeline,
         "StableDiffusionXLPipeline": diffusers.StableDiffusionXLInpaintPipeline,
     }
-    pipe = kinds[VARIANTS[made.variant].pipeline].from_pipe(made.pipe)
+    off = {} if VARIANTS[made.variant].pooled else {"safety_checker": None}
+    kind = kinds[VARIANTS[made.variant].pipeline]
+    pipe = kind.from_pretrained(str(made.checkpoint), dtype=torch.float32, **off)
     pipe.set_progress_bar_config(disable=True)
     image, mask = ramp(120, 96), island(120, 96)
     with Client(server.http, timeout=120) as client:
