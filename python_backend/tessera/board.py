@@ -51,7 +51,10 @@ class Phase(IntEnum):
         return self >= Phase.DONE
 
 
-_HEADER = np.dtype([("ticket", "i8"), ("tick", "i8")])
+CACHE_FIELDS = ("hits", "misses", "evictions", "bytes", "entries")
+"""Of the recorded activations in `denoise`'s memory."""
+
+_HEADER = np.dtype([("ticket", "i8"), ("tick", "i8"), *((name, "i8") for name in CACHE_FIELDS)])
 _ROW = np.dtype(
     [
         ("job_id", "S64"),
@@ -136,6 +139,16 @@ class Board:
         self._header["tick"] += 1
         return self.tick
 
+    @property
+    def cache(self) -> dict[str, int]:
+        """`CACHE_FIELDS`, as `denoise` last told them."""
+        return {name: int(self._header[name]) for name in CACHE_FIELDS}
+
+    def tell_cache(self, **counters: int) -> None:
+        """Publish `CACHE_FIELDS` (`denoise` only)."""
+        for name in CACHE_FIELDS:
+            self._header[name] = counters[name]
+
     def open(self, job_id: str, total: int) -> tuple[int, int]:
         """Put a job on the board; returns its (slot, ticket).
 
@@ -208,6 +221,11 @@ class Board:
         recent = self._rows["touched"] > time.time() - ARRIVES_WITHIN_S
         self._waiting = bool((recent & (self._rows["phase"] == Phase.QUEUED)).any())
         return self._waiting
+
+    def denoising(self) -> bool:
+        """Whether a job is being denoised."""
+        recent = self._rows["touched"] > time.time() - ARRIVES_WITHIN_S
+        return bool((recent & (self._rows["phase"] == Phase.DENOISING)).any())
 
     def running(self) -> int:
         """How many jobs have not ended."""

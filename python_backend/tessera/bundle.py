@@ -33,6 +33,11 @@ class Bundle:
         self.manifest: Manifest = read_manifest(folder)
         self._threads = threads
 
+    @property
+    def threads(self) -> int:
+        """Threads of one engine call."""
+        return self._threads or len(os.sched_getaffinity(0))
+
     @classmethod
     def from_environment(cls) -> Bundle:
         """The bundle that `TESSERA_BUNDLE` names, with `TESSERA_THREADS` threads.

@@ -75,7 +75,17 @@ JOBS = ModelSpec(
     inputs=(TensorSpec("ACTION", "BYTES", (1,)), TensorSpec("JOB_ID", "BYTES", (1,))),
     outputs=(TensorSpec("RESULT", "BYTES", (1,)), TensorSpec("PREVIEW", "UINT8", (-1, -1, 3))),
 )
-MODELS = {"generate": GENERATE, "edit": EDIT, "jobs": JOBS}
+TEMPLATES = ModelSpec(
+    inputs=(
+        TensorSpec("ACTION", "BYTES", (1,)),
+        _optional("IMAGE", "UINT8", -1, -1, 3),
+        _optional("TEMPLATE", "BYTES"),
+        _optional("STEPS", "INT32"),
+        _optional("SCHEDULER", "BYTES"),
+    ),
+    outputs=(TensorSpec("RESULT", "BYTES", (1,)),),
+)
+MODELS = {"generate": GENERATE, "edit": EDIT, "jobs": JOBS, "templates": TEMPLATES}
 
 SCHEDULERS = {
     "euler": SchedulerSpec("EulerDiscreteScheduler"),
@@ -112,3 +122,7 @@ MAX_JOB_ID = 64
 """Bytes in JOB_ID."""
 
 JOB_ACTIONS = ("status", "cancel")
+TEMPLATE_ACTIONS = ("register", "list", "evict")
+
+SPARSE_GRAPHS = ("unet_sparse", "unet_text")
+"""What a bundle needs for token-sparse edits."""

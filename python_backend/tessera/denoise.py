@@ -10,13 +10,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from tessera.edits import Canvas
 from tessera.plan import Plan
 from tessera.sampler import Sampler
+
+if TYPE_CHECKING:
+    from tessera.sparse_steps import SparsePath
 
 Conditions = Mapping[str, torch.Tensor]
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -35,6 +39,9 @@ class Running:
         first_tick, last_tick: numbers of the ticks that ran its first and latest step.
         batch_sizes: how many requests shared the engine call, per step.
         network_ms: time inside the engines, summed over its steps.
+        sparse: what it is denoised sparsely with; `None` for the dense UNet.
+        sparse_steps: how many of its steps were.
+        cache_ms: time that its steps waited for cached inputs.
         error: why it ended early, if it did.
     """
 
@@ -48,6 +55,9 @@ class Running:
     last_tick: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     network_ms: float = 0.0
+    sparse: SparsePath | None = None
+    sparse_steps: int = 0
+    cache_ms: float = 0.0
     started: float = field(default_factory=time.monotonic)
     error: Exception | None = None
 
@@ -97,24 +107,94 @@ def start(
     return Running(plan, conditions, sampler, latents, canvas)
 
 
-def tick(running: Sequence[Running], predict: Predict, number: int) -> None:
-    """Advance every request by one step; those that share a size share the network call.
+class PathLost(Exception):
+    """Some requests of a group can no longer be denoised sparsely and say so: group them anew."""
+
+
+class Observer(Protocol):
+    """Wants to know what steps cost: see `tessera.planner.Planner`."""
+
+    def observe(self, path: str, size: tuple[int, int], tokens: float, milliseconds: float) -> None:
+        """Told of each network call, per branch."""
+        ...
+
+
+class Sparse(Protocol):
+    """The other way to predict: see `tessera.sparse_steps.SparseSteps`."""
+
+    def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
+        """Which requests share a call."""
+        ...
+
+    def predict(self, group: list[Running]) -> list[torch.Tensor]:
+        """Predictions (branches, c, h, w) of a group.
+
+        Raises:
+            PathLost: see there.
+        """
+        ...
+
+
+Call = Callable[[list["Running"]], list[torch.Tensor]]
+
+
+def tick(
+    running: Sequence[Running],
+    predict: Predict,
+    number: int,
+    *,
+    sparse: Sparse | None = None,
+    planner: Observer | None = None,
+) -> None:
+    """Advance every request by one step; those that share a size and a path share the network call.
 
     A request whose sampler fails gets its `error`; a failing network call fails the requests in it.
     The others are unaffected.
     """
-    for group in _groups(running):
+    work = _calls(running, predict, sparse)
+    while work:
+        call, group = work.pop(0)
+        began = time.perf_counter()
         try:
-            predictions = _predict_group(group, predict)
+            branches = call(group)
+        except PathLost:
+            work += _calls(group, predict, sparse)
+            continue
         except Exception as error:
             for request in group:
                 request.error = error
             continue
-        for request, prediction in zip(group, predictions, strict=True):
+        if planner is not None:
+            _observe(planner, group, 1e3 * (time.perf_counter() - began))
+        for request, prediction in zip(group, branches, strict=True):
             request.first_tick = request.first_tick or number
             request.last_tick = number
             request.batch_sizes.append(len(group))
-            _step(request, prediction)
+            _step(request, _guide(prediction, request.plan.guidance))
+
+
+def _observe(planner: Observer, group: list[Running], milliseconds: float) -> None:
+    rows = sum(r.branches for r in group)
+    height, width = group[0].latents.shape[2:]
+    active = [r.branches * r.sparse.active if r.sparse else 0 for r in group]
+    if group[0].sparse:
+        planner.observe("sparse", (height, width), sum(active) / rows, milliseconds / rows)
+    else:
+        planner.observe("dense", (height, width), height * width, milliseconds / rows)
+
+
+def _calls(
+    running: Sequence[Running], predict: Predict, sparse: Sparse | None
+) -> list[tuple[Call, list[Running]]]:
+    """The network calls of a tick: which, and for whom."""
+    dense = [r for r in running if r.sparse is None]
+    calls: list[tuple[Call, list[Running]]] = [
+        (partial(_predict_group, predict), group) for group in _groups(dense)
+    ]
+    if sparse is not None:
+        others = [r for r in running if r.sparse is not None]
+        calls += [(sparse.predict, group) for group in sparse.groups(others)]
+    return calls
 
 
 def _groups(running: Sequence[Running]) -> Iterable[list[Running]]:
@@ -125,10 +205,8 @@ def _groups(running: Sequence[Running]) -> Iterable[list[Running]]:
     return groups.values()
 
 
-def _predict_group(group: list[Running], predict: Predict) -> list[torch.Tensor]:
-    """Guided predictions (1, c, h, w), one per request, from one network call for all branches of
-    the group.
-    """
+def _predict_group(predict: Predict, group: list[Running]) -> list[torch.Tensor]:
+    """Predictions (branches, c, h, w), one per request, from one network call for the group."""
     samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
     timesteps = [r.timesteps[r.step] for r in group]
     conditions = {k: _join([r.conditions[k] for r in group]) for k in group[0].conditions}
@@ -138,10 +216,7 @@ def _predict_group(group: list[Running], predict: Predict) -> list[torch.Tensor]
     network_ms = 1e3 * (time.perf_counter() - began)
     for request in group:
         request.network_ms += network_ms
-    branches_of = output.split([r.branches for r in group]) if len(group) > 1 else [output]
-    return [
-        _guide(branches, r.plan.guidance) for branches, r in zip(branches_of, group, strict=True)
-    ]
+    return list(output.split([r.branches for r in group])) if len(group) > 1 else [output]
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

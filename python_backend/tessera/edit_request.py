@@ -97,6 +97,11 @@ def size_of_edit(inputs: Inputs, edit: EditChoice) -> tuple[int, int]:
     return width, height
 
 
+def can_be_sparse(manifest: Manifest) -> bool:
+    """Whether the bundle has the graphs of token-sparse edits."""
+    return set(contract.SPARSE_GRAPHS) <= set(manifest.graphs)
+
+
 def template_id(image: Array) -> str:
     """Names a picture by its size and pixels."""
     digest = hashlib.sha256(repr(image.shape).encode())
@@ -106,7 +111,7 @@ def template_id(image: Array) -> str:
 
 def no_templates(identity: str) -> Array:
     """A `FindTemplate` that knows none."""
-    raise InvalidInput("TEMPLATE", identity, "nothing, since no template is registered")
+    raise InvalidInput("TEMPLATE", identity, "nothing, since none is known")
 
 
 def _mask(inputs: Inputs, image: Array) -> Array:
@@ -149,6 +154,6 @@ def _mode(inputs: Inputs, manifest: Manifest) -> str:
     mode = text_of(inputs, "MODE", contract.MODES[0], 100)
     if mode not in contract.MODES:
         raise InvalidInput("MODE", mode, ", ".join(contract.MODES))
-    if mode == "sparse" and "unet_sparse" not in manifest.graphs:
+    if mode == "sparse" and not can_be_sparse(manifest):
         raise InvalidInput("MODE", mode, "auto, dense, since the bundle has no graph for it")
     return mode

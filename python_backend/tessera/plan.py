@@ -25,6 +25,8 @@ class Plan:
             full strength.
         mode: `MODE` of an edit; "dense" for a generation.
         template: id of the template; empty for a generation.
+        recorded: whether the template's activations were there for these steps when `encode`
+            looked.
         mask_ratio: share of the picture's pixels that may change; `None` for a generation.
         started: `time.time()` at which `encode` took the request.
         encode_ms: time `encode` took.
@@ -45,6 +47,7 @@ class Plan:
     first_step: int = 0
     mode: str = "dense"
     template: str = ""
+    recorded: bool = False
     mask_ratio: float | None = None
     encode_ms: float = 0.0
     engine_ms: float = 0.0
@@ -54,6 +57,11 @@ class Plan:
     def guided(self) -> bool:
         """Whether the UNet runs a second, negative branch for this request."""
         return self.guidance > 1.0
+
+    @property
+    def to_record(self) -> bool:
+        """Whether the template has to be recorded before this edit can run."""
+        return self.mode == "sparse" and not self.recorded
 
     def to_json(self) -> bytes:
         """As it travels between models."""

@@ -81,7 +81,7 @@ def read_request(
     if not prompt.strip():
         accepted = f"1 to {contract.MAX_PROMPT} characters that are not all blank"
         raise InvalidInput("PROMPT", prompt, accepted)
-    steps = _steps(inputs, defaults.steps, defaults.scheduler)
+    steps, scheduler = read_schedule(inputs, manifest)
     width = _size(inputs, "WIDTH", defaults.width, manifest)
     height = _size(inputs, "HEIGHT", defaults.height, manifest)
     edit = read_edit(inputs, manifest, steps, find_template) if "MASK" in inputs else None
@@ -95,7 +95,7 @@ def read_request(
         guidance=_guidance(inputs, defaults.guidance),
         width=width,
         height=height,
-        scheduler=_scheduler(inputs, defaults.scheduler),
+        scheduler=scheduler,
         job_id=read_job_id(inputs) or uuid.uuid4().hex,
         edit=edit,
     )
@@ -185,6 +185,17 @@ def _seed(inputs: Inputs) -> int:
     if seed < 0:
         raise InvalidInput("SEED", seed, f"an integer from 0 to {contract.MAX_SEED}")
     return seed
+
+
+def read_schedule(inputs: Inputs, manifest: Manifest) -> tuple[int, str]:
+    """STEPS and SCHEDULER, or the bundle's.
+
+    Raises:
+        InvalidInput: a value is not accepted.
+    """
+    defaults = manifest.defaults
+    steps = _steps(inputs, defaults.steps, defaults.scheduler)
+    return steps, _scheduler(inputs, defaults.scheduler)
 
 
 def _steps(inputs: Inputs, default: int, default_scheduler: str) -> int:

@@ -36,7 +36,8 @@ class Sampler:
         self._scheduler = copy.deepcopy(_scheduler(name, json.dumps(dict(config), sort_keys=True)))
         self._scheduler.set_timesteps(steps)
         self._fresh = copy.copy(self._scheduler)  # never steps, so that it adds any step's noise
-        _begin_at(self._scheduler, first)
+        if first:
+            _begin_at(self._scheduler, first)
         self._first = first
         self._generator = torch.Generator("cpu").manual_seed(seed)
         self._extra = {"generator": self._generator} if _takes_generator(self._scheduler) else {}
@@ -58,6 +59,14 @@ class Sampler:
         _begin_at(self._fresh, self._first + index)
         noisy: torch.Tensor = self._fresh.add_noise(clean, noise, self.timesteps[index : index + 1])
         return noisy
+
+    def template_input(self, clean: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
+        """What the network gets of a noised template at step `index`, whatever has been stepped."""
+        noisy = self.noised(clean, noise, index)
+        scheduler = copy.copy(self._fresh)
+        _begin_at(scheduler, self._first + index)
+        scaled: torch.Tensor = scheduler.scale_model_input(noisy, self.timesteps[index])
+        return scaled
 
     def network_input(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         """Latents as the network wants them at step `index`."""
@@ -82,7 +91,7 @@ def _scheduler(name: str, config: str) -> Any:
 
 def _begin_at(scheduler: Any, index: int) -> None:
     """Say which of the timesteps comes next; a scheduler that has no such method needs none."""
-    if index and hasattr(scheduler, "set_begin_index"):
+    if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(index)
 
 

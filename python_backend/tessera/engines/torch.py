@@ -13,8 +13,9 @@ from tessera.engines.base import EngineInfo
 from tessera.errors import InternalError
 from tessera.modules import GraphModule
 
-_EXACT = ("timestep", "time_ids", "input_ids")
-"""Inputs that stay in their own precision: numbers that a half cannot hold."""
+_EXACT = ("timestep", "time_ids", "norms")
+"""Inputs that stay in their own precision, as integers and weights of means (`share_...`) do:
+numbers that a half cannot hold."""
 
 
 class TorchEngine:
@@ -55,4 +56,5 @@ class TorchEngine:
         )
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._device, tensor.dtype if name in _EXACT else self._dtype)
+        exact = name in _EXACT or name.startswith("share_") or not tensor.is_floating_point()
+        return tensor.to(self._device, tensor.dtype if exact else self._dtype)

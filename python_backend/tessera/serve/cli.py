@@ -18,10 +18,12 @@ from tessera.manifest import Manifest, check_files, read_manifest
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera.serve.warmup import warm_up
+from tessera.templates.settings import TemplateSettings, default_folder
 from tessera.variants import VARIANTS
 
 console = Console(stderr=True, highlight=False)
 DEFAULTS = Ports()
+TEMPLATES = TemplateSettings(default_folder())
 ENGINES = ("auto", "onnxruntime", "tensorrt", "torch")
 
 
@@ -35,6 +37,18 @@ def serve(
         int, typer.Option(min=0, help="Threads per engine call; 0 is one per core.")
     ] = 0,
     engine: Annotated[str, typer.Option(help="auto, onnxruntime, tensorrt or torch.")] = "auto",
+    templates: Annotated[
+        Path | None, typer.Option(help="Folder of templates; by default in the user's cache.")
+    ] = None,
+    template_disk: Annotated[
+        float, typer.Option(min=0, help="GB of all recorded templates.")
+    ] = TEMPLATES.disk / 1e9,
+    template_memory: Annotated[
+        float, typer.Option(min=0, help="GB of recorded steps held in memory.")
+    ] = TEMPLATES.memory / 1e9,
+    template_size: Annotated[
+        float, typer.Option(min=0, help="GB of one recorded template.")
+    ] = TEMPLATES.size / 1e9,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for readiness.")] = 600.0,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tritonserver's own log.")
@@ -45,6 +59,8 @@ def serve(
 ) -> None:
     """Serve a bundle with tritonserver until a signal ends it."""
     ports = Ports(http_port, grpc_port, metrics_port)
+    budgets = [int(1e9 * gb) for gb in (template_disk, template_memory, template_size)]
+    kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *budgets)
     log_flags = [] if verbose else ["--log-info=false"]
     try:
         manifest = _checked(bundle)
@@ -55,7 +71,11 @@ def serve(
             manifest,
             ports,
             host,
-            {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine},
+            {
+                "TESSERA_THREADS": str(threads),
+                "TESSERA_ENGINE": engine,
+                **kept.to_environment(),
+            },
             start_timeout,
             [*log_flags, *(triton_args or [])],
         )

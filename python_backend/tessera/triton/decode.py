@@ -61,7 +61,6 @@ class TritonPythonModel:
         milliseconds = {
             "encode_ms": plan.encode_ms,
             "refit_ms": 0.0,
-            "cache_load_ms": 0.0,
             "decode_ms": decode_ms,
             "total_ms": 1e3 * (time.time() - plan.started),
         }
@@ -75,7 +74,7 @@ class TritonPythonModel:
             "width": plan.width,
             "height": plan.height,
             "scheduler": plan.scheduler,
-            "mode": "dense",
+            "mode": _mode(stats),
             "mask_ratio": plan.mask_ratio,
             "template": plan.template or None,
             "loras": [],
@@ -83,3 +82,10 @@ class TritonPythonModel:
             "prompt_tokens_dropped": plan.prompt_tokens_dropped,
             **{k: round(v, 3) if isinstance(v, float) else v for k, v in merged.items()},
         }
+
+
+def _mode(stats: dict[str, float]) -> str:
+    """How it was denoised: `mixed` if the recording was lost on the way."""
+    if not stats["sparse_ticks"]:
+        return "dense"
+    return "sparse" if stats["sparse_ticks"] == stats["ticks"] else "mixed"

@@ -21,6 +21,7 @@ from tessera.edits import Canvas, canvas_of
 from tessera.errors import Cancelled, Unavailable
 from tessera.plan import Plan
 from tessera.sampler import Sampler
+from tessera.sparse_engine import open_sparse
 from tessera.triton import pb
 from tessera.unet import UNet, conditions_of
 from tessera.variants import VARIANTS
@@ -51,6 +52,8 @@ class TritonPythonModel:
             max_rows=bundle.manifest.limits.max_rows,
         )
         self._board = Board(board_path())
+        self._sparse, self._planner = open_sparse(bundle, self._unet)
+        self._gauges = _gauges() if self._sparse else {}
         self._slots = int(json.loads(args["model_config"])["max_batch_size"])
         self._running: dict[int, Running] = {}
         self._queued_ticks: dict[int, int] = {}
@@ -76,6 +79,7 @@ class TritonPythonModel:
         while not self._must_return(present, errors, until):
             errors = self._tick(present)
         self._expected = set()
+        self._tell()
         responses = [self._conclude(r, errors[i]) for i, r in present.items()]
         self._collect_vanished()
         return responses
@@ -85,7 +89,7 @@ class TritonPythonModel:
         number = self._board.begin_tick()
         errors = {i: self._prepare(i, request) for i, request in present.items()}
         stepping = [self._running[i] for i, error in errors.items() if error is None]
-        tick(stepping, self._unet.predict, number)
+        tick(stepping, self._unet.predict, number, sparse=self._sparse, planner=self._planner)
         for request in stepping:
             plan = request.plan
             phase = Phase.DECODING if request.finished else Phase.DENOISING
@@ -148,20 +152,30 @@ class TritonPythonModel:
             first=plan.first_step,
         )
         latents = self._manifest.latents
-        self._running[identity] = start(
+        conditions = conditions_of(
+            pb.to_torch(inputs["TEXT"]).clone(),
+            pb.to_torch(inputs["POOLED"]).clone(),
+            width=plan.width,
+            height=plan.height,
+            variant=self._variant,
+        )
+        running = start(
             plan,
-            conditions_of(
-                pb.to_torch(inputs["TEXT"]).clone(),
-                pb.to_torch(inputs["POOLED"]).clone(),
-                width=plan.width,
-                height=plan.height,
-                variant=self._variant,
-            ),
+            conditions,
             sampler,
             shape=(latents.channels, plan.height // latents.pixels, plan.width // latents.pixels),
             canvas=_canvas(inputs) if plan.template else None,
         )
+        if self._sparse and running.canvas and self._shall_be_sparse(plan, running.canvas):
+            running.sparse = self._sparse.admit(plan, running.canvas, conditions)
+        self._running[identity] = running
         self._queued_ticks[identity] = int(inputs["QUEUED_TICK"].as_numpy().item())
+
+    def _shall_be_sparse(self, plan: Plan, canvas: Canvas) -> bool:
+        if plan.mode != "auto" or self._planner is None:
+            return plan.mode == "sparse"
+        height, width = canvas.active.shape[2:]
+        return self._planner.prefers_sparse((height, width), int(canvas.active.sum()))
 
     def _conclude(self, request: pb.Request, error: Exception | None) -> pb.Response | None:
         """Answer a request that has ended; reschedule one that has not (`None`)."""
@@ -188,12 +202,23 @@ class TritonPythonModel:
             "queue_ms": max(0.0, until_start),
             "denoise_ms": elapsed,
             "engine_ms": running.network_ms,
+            "cache_load_ms": running.cache_ms,
+            "sparse_ticks": running.sparse_steps,
             "ticks": len(running.batch_sizes),
             "mean_batch": float(np.mean(running.batch_sizes)),
             "queued_tick": queued_tick,
             "first_tick": running.first_tick,
             "last_tick": running.last_tick,
         }
+
+    def _tell(self) -> None:
+        """Publish how the memory of recorded steps does."""
+        if self._sparse is None:
+            return
+        counters = vars(self._sparse.memory.counters)
+        self._board.tell_cache(**counters)
+        for name, gauge in self._gauges.items():
+            gauge.set(counters[name])
 
     def _forget(self, identity: int) -> None:
         for table in (self._running, self._queued_ticks, self._seen):
@@ -211,3 +236,17 @@ class TritonPythonModel:
 
 def _canvas(inputs: dict[str, pb.TensorHandle]) -> Canvas:
     return canvas_of(pb.to_torch(inputs["CLEAN"]).clone(), pb.to_torch(inputs["ACTIVE"]).clone())
+
+
+def _gauges() -> dict[str, pb.Gauge]:
+    what = {
+        "hits": "reads of recorded steps that memory answered",
+        "misses": "reads of recorded steps that the disk answered",
+        "evictions": "recorded steps that left memory for others",
+        "bytes": "of recorded steps in memory",
+        "entries": "recorded steps in memory",
+    }
+    return {
+        name: pb.Gauge(f"tessera_template_{name}", f"Template activations: {text}")
+        for name, text in what.items()
+    }

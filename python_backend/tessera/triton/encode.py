@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,15 @@ import torch
 
 from tessera.board import Board, Phase, board_path, sweep_boards
 from tessera.bundle import Bundle
-from tessera.edit_request import EditChoice
-from tessera.edits import active_latents, encode_template
+from tessera.edit_request import EditChoice, can_be_sparse
+from tessera.edits import TEMPLATE_SEED, active_latents, encode_template
 from tessera.engines.timed import TimedEngine
+from tessera.errors import Unavailable
 from tessera.plan import Plan
 from tessera.request import Request, read_request
+from tessera.templates.pictures import find_picture
+from tessera.templates.settings import TemplateSettings
+from tessera.templates.store import Key, Store
 from tessera.text import Embeddings, TextEncoder, embed
 from tessera.triton import pb
 from tessera.variants import VARIANTS
@@ -35,6 +40,8 @@ class TritonPythonModel:
         bundle = Bundle.from_environment()
         self._manifest = bundle.manifest
         self._board = Board(board_path())
+        settings = TemplateSettings.from_environment()
+        self._store = Store(settings.folder, budget=settings.disk)
         variant = VARIANTS[bundle.manifest.variant]
         self._engines = [TimedEngine(bundle.engine(name)) for name in variant.text_encoders]
         self._vae = TimedEngine(bundle.engine("vae_encoder"))
@@ -47,7 +54,9 @@ class TritonPythonModel:
 
     def _encode(self, request: pb.Request) -> list[pb.TensorHandle]:
         started = time.time()
-        wanted = read_request(pb.arrays(request), self._manifest)
+        wanted = read_request(
+            pb.arrays(request), self._manifest, partial(find_picture, self._store.pictures)
+        )
         edit = wanted.edit
         slot, ticket = self._board.open(
             wanted.job_id, wanted.steps - (edit.first_step if edit else 0)
@@ -65,6 +74,7 @@ class TritonPythonModel:
         canvas = self._canvas(wanted.edit) if wanted.edit else _NO_CANVAS
         plan = dataclasses.replace(
             plan,
+            recorded=self._look_up(wanted, wanted.edit) if wanted.edit else False,
             encode_ms=1e3 * (time.time() - plan.started),
             engine_ms=sum(engine.spent_ms for engine in engines) - before,
             prompt_tokens_dropped=self._encoders[0].dropped_tokens(wanted.prompt),
@@ -75,6 +85,30 @@ class TritonPythonModel:
             pb.tensor("POOLED", embeddings.pooled.numpy()),
             *(pb.tensor(name, array) for name, array in canvas.items()),
         ]
+
+    def _look_up(self, wanted: Request, edit: EditChoice) -> bool:
+        """Whether the template has been recorded; if not, and nobody waits for it, somebody
+        shall.
+        """
+        if edit.mode == "dense" or not can_be_sparse(self._manifest):
+            return False
+        key = Key(
+            self._manifest.digest, edit.template, wanted.scheduler, wanted.steps, TEMPLATE_SEED
+        )
+        recording = self._store.find(key)
+        if recording is not None:
+            self._store.read_ahead(recording, recording.storage.kept(wanted.steps))
+            return True
+        try:
+            self._store.pictures.put(edit.image)
+            if edit.mode == "auto":
+                self._store.want(key)
+        except OSError as error:
+            if edit.mode == "sparse":
+                reason = error.strerror or str(error)
+                raise Unavailable(f"template {edit.template} cannot be kept: {reason}") from error
+            pb.log(f"template {edit.template} cannot be kept: {error}")
+        return False
 
     def _canvas(self, edit: EditChoice) -> dict[str, pb.Array]:
         latents = self._manifest.latents

@@ -129,6 +129,20 @@ def reschedule(request: Request) -> None:
     request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
 
 
+class Gauge:
+    """A figure among the server's metrics; one process may make it."""
+
+    def __init__(self, name: str, description: str) -> None:
+        family = pb_utils.MetricFamily(
+            name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
+        )
+        self._family, self._metric = family, family.Metric(labels={})
+
+    def set(self, value: float) -> None:
+        """Say the value."""
+        self._metric.set(value)
+
+
 def log(message: str) -> None:
     """A line in the server's log."""
     pb_utils.Logger.log_warn(f"tessera: {message}")

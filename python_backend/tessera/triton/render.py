@@ -34,6 +34,8 @@ class TritonPythonModel:
         try:
             if self._board.cancelled(plan.slot, plan.ticket):
                 raise Cancelled(f"job {plan.job_id} was cancelled")
+            if plan.to_record:
+                self._record(plan)
             queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
             outputs = pb.call("denoise", [*inputs.values(), queued], ["LATENTS", "STATS"])
         except Exception as error:
@@ -43,3 +45,17 @@ class TritonPythonModel:
             )
             raise
         return list(outputs.values())
+
+    def _record(self, plan: Plan) -> None:
+        """Wait until the template's activations have been recorded, then see whether the job still
+        goes on.
+        """
+        wanted = [
+            pb.tensor("ACTION", b"register"),
+            pb.tensor("TEMPLATE", plan.template.encode()),
+            pb.tensor("STEPS", np.array([plan.steps], np.int32)),
+            pb.tensor("SCHEDULER", plan.scheduler.encode()),
+        ]
+        pb.call("templates", wanted, ["RESULT"])
+        if self._board.cancelled(plan.slot, plan.ticket):
+            raise Cancelled(f"job {plan.job_id} was cancelled")

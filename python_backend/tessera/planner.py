@@ -1,0 +1,106 @@
+"""Dense or sparse: what a step of a request costs either way, in milliseconds.
+
+Costs are lines: a dense step costs so much per token, a sparse one a constant and so much per
+active token, both per branch. They are measured when the server starts and corrected by what the
+steps of requests then take, so a machine that is busy with something else does not fool it for
+long. Knows numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Size = tuple[int, int]
+"""(height, width) of the latents."""
+
+_WEIGHT = 0.2
+"""Of the latest step among what a size's correction remembers."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """`constant + slope * tokens` milliseconds."""
+
+    constant: float
+    slope: float
+
+    def at(self, tokens: float) -> float:
+        """The value there."""
+        return self.constant + self.slope * tokens
+
+    @classmethod
+    def through(cls, first: tuple[float, float], second: tuple[float, float]) -> Line:
+        """The line through two points (tokens, milliseconds); it never falls."""
+        (x0, y0), (x1, y1) = first, second
+        slope = max(0.0, (y1 - y0) / (x1 - x0))
+        return cls(max(0.0, y0 - slope * x0), slope)
+
+
+@dataclass
+class Planner:
+    """Chooses the cheaper path.
+
+    Attributes:
+        dense: of a branch, by the tokens of its latents.
+        sparse: of a branch, by its active tokens.
+        factors: by path and size of the latents, and by tokens on a logarithmic scale: what steps
+            took over what the lines say.
+    """
+
+    dense: Line
+    sparse: Line
+    factors: dict[tuple[str, Size], dict[int, float]] = field(default_factory=dict)
+
+    def prefers_sparse(self, size: Size, active: int) -> bool:
+        """Whether a step with so many active latents is cheaper sparsely."""
+        return self.cost("sparse", size, active) < self.cost("dense", size, size[0] * size[1])
+
+    def cost(self, path: str, size: Size, tokens: float) -> float:
+        """Expected milliseconds of one branch of one step."""
+        line = self.sparse if path == "sparse" else self.dense
+        known = self.factors.get((path, size))
+        if not known:
+            return line.at(tokens)
+        place = _place(tokens)
+        return line.at(tokens) * known[min(known, key=lambda p: abs(p - place))]
+
+    def observe(self, path: str, size: Size, tokens: float, milliseconds: float) -> None:
+        """Learn from a branch of a step that has been run; `tokens` is the mean of those that
+        shared the call.
+        """
+        line = self.sparse if path == "sparse" else self.dense
+        expected = line.at(tokens)
+        if expected <= 0:
+            return
+        known, place = self.factors.setdefault((path, size), {}), _place(tokens)
+        now = milliseconds / expected
+        before = known.get(place, now)
+        known[place] = before + _WEIGHT * (now - before)
+
+
+def measure(
+    dense: Callable[[], float], sparse: Callable[[float], float], *, tokens: int
+) -> Planner:
+    """A planner for one machine.
+
+    Args:
+        dense: runs a branch of a dense step of `tokens` tokens, returns milliseconds.
+        sparse: runs a branch of a sparse step with that share of the tokens active.
+        tokens: of the latents that are measured with.
+    """
+    few, many = 0.1, 0.5
+    points = [(share * tokens, _best(lambda s=share: sparse(s))) for share in (few, many)]  # type: ignore[misc]
+    return Planner(Line(0.0, _best(dense) / tokens), Line.through(points[0], points[1]))
+
+
+def _place(tokens: float) -> int:
+    """Steps of a fifth."""
+    return round(4 * math.log2(tokens))
+
+
+def _best(run: Callable[[], float]) -> float:
+    """The shortest of three runs, after one that does not count."""
+    run()
+    return min(run() for _ in range(3))

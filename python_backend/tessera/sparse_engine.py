@@ -1,0 +1,98 @@
+"""Opens what token-sparse denoising needs of a bundle, and measures what its steps cost here."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from tessera import modules
+from tessera.bundle import Bundle
+from tessera.edit_request import can_be_sparse
+from tessera.planner import Planner, measure
+from tessera.sparse.batch import ArrayCache, Batch, Part
+from tessera.sparse.program import Program
+from tessera.sparse.tables import level_sizes, make_tables
+from tessera.sparse.unet import SparseUNetEngines
+from tessera.sparse_steps import SparseSteps
+from tessera.templates.memory import Memory
+from tessera.templates.settings import TemplateSettings
+from tessera.templates.store import Store
+from tessera.unet import Conditions, UNet
+
+TOKENS = 77
+
+
+def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner | None]:
+    """The sparse path of a bundle and a planner for it; nothing if the bundle has no graphs for
+    it.
+    """
+    manifest = bundle.manifest
+    if not can_be_sparse(manifest):
+        return None, None
+    config = json.loads(bundle.file(manifest.graphs["unet_sparse"].config).read_text())
+    network = modules.new_network("unet", config)
+    engines = SparseUNetEngines(bundle.engine("unet_sparse"), bundle.engine("unet_text"))
+    settings = TemplateSettings.from_environment()
+    program = Program(network)
+    steps = SparseSteps(
+        engines,
+        program,
+        Store(settings.folder, budget=settings.disk),
+        Memory(budget=settings.memory),
+        bundle=manifest.digest,
+        max_rows=manifest.limits.max_rows,
+    )
+    side = manifest.limits.min_size // manifest.latents.pixels
+    bench = _Bench(unet, engines, program, config, (manifest.latents.channels, side, side))
+    return steps, measure(bench.dense, bench.sparse, tokens=side * side)
+
+
+class _Bench:
+    """Runs steps on random numbers, a request with guidance at a time."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        engines: SparseUNetEngines,
+        program: Program,
+        config: dict[str, Any],
+        shape: tuple[int, int, int],
+    ) -> None:
+        self._unet, self._engines, self._program = unet, engines, program
+        self._sample = torch.randn(2, *shape)
+        self._timestep = torch.full((2,), 500.0)
+        self._conditions = _random_conditions(config)
+
+    def dense(self) -> float:
+        """Milliseconds of a branch of a dense step."""
+        began = time.perf_counter()
+        self._unet.predict(self._sample, self._timestep, self._conditions)
+        return 1e3 * (time.perf_counter() - began) / 2
+
+    def sparse(self, share: float) -> float:
+        """Milliseconds of a branch of a sparse step, its caches put together."""
+        height, width = self._sample.shape[2:]
+        mask = np.zeros((height, width), bool)
+        mask[: max(1, round(share * height))] = True
+        batch = Batch(self._program, [Part(make_tables(mask, self._program.paddings), 2)])
+        batch.fixed  # noqa: B018 - made once per request, not per step
+        conditions = self._engines.project_text(self._conditions)
+        tokens = [h * w for h, w in level_sizes((height, width), self._program.paddings)]
+        arrays = {s.name: torch.rand(1, *s.shape(tokens)) for s in self._program.sites}
+        began = time.perf_counter()
+        cached = batch.cached([ArrayCache(arrays)])
+        self._engines.predict(batch, self._sample, self._timestep, conditions, cached)
+        return 1e3 * (time.perf_counter() - began) / 2
+
+
+def _random_conditions(config: dict[str, Any]) -> Conditions:
+    conditions = {"encoder_hidden_states": torch.randn(2, TOKENS, config["cross_attention_dim"])}
+    if config["addition_embed_type"]:
+        pooled = config["projection_class_embeddings_input_dim"]
+        pooled -= 6 * config["addition_time_embed_dim"]
+        conditions |= {"text_embeds": torch.randn(2, pooled), "time_ids": torch.ones(2, 6)}
+    return conditions

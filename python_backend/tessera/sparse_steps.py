@@ -1,0 +1,221 @@
+"""Denoising steps of edits on the token-sparse UNet: which requests share a call, where their
+caches come from, and the call itself.
+
+The cached inputs of a request's next step are read and put together by a thread while this step
+runs. Knows engines and the template store, nothing of Triton.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from tessera.denoise import PathLost, Running
+from tessera.edits import TEMPLATE_SEED, Canvas
+from tessera.plan import Plan
+from tessera.sparse.batch import Batch, Part, Tensors
+from tessera.sparse.program import Program
+from tessera.sparse.tables import make_tables
+from tessera.sparse.unet import SparseUNetEngines
+from tessera.templates.cache import StepCache
+from tessera.templates.memory import Memory
+from tessera.templates.store import Damaged, Key, Recording, Store
+
+Conditions = Mapping[str, torch.Tensor]
+
+MAX_PADDING = 0.2
+"""Largest share of padding among the rows of a call that several masks share."""
+
+READ_AHEAD = 3
+"""Steps whose recordings are read before they are needed."""
+
+
+_numbers = itertools.count()
+
+
+@dataclass
+class SparsePath:
+    """What a request needs to be denoised sparsely.
+
+    Attributes:
+        part: its mask.
+        recording: of its template.
+        conditions: of the network, with the text's keys and values in place of the text.
+        number: tells paths apart.
+    """
+
+    part: Part
+    recording: Recording
+    conditions: Conditions
+    number: int = field(default_factory=lambda: next(_numbers))
+
+    @property
+    def active(self) -> int:
+        """How many latents are active."""
+        return self.part.tables.levels[0].count
+
+
+@dataclass
+class _Call:
+    """Requests that share a call from step to step, and their cached inputs by the kept steps that
+    they are made of.
+    """
+
+    batch: Batch
+    ready: dict[tuple[int, ...], Future[Tensors]] = field(default_factory=dict)
+
+
+class SparseSteps:
+    """The token-sparse UNet for running requests.
+
+    Args:
+        engines: of the bundle.
+        program: of its UNet.
+        store: of templates.
+        memory: holds recorded steps that have been read.
+        bundle: the bundle's digest.
+        max_rows: largest number of branches in a call.
+    """
+
+    def __init__(
+        self,
+        engines: SparseUNetEngines,
+        program: Program,
+        store: Store,
+        memory: Memory,
+        *,
+        bundle: str,
+        max_rows: int,
+    ) -> None:
+        self._engines, self._program = engines, program
+        self._store, self.memory = store, memory
+        self._bundle, self._max_rows = bundle, max_rows
+        self._assembler = ThreadPoolExecutor(1, thread_name_prefix="caches")
+        self._calls: dict[tuple[int, ...], _Call] = {}
+
+    def admit(self, plan: Plan, canvas: Canvas, conditions: Conditions) -> SparsePath | None:
+        """What `plan` needs; `None` if its template has not been recorded for these steps."""
+        key = Key(self._bundle, plan.template, plan.scheduler, plan.steps, TEMPLATE_SEED)
+        recording = self._store.find(key)
+        if recording is None:
+            return None
+        self._read_ahead(recording, plan.first_step, plan.steps)
+        tables = make_tables(canvas.active[0, 0].numpy(), self._program.paddings)
+        branches = conditions["encoder_hidden_states"].shape[0]
+        return SparsePath(Part(tables, branches), recording, self._engines.project_text(conditions))
+
+    def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
+        """Requests that share a call: of one latent size, with little padding."""
+        waiting = sorted(requests, key=lambda r: (tuple(r.latents.shape), -_active(r)))
+        groups: list[list[Running]] = []
+        while waiting:
+            first, *others = waiting
+            group, waiting = [first], []
+            for other in others:
+                fits = other.latents.shape == first.latents.shape and self._fits([*group, other])
+                (group if fits else waiting).append(other)
+            groups.append(group)
+        keys = [_key(group) for group in groups]
+        self._calls = {key: call for key, call in self._calls.items() if key in keys}
+        return groups
+
+    def predict(self, group: list[Running]) -> list[torch.Tensor]:
+        """The network's predictions (branches, c, h, w), zero where nothing is active.
+
+        Raises:
+            PathLost: a recording could not be read; its requests have lost their path.
+        """
+        call = self._call(group)
+        began = time.perf_counter()
+        try:
+            cached = self._cached(call, group, ahead=0).result()
+        except Damaged as error:
+            self._lose(group, error)
+            raise PathLost from error
+        called = time.perf_counter()
+        self._cached(call, group, ahead=1)
+        paths = [_path(r) for r in group]
+        sample = torch.cat(
+            [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
+        )
+        timestep = torch.cat([r.timesteps[r.step] for r in group])
+        conditions = {
+            name: torch.cat([p.conditions[name] for p in paths]) for name in paths[0].conditions
+        }
+        rows = self._engines.predict(call.batch, sample, timestep, conditions, cached)
+        ended = time.perf_counter()
+        for request in group:
+            request.sparse_steps += 1
+            request.cache_ms += 1e3 * (called - began)
+            request.network_ms += 1e3 * (ended - called)
+        prediction = call.batch.scatter(rows, torch.zeros_like(sample))
+        return list(prediction.split([r.branches for r in group]))
+
+    def _lose(self, group: list[Running], error: Damaged) -> None:
+        """Let requests go on without a recording that is to be made again."""
+        self.memory.drop(error.digest)
+        for request in group:
+            if _path(request).recording.key.digest == error.digest:
+                request.sparse = None
+
+    def _fits(self, group: list[Running]) -> bool:
+        rows = sum(r.branches for r in group)
+        used = sum(r.branches * _active(r) for r in group)
+        most = max(_active(r) for r in group)
+        return rows <= self._max_rows and used >= (1 - MAX_PADDING) * most * rows
+
+    def _call(self, group: list[Running]) -> _Call:
+        key = _key(group)
+        if key not in self._calls:
+            self._calls[key] = _Call(Batch(self._program, [_path(r).part for r in group]))
+        return self._calls[key]
+
+    def _cached(self, call: _Call, group: list[Running], *, ahead: int) -> Future[Tensors]:
+        """The cached inputs of the group's current step, or of the one `ahead` of it."""
+        paths = [_path(r) for r in group]
+        steps = [min(r.plan.first_step + r.step + ahead, r.plan.steps - 1) for r in group]
+        kept = tuple(p.recording.storage.source(step) for p, step in zip(paths, steps, strict=True))
+        if kept not in call.ready:
+            for old in list(call.ready)[:-1]:
+                del call.ready[old]  # all but the one that is being used
+            sources = [(p.recording, step) for p, step in zip(paths, kept, strict=True)]
+            call.ready[kept] = self._assembler.submit(self._assemble, call.batch, sources)
+            for request, path, step in zip(group, paths, steps, strict=True):
+                self._read_ahead(path.recording, step + 1, request.plan.steps)
+        return call.ready[kept]
+
+    def _assemble(self, batch: Batch, sources: list[tuple[Recording, int]]) -> Tensors:
+        with torch.inference_mode():
+            reads = [self._read(recording, step) for recording, step in sources]
+            return batch.cached([StepCache(read.result()) for read in reads])
+
+    def _read_ahead(self, recording: Recording, step: int, steps: int) -> None:
+        kept = {recording.storage.source(s) for s in range(step, min(step + READ_AHEAD, steps))}
+        for source in sorted(kept):
+            self.memory.ahead(
+                (recording.key.digest, source), partial(self._store.load, recording, source)
+            )
+
+    def _read(self, recording: Recording, step: int) -> Future[Mapping[str, torch.Tensor]]:
+        return self.memory.get(
+            (recording.key.digest, step), partial(self._store.load, recording, step)
+        )
+
+
+def _path(request: Running) -> SparsePath:
+    assert request.sparse is not None, "only requests with a path come here"
+    return request.sparse
+
+
+def _active(request: Running) -> int:
+    return _path(request).active
+
+
+def _key(group: list[Running]) -> tuple[int, ...]:
+    return tuple(_path(r).number for r in group)

@@ -1,0 +1,104 @@
+"""Recorded steps in host memory: least recently used ones go first, readers wait for the disk in
+threads of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tessera.templates.storage import Arrays
+
+Name = tuple[str, int]
+"""A recording's digest and a kept step."""
+
+
+@dataclass
+class Counters:
+    """What a tier has done since it was opened, and how full it is."""
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    bytes: int = 0
+    entries: int = 0
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of the reads that found what they wanted here; `None` before the first."""
+        reads = self.hits + self.misses
+        return self.hits / reads if reads else None
+
+
+class Memory:
+    """A tier of recorded steps.
+
+    Args:
+        budget: bytes. One entry may be larger; it is then kept until the next one comes.
+        threads: how many entries are read at the same time.
+    """
+
+    def __init__(self, *, budget: int, threads: int = 2) -> None:
+        self.budget = budget
+        self.counters = Counters()
+        self._entries: OrderedDict[Name, Future[Arrays]] = OrderedDict()
+        self._sizes: dict[Name, int] = {}
+        self._lock = threading.RLock()
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="templates")
+
+    def ahead(self, name: Name, read: Callable[[], Arrays]) -> None:
+        """Begin to read an entry that will be needed soon, unless it is here."""
+        with self._lock:
+            if name not in self._entries:
+                self._begin(name, read)
+
+    def get(self, name: Name, read: Callable[[], Arrays]) -> Future[Arrays]:
+        """An entry, which may still be on its way.
+
+        The future's exception is what `read` raised; the entry is then forgotten.
+        """
+        with self._lock:
+            found = self._entries.get(name)
+            if found is None:
+                self.counters.misses += 1
+                return self._begin(name, read)
+            self.counters.hits += 1
+            self._entries.move_to_end(name)
+            return found
+
+    def drop(self, digest: str) -> None:
+        """Forget a recording."""
+        with self._lock:
+            for name in [n for n in self._entries if n[0] == digest]:
+                self._forget(name)
+
+    def _begin(self, name: Name, read: Callable[[], Arrays]) -> Future[Arrays]:
+        future = self._readers.submit(read)
+        self._entries[name] = future
+        self.counters.entries = len(self._entries)
+        future.add_done_callback(lambda done: self._arrived(name, done))
+        return future
+
+    def _arrived(self, name: Name, future: Future[Arrays]) -> None:
+        with self._lock:
+            if self._entries.get(name) is not future:
+                return
+            if future.exception() is not None:
+                self._forget(name)
+                return
+            self._sizes[name] = sum(a.nbytes for a in future.result().values())
+            self.counters.bytes += self._sizes[name]
+            for other in list(self._entries):
+                if self.counters.bytes <= self.budget or other == name:
+                    break
+                if other in self._sizes:
+                    self._forget(other)
+                    self.counters.evictions += 1
+
+    def _forget(self, name: Name) -> None:
+        self._entries.pop(name, None)
+        self.counters.bytes -= self._sizes.pop(name, 0)
+        self.counters.entries = len(self._entries)

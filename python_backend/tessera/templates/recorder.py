@@ -1,0 +1,197 @@
+"""Records the activations of a template: the dense UNet on the noised template, all steps known at
+once.
+
+The network's input at a step is the template, noised to that step's level with noise of the
+template's seed: no step depends on the one before, so several are run in one batch. The prompt is
+empty, for a template has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tessera.bundle import Bundle
+from tessera.edits import canvas_of, encode_template
+from tessera.engines.base import Engine
+from tessera.engines.registry import Source, open_module
+from tessera.errors import Unavailable
+from tessera.manifest import Manifest
+from tessera.modules import UNetDecoder, UNetEncoder
+from tessera.sampler import Sampler
+from tessera.sparse.program import Program, Site
+from tessera.sparse.record import record
+from tessera.sparse.tables import level_sizes
+from tessera.templates.storage import Arrays, Storage, choose_storage
+from tessera.templates.store import Key, Recording, Store
+from tessera.text import TextEncoder, embed
+from tessera.unet import Conditions, conditions_of
+from tessera.variants import VARIANTS
+
+ROWS = 4
+"""Steps in one batch."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a recording is made with.
+
+    Attributes:
+        encoder, decoder: halves of the UNet, as torch modules.
+        vae: engine of the autoencoder's first half.
+        empty_prompt: its conditions for a picture of (width, height) pixels, one row.
+    """
+
+    encoder: UNetEncoder
+    decoder: UNetDecoder
+    vae: Engine
+    empty_prompt: Callable[[int, int], Conditions]
+
+
+class Recorder:
+    """Makes recordings.
+
+    Args:
+        store: where they go.
+        manifest: of the bundle.
+        scheduler_config: the bundle's.
+        networks: opens the bundle's networks; called when the first recording is made.
+        budget: bytes of one recording.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        scheduler_config: Mapping[str, Any],
+        networks: Callable[[], Networks],
+        *,
+        budget: int,
+    ) -> None:
+        self._store, self._manifest = store, manifest
+        self._scheduler_config, self._open, self._budget = scheduler_config, networks, budget
+
+    @classmethod
+    def of(cls, bundle: Bundle, store: Store, *, budget: int) -> Recorder:
+        """For a bundle on disk."""
+        manifest, config = bundle.manifest, bundle.scheduler_config
+        return cls(store, manifest, config, partial(open_networks, bundle), budget=budget)
+
+    def ensure(
+        self, key: Key, *, between: Callable[[], None] = lambda: None
+    ) -> tuple[Recording, bool]:
+        """The recording of a key, and whether it had to be made.
+
+        Args:
+            key: its picture has to be in the store.
+            between: called between batches; may wait, so that others get ahead.
+
+        Raises:
+            Unavailable: the picture is gone, no form of recording fits the budget, or the disk
+                cannot be written.
+        """
+        with self._store.locked(key):
+            found = self._store.find(key)
+            if found is not None:
+                return found, False
+            picture = self._store.pictures.get(key.template)
+            if picture is None:
+                raise Unavailable(f"template {key.template} was evicted; send its image again")
+            storage = self._storage(key, picture)
+            try:
+                steps = self._steps(key, picture, storage, between)
+                return self._store.record(key, storage, steps), True
+            except OSError as error:
+                raise Unavailable(
+                    f"template {key.template} could not be recorded: {error.strerror or error}"
+                ) from error
+
+    def sites(self) -> tuple[Site, ...]:
+        """What is recorded: every site but the first convolution's, whose input is known."""
+        return tuple(s for s in self.program.sites if s.name != "halo.conv_in")
+
+    @cached_property
+    def program(self) -> Program:
+        """Of the bundle's UNet."""
+        return Program(self._networks.encoder.source)
+
+    @cached_property
+    def _networks(self) -> Networks:
+        return self._open()
+
+    def _storage(self, key: Key, picture: npt.NDArray[Any]) -> Storage:
+        pixels = self._manifest.latents.pixels
+        size = (picture.shape[0] // pixels, picture.shape[1] // pixels)
+        numbers = numbers_per_step(self.program, self.sites(), size)
+        storage = choose_storage(numbers, key.steps, self._budget)
+        if storage is None:
+            raise Unavailable(
+                f"a recording of {key.steps} steps at this size does not fit the "
+                f"{self._budget / 1e9:g} GB that one may have; see --template-size"
+            )
+        return storage
+
+    @torch.inference_mode()
+    def _steps(
+        self, key: Key, picture: npt.NDArray[Any], storage: Storage, between: Callable[[], None]
+    ) -> Iterator[tuple[int, Arrays]]:
+        networks = self._networks
+        clean = encode_template(networks.vae, picture, self._manifest.latents.scale)
+        canvas = canvas_of(clean, torch.ones(clean.shape[1:]))
+        sampler = Sampler(key.scheduler, self._scheduler_config, steps=key.steps, seed=key.seed)
+        conditions = networks.empty_prompt(picture.shape[1], picture.shape[0])
+        kept = storage.kept(key.steps)
+        for start in range(0, len(kept), ROWS):
+            between()
+            steps = kept[start : start + ROWS]
+            inputs = {
+                "sample": torch.cat(
+                    [sampler.template_input(canvas.clean, canvas.noise, i) for i in steps]
+                ),
+                "timestep": sampler.timesteps[steps].float(),
+                **{name: c.expand(len(steps), *c.shape[1:]) for name, c in conditions.items()},
+            }
+            recorded, _ = record(networks.encoder, networks.decoder, inputs, sites=self.sites())
+            for row, step in enumerate(steps):
+                yield step, {name: array[row] for name, array in recorded.items()}
+
+
+def open_networks(bundle: Bundle) -> Networks:
+    """Those of a bundle; the UNet's halves with weights of their own, beside any engine's."""
+    manifest = bundle.manifest
+    variant = VARIANTS[manifest.variant]
+    encoder, decoder = (
+        open_module(Source.of(bundle.folder, manifest, name))
+        for name in ("unet_encoder", "unet_decoder")
+    )
+    assert isinstance(encoder, UNetEncoder)
+    assert isinstance(decoder, UNetDecoder)
+    pairs = zip(variant.tokenizers, variant.text_encoders, strict=True)
+    encoders = [TextEncoder(bundle.tokenizer(f), bundle.engine(name)) for f, name in pairs]
+
+    def empty_prompt(width: int, height: int) -> Conditions:
+        found = embed(encoders, [""])
+        return conditions_of(
+            found.hidden, found.pooled, width=width, height=height, variant=variant
+        )
+
+    return Networks(encoder, decoder, bundle.engine("vae_encoder"), empty_prompt)
+
+
+def numbers_per_step(program: Program, sites: tuple[Site, ...], size: tuple[int, int]) -> int:
+    """How many numbers the sites of one step have.
+
+    Args:
+        program: of the UNet.
+        sites: those that are recorded.
+        size: (height, width) of the latents.
+    """
+    tokens = [math.prod(level) for level in level_sizes(size, program.paddings)]
+    return int(sum(np.prod(site.shape(tokens)) for site in sites))

@@ -1,0 +1,98 @@
+"""In which form activations are kept, and which form fits a budget of bytes.
+
+A recording has one set of arrays per denoising step. It may keep every step or each k-th, the
+others then use the last one kept; and it may keep numbers as float16 or int8. Both branches of
+guidance always share one recording, since a template has no prompt (docs/templates.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Arrays = Mapping[str, torch.Tensor]
+Kind = Literal["float32", "float16", "int8"]
+
+_BYTES: dict[Kind, int] = {"float32": 4, "float16": 2, "int8": 1}
+_SCALE = ".scale"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A form of keeping.
+
+    Attributes:
+        kind: of the numbers; statistics of norms are small and always float32.
+        every: keep each `every`-th step.
+    """
+
+    kind: Kind = "float16"
+    every: int = 1
+
+    @property
+    def name(self) -> str:
+        """Short, and part of a recording's key."""
+        return f"{self.kind}/{self.every}"
+
+    def kept(self, steps: int) -> list[int]:
+        """Which steps are kept."""
+        return list(range(0, steps, self.every))
+
+    def source(self, step: int) -> int:
+        """The kept step that stands for `step`."""
+        return step - step % self.every
+
+    def bytes(self, numbers_per_step: int, steps: int) -> int:
+        """Bytes of a recording with so many numbers per step."""
+        return numbers_per_step * _BYTES[self.kind] * len(self.kept(steps))
+
+
+CHOICES: Sequence[Storage] = (
+    Storage("float16"),
+    Storage("int8"),
+    Storage("float16", 2),
+    Storage("int8", 2),
+    Storage("int8", 3),
+    Storage("int8", 4),
+    Storage("int8", 6),
+    Storage("int8", 8),
+)
+"""From the closest to the dense edit to the smallest (bench/edit_quality.py measures them)."""
+
+
+def choose_storage(numbers_per_step: int, steps: int, budget: int) -> Storage | None:
+    """The best form that fits into `budget` bytes; `None` if none does."""
+    fitting = (s for s in CHOICES if s.bytes(numbers_per_step, steps) <= budget)
+    return next(fitting, None)
+
+
+def pack(arrays: Arrays, kind: Kind) -> dict[str, torch.Tensor]:
+    """Arrays in the form in which they are kept: int8 with one scale per row of the last axis."""
+    packed: dict[str, torch.Tensor] = {}
+    for name, array in arrays.items():
+        if name.startswith("norm.") or kind == "float32":
+            packed[name] = array.contiguous()
+        elif kind == "float16":
+            packed[name] = array.clamp(-65504, 65504).half().contiguous()
+        else:
+            scale = array.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+            packed[name] = (array / scale).round().to(torch.int8).contiguous()
+            packed[name + _SCALE] = scale.contiguous()
+    return packed
+
+
+def take(arrays: Arrays, name: str, index: torch.Tensor) -> torch.Tensor:
+    """Rows of a packed array along its first axis, as numbers."""
+    rows = arrays[name].index_select(0, index)
+    if rows.dtype != torch.int8:
+        return rows
+    return rows * arrays[name + _SCALE].index_select(0, index)
+
+
+def unpack(arrays: Arrays, name: str) -> torch.Tensor:
+    """A whole packed array, as numbers."""
+    array = arrays[name]
+    return array * arrays[name + _SCALE] if array.dtype == torch.int8 else array

@@ -1,0 +1,256 @@
+"""Templates on disk: pictures, and recordings of their activations.
+
+::
+
+    <root>/pictures/<template>.npy
+    <root>/recordings/<key>/recording.json, 0000.safetensors, ...
+    <root>/wanted/<key>.json         recordings that somebody will need
+
+A recording is written to a temporary folder and renamed: it is there whole or not at all. Every
+file of it has its checksum in `recording.json`; one that does not fit is reported as `Damaged` and
+the recording removed, so that it is made again. When recordings outgrow their budget, those that
+have not been used for longest go first. Several processes use one store; a file lock keeps two of
+them from recording the same thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+
+from tessera.templates.files import age, write
+from tessera.templates.pictures import Pictures
+from tessera.templates.storage import Arrays, Storage, pack
+
+_MANIFEST = "recording.json"
+_STALE_S = 3600.0
+"""A temporary folder that nothing has touched for this long belongs to a process that has ended."""
+
+
+class Damaged(Exception):
+    """A file of a recording is missing, or is not what was written; `digest` is the recording's."""
+
+    def __init__(self, digest: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.digest = digest
+
+
+@dataclass(frozen=True)
+class Key:
+    """What activations depend on.
+
+    Attributes:
+        bundle: digest of the bundle.
+        template: id of the picture, which says its size and pixels.
+        scheduler, steps: they decide how noisy the template is at each step.
+        seed: of the template's noise.
+        adapters: the adapter set; empty for none.
+    """
+
+    bundle: str
+    template: str
+    scheduler: str
+    steps: int
+    seed: int
+    adapters: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Names the recording."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A whole recording on disk.
+
+    Attributes:
+        folder: where it is.
+        key: what it is of.
+        storage: in which form.
+        checksums: by kept step: (bytes, CRC-32) of its file.
+    """
+
+    folder: Path
+    key: Key
+    storage: Storage
+    checksums: dict[int, tuple[int, int]] = field(repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Of all its steps."""
+        return sum(size for size, _ in self.checksums.values())
+
+    def file(self, step: int) -> Path:
+        """Of a kept step."""
+        return self.folder / f"{step:04}.safetensors"
+
+
+class Store:
+    """The templates of one folder.
+
+    Args:
+        root: made if it is missing.
+        budget: bytes of all recordings together.
+    """
+
+    def __init__(self, root: Path, *, budget: int) -> None:
+        self.root, self.budget = root, budget
+        self.pictures = Pictures(root / "pictures")
+        for name in ("recordings", "wanted"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def find(self, key: Key) -> Recording | None:
+        """The recording of a key, marked as used; `None` if there is none."""
+        recording = self._read(self.root / "recordings" / key.digest)
+        if recording is None or recording.key != key:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(recording.folder / _MANIFEST)
+        return recording
+
+    def load(self, recording: Recording, step: int) -> Arrays:
+        """The arrays of a kept step.
+
+        Raises:
+            Damaged: they are not those that were written; the recording has been removed.
+        """
+        size, checksum = recording.checksums[step]
+        try:
+            content = recording.file(step).read_bytes()
+        except OSError as error:
+            self.remove(recording)
+            sentence = f"{recording.file(step)} cannot be read: {error}"
+            raise Damaged(recording.key.digest, sentence) from error
+        if len(content) != size or zlib.crc32(content) != checksum:
+            self.remove(recording)
+            raise Damaged(recording.key.digest, f"{recording.file(step)} is not what was written")
+        return safetensors.torch.load(content)
+
+    def read_ahead(self, recording: Recording, steps: Iterable[int]) -> None:
+        """Ask the system to read files of kept steps before somebody needs them."""
+        for step in steps:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(recording.file(step), os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
+
+    def record(self, key: Key, storage: Storage, steps: Iterable[tuple[int, Arrays]]) -> Recording:
+        """Write a recording from its kept steps.
+
+        Raises:
+            OSError: the disk is full, or cannot be written; nothing is left behind.
+        """
+        self._sweep()
+        target = self.root / "recordings" / key.digest
+        folder = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))
+        try:
+            checksums: dict[int, tuple[int, int]] = {}
+            recording = Recording(folder, key, storage, checksums)
+            for step, arrays in steps:
+                content = safetensors.torch.save(pack(arrays, storage.kind))
+                write(recording.file(step), content)
+                checksums[step] = (len(content), zlib.crc32(content))
+            described = {
+                "key": dataclasses.asdict(key),
+                "storage": dataclasses.asdict(storage),
+                "checksums": checksums,
+            }
+            write(folder / _MANIFEST, json.dumps(described).encode())
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._make_room(keep=target)
+        return dataclasses.replace(recording, folder=target)
+
+    def remove(self, recording: Recording) -> None:
+        """Remove a recording."""
+        shutil.rmtree(recording.folder, ignore_errors=True)
+
+    def evict(self, identity: str) -> int:
+        """Remove a template's picture and recordings; returns how many bytes became free."""
+        mine = [r for r in self.recordings() if r.key.template == identity]
+        for recording in mine:
+            self.remove(recording)
+        self.pictures.remove(identity)
+        return sum(r.bytes for r in mine)
+
+    def recordings(self) -> list[Recording]:
+        """All of them, the latest used first."""
+        found = (self.root / "recordings").glob("[!.]*")
+        folders = sorted(found, key=lambda f: age(f / _MANIFEST))
+        return [r for r in map(self._read, folders) if r is not None]
+
+    @contextlib.contextmanager
+    def locked(self, key: Key) -> Iterator[None]:
+        """Only one process at a time records a key; the others wait here."""
+        path = self.root / "recordings" / f".{key.digest}.lock"
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _read(self, folder: Path) -> Recording | None:
+        try:
+            content = json.loads((folder / _MANIFEST).read_text())
+            return Recording(
+                folder,
+                Key(**content["key"]),
+                Storage(**content["storage"]),
+                {int(k): (int(v[0]), int(v[1])) for k, v in content["checksums"].items()},
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+            shutil.rmtree(folder, ignore_errors=True)  # not one of ours, or half of one
+            return None
+
+    def _make_room(self, keep: Path) -> None:
+        """Remove what has not been used for longest until the budget holds."""
+        used = 0
+        for recording in self.recordings():
+            used += recording.bytes
+            if used > self.budget and recording.folder != keep:
+                self.remove(recording)
+                used -= recording.bytes
+
+    def _sweep(self) -> None:
+        """Remove what processes left behind that ended while they recorded."""
+        for folder in (self.root / "recordings").glob(".*"):
+            if folder.is_dir() and age(folder) > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def want(self, key: Key) -> None:
+        """Remember that a recording will be needed, for `wanted`."""
+        text = json.dumps(dataclasses.asdict(key))
+        write(self.root / "wanted" / f"{key.digest}.json", text.encode())
+
+    def wanted(self, bundle: str) -> list[Key]:
+        """Recordings of a bundle that are needed and not there, the latest asked for first."""
+        keys = []
+        for path in sorted((self.root / "wanted").glob("*.json"), key=age):
+            try:
+                keys.append(Key(**json.loads(path.read_text())))
+            except (OSError, ValueError, TypeError):
+                path.unlink(missing_ok=True)
+        return [key for key in keys if key.bundle == bundle]
+
+    def done(self, key: Key) -> None:
+        """Forget that a recording was wanted."""
+        (self.root / "wanted" / f"{key.digest}.json").unlink(missing_ok=True)

@@ -1,0 +1,139 @@
+"""`templates`: records templates, lists them, evicts them.
+
+Has two processes, so that a list does not wait for a recording. Each also records, while the server
+has nothing else to do, what edits have found missing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import torch
+
+from tessera.board import Board, board_path
+from tessera.bundle import Bundle
+from tessera.contract import SPARSE_GRAPHS, TEMPLATE_ACTIONS
+from tessera.edit_request import can_be_sparse, read_image
+from tessera.edits import TEMPLATE_SEED
+from tessera.errors import InvalidInput, TesseraError
+from tessera.fields import Inputs, text_of
+from tessera.request import read_action, read_schedule
+from tessera.templates.pictures import find_picture, unknown
+from tessera.templates.recorder import Recorder
+from tessera.templates.settings import TemplateSettings
+from tessera.templates.store import Key, Recording, Store
+from tessera.triton import pb
+
+IDLE_S = 1.0
+"""How long nothing must have run before a template is recorded that nobody waits for."""
+
+GIVE_WAY_S = 1.0
+"""Longest wait between two batches of such a recording."""
+
+
+class TritonPythonModel:
+    """ACTION, IMAGE or TEMPLATE, STEPS, SCHEDULER -> RESULT (JSON)."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Open the bundle, the board and the store; networks are opened when one is needed."""
+        bundle = Bundle.from_environment()
+        torch.set_num_threads(bundle.threads)
+        self._manifest = bundle.manifest
+        self._settings = TemplateSettings.from_environment()
+        self._store = Store(self._settings.folder, budget=self._settings.disk)
+        self._recorder = Recorder.of(bundle, self._store, budget=self._settings.size)
+        self._board = Board(board_path())
+        self._busy = threading.Lock()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._record_when_idle, daemon=True)
+        if can_be_sparse(self._manifest):
+            self._thread.start()
+
+    def finalize(self) -> None:
+        """End the thread."""
+        self._ending.set()
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        return pb.answer_each(requests, self._answer)
+
+    def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
+        inputs = pb.arrays(request)
+        action = read_action(inputs, TEMPLATE_ACTIONS)
+        answer = {"register": self._register, "list": self._list, "evict": self._evict}[action]
+        return [pb.tensor("RESULT", json.dumps(answer(inputs)).encode())]
+
+    def _register(self, inputs: Inputs) -> dict[str, Any]:
+        if not can_be_sparse(self._manifest):
+            accepted = f"list, evict, since the bundle has no graphs {' and '.join(SPARSE_GRAPHS)}"
+            raise InvalidInput("ACTION", "register", accepted)
+        began = time.monotonic()
+        picture = read_image(inputs, self._manifest, partial(find_picture, self._store.pictures))
+        steps, scheduler = read_schedule(inputs, self._manifest)
+        identity = self._store.pictures.put(picture)
+        key = Key(self._manifest.digest, identity, scheduler, steps, TEMPLATE_SEED)
+        with self._busy:
+            recording, made = self._recorder.ensure(key)
+        self._store.done(key)
+        seconds = round(time.monotonic() - began, 3)
+        described = {"template": identity, "recorded": made, "seconds": seconds}
+        return described | _describe(recording)
+
+    def _list(self, inputs: Inputs) -> dict[str, Any]:
+        recordings = [r for r in self._store.recordings() if r.key.bundle == self._manifest.digest]
+        templates = []
+        for identity in self._store.pictures.known():
+            mine = [_describe(r) for r in recordings if r.key.template == identity]
+            height, width = self._store.pictures.size_of(identity)
+            templates.append(
+                {"template": identity, "width": width, "height": height, "recordings": mine}
+            )
+        used = sum(r.bytes for r in self._store.recordings())
+        counters = self._board.cache
+        reads = counters["hits"] + counters["misses"]
+        rate = round(counters["hits"] / reads, 4) if reads else None
+        return {
+            "templates": templates,
+            "disk": {"bytes": used, "budget": self._settings.disk},
+            "memory": {**counters, "budget": self._settings.memory, "hit_rate": rate},
+        }
+
+    def _evict(self, inputs: Inputs) -> dict[str, Any]:
+        identity = text_of(inputs, "TEMPLATE", "", 100)
+        if identity not in self._store.pictures.known():
+            raise unknown(self._store.pictures, identity)
+        return {"template": identity, "bytes": self._store.evict(identity)}
+
+    def _record_when_idle(self) -> None:
+        """The thread: records what is wanted, one after the other, and gives way to requests."""
+        while not self._ending.wait(IDLE_S):
+            if self._board.running():
+                continue
+            for key in self._store.wanted(self._manifest.digest)[:1]:
+                try:
+                    with self._busy:
+                        self._recorder.ensure(key, between=self._give_way)
+                except TesseraError as error:
+                    pb.log(str(error))
+                except Exception as error:
+                    pb.log(f"template {key.template} could not be recorded: {error!r}")
+                self._store.done(key)
+
+    def _give_way(self) -> None:
+        """Wait while something is denoised, but not for long: somebody may wait for this, too."""
+        until = time.monotonic() + GIVE_WAY_S
+        while self._board.denoising() and time.monotonic() < until:
+            time.sleep(0.02)
+
+
+def _describe(recording: Recording) -> dict[str, Any]:
+    return {
+        "steps": recording.key.steps,
+        "scheduler": recording.key.scheduler,
+        "storage": recording.storage.name,
+        "bytes": recording.bytes,
+    }
