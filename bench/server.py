@@ -83,16 +83,20 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def serving(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """`tessera-serve` on a bundle, on free ports, ended with SIGTERM.
+    """`tessera-serve` on a bundle, on free ports, ended with SIGTERM; templates are kept beside the
+    log.
 
     Raises:
         RuntimeError: it does not start; the message is its log.
     """
     http, grpc, metrics = free_ports(3)
-    command = [str(Path(sys.executable).parent / "tessera-serve"), str(bundle), "-v", *flags]
+    command = [str(Path(sys.executable).parent / "tessera-serve"), str(bundle), "-v"]
+    flags = (f"--templates={log.parent / 'templates'}", *flags)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     with log.open("wb") as sink:
-        process = subprocess.Popen([*command, *ports], stdout=sink, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [*command, *ports, *flags], stdout=sink, stderr=subprocess.STDOUT
+        )
         server = Server(process, http, grpc, metrics, log)
         try:
             server.wait_started()

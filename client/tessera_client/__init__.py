@@ -22,6 +22,7 @@ from tessera.errors import (
 from tessera_client.aio import AsyncClient
 from tessera_client.client import Client
 from tessera_client.messages import Control, Health, Info, JobStatus, Lora, Result
+from tessera_client.templates import Recorded
 
 __all__ = [
     "AsyncClient",
@@ -34,6 +35,7 @@ __all__ = [
     "InvalidInput",
     "JobStatus",
     "Lora",
+    "Recorded",
     "Result",
     "TesseraError",
     "TimedOut",

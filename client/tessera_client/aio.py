@@ -7,7 +7,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
 from tessera_client.aio_transport import AsyncTransport, connect_async
@@ -23,6 +23,13 @@ from tessera_client.messages import (
     job_inputs,
     read_result,
     read_status,
+)
+from tessera_client.templates import (
+    Recorded,
+    evict_inputs,
+    list_inputs,
+    read_answer,
+    register_inputs,
 )
 
 
@@ -112,6 +119,35 @@ class AsyncClient:
     async def cancel(self, job_id: str) -> JobStatus:
         """See `Client.cancel`."""
         return await self._job("cancel", job_id)
+
+    async def register_template(
+        self,
+        image: Picture | None = None,
+        *,
+        template: str | None = None,
+        steps: int | None = None,
+        scheduler: str | None = None,
+        timeout: float | None = None,
+    ) -> Recorded:
+        """See `Client.register_template`."""
+        inputs = register_inputs(image, template, steps, scheduler)
+        return Recorded(**await self._templates(inputs, timeout))
+
+    async def templates(self) -> dict[str, Any]:
+        """See `Client.templates`."""
+        return await self._templates(list_inputs())
+
+    async def evict_template(self, template: str) -> int:
+        """See `Client.evict_template`."""
+        return int((await self._templates(evict_inputs(template)))["bytes"])
+
+    async def _templates(self, inputs: Outputs, timeout: float | None = None) -> dict[str, Any]:
+        limit = timeout or self._timeout
+        return read_answer(
+            await self._retrying(
+                lambda: self._transport.infer("templates", inputs, ("RESULT",), limit)
+            )
+        )
 
     async def health(self) -> Health:
         """See `Client.health`."""

@@ -13,13 +13,14 @@ import typer
 from rich.table import Table
 
 from tessera.errors import TesseraError
-from tessera_client import cli_edit
+from tessera_client import cli_edit, cli_templates
 from tessera_client.client import Client
 from tessera_client.messages import GenerateOptions
 from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, fail, output, save, with_progress
 
 app = typer.Typer(help="Talk to a Tessera server.", no_args_is_help=True, add_completion=False)
 app.command()(cli_edit.edit)
+app.add_typer(cli_templates.app, name="templates")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
 from tessera_client.edits import Mask, Picture, edit_inputs
@@ -24,9 +24,16 @@ from tessera_client.messages import (
     read_result,
     read_status,
 )
+from tessera_client.templates import (
+    Recorded,
+    evict_inputs,
+    list_inputs,
+    read_answer,
+    register_inputs,
+)
 from tessera_client.transport import Transport, connect
 
-NEEDED_MODELS = ("generate", "edit", "encode", "render", "denoise", "decode", "jobs")
+NEEDED_MODELS = ("generate", "edit", "encode", "render", "denoise", "decode", "jobs", "templates")
 POLL_S = 0.1
 RETRY_S = 0.5
 Outputs = dict[str, Array]
@@ -162,6 +169,49 @@ class Client:
             UnknownJob: there is none of that id.
         """
         return self._job("cancel", job_id)
+
+    def register_template(
+        self,
+        image: Picture | None = None,
+        *,
+        template: str | None = None,
+        steps: int | None = None,
+        scheduler: str | None = None,
+        timeout: float | None = None,
+    ) -> Recorded:
+        """Record a template's activations, so that its first sparse edit does not have to wait.
+
+        Args:
+            image: a picture or an array (h, w, 3) of uint8.
+            template: id of an image that the server knows, instead of it.
+            steps: of the edits to come; the bundle's usual number if left out.
+            scheduler: of the edits to come.
+            timeout: seconds.
+
+        Raises:
+            InvalidInput: a value is not accepted.
+            Unavailable: there is no room for it.
+        """
+        inputs = register_inputs(image, template, steps, scheduler)
+        return Recorded(**self._templates(inputs, timeout))
+
+    def templates(self) -> dict[str, Any]:
+        """What is known and recorded: `templates`, `disk` and `memory`, as the server tells it."""
+        return self._templates(list_inputs())
+
+    def evict_template(self, template: str) -> int:
+        """Remove a template; returns how many bytes of the disk became free.
+
+        Raises:
+            InvalidInput: it is not known.
+        """
+        return int(self._templates(evict_inputs(template))["bytes"])
+
+    def _templates(self, inputs: Outputs, timeout: float | None = None) -> dict[str, Any]:
+        limit = timeout or self._timeout
+        return read_answer(
+            self._retrying(lambda: self._transport.infer("templates", inputs, ("RESULT",), limit))
+        )
 
     def health(self) -> Health:
         """Readiness of the server and its models; never raises."""

@@ -166,14 +166,14 @@ def inputs_of(
     if "CONTROL_IMAGES" in given:
         given["CONTROL_IMAGES"] = np.stack([np.asarray(image) for image in given["CONTROL_IMAGES"]])
     return {
-        spec.name: _encode(spec, given[spec.name]) for spec in model.inputs if spec.name in given
+        spec.name: encode(spec, given[spec.name]) for spec in model.inputs if spec.name in given
     }
 
 
 def job_inputs(action: str, job_id: str) -> dict[str, Array]:
     """The inputs of `jobs`."""
     given = {"ACTION": action, "JOB_ID": job_id}
-    return {spec.name: _encode(spec, given[spec.name]) for spec in JOBS.inputs}
+    return {spec.name: encode(spec, given[spec.name]) for spec in JOBS.inputs}
 
 
 def read_result(outputs: Mapping[str, Array]) -> Result:
@@ -188,7 +188,12 @@ def read_status(outputs: Mapping[str, Array]) -> JobStatus:
     return JobStatus(**_json(outputs["RESULT"]))
 
 
-def _encode(spec: TensorSpec, value: Any) -> Array:
+def encode(spec: TensorSpec, value: Any) -> Array:
+    """A value as the tensor that `spec` describes, with its batch dimension.
+
+    Raises:
+        TypeError: a text is expected and it is none.
+    """
     if spec.dtype == "BYTES":
         if not isinstance(value, str):
             raise TypeError(f"{spec.name.lower()} must be a str, not {type(value).__name__}")

@@ -34,6 +34,25 @@ INFO = {
     "mean_batch": 1.0,
     "news_of_a_later_server": 1,
 }
+RECORDED = {
+    "template": "abc",
+    "steps": 4,
+    "scheduler": "euler",
+    "storage": "float16/1",
+    "bytes": 5_000_000,
+    "recorded": True,
+    "seconds": 0.5,
+}
+TEMPLATES = {
+    "template": "abc",
+    "bytes": 7,
+    "templates": [
+        {"template": "abc", "width": 8, "height": 4, "recordings": [RECORDED]},
+        {"template": "def", "width": 16, "height": 4, "recordings": []},
+    ],
+    "disk": {"bytes": 5_000_000, "budget": 10_000_000},
+    "memory": {"bytes": 1_000_000, "budget": 2_000_000, "hit_rate": 0.25},
+}
 STATUS = {
     "job_id": "j",
     "phase": "denoising",
@@ -61,6 +80,9 @@ class FakeTransport:
             self.calls.append((model, dict(inputs)))
         if model == "jobs":
             return {"RESULT": np.array([[json.dumps(STATUS).encode()]], object)}
+        if model == "templates":
+            answer = RECORDED if b"register" in inputs["ACTION"] else TEMPLATES
+            return {"RESULT": np.array([[json.dumps(answer).encode()]], object)}
         if self.failures:
             raise self.failures.pop(0)
         if self._during:

@@ -143,6 +143,30 @@ class TestEdit:
         asyncio.run(session())
 
 
+def test_templates_are_recorded_listed_and_evicted() -> None:
+    transport = FakeTransport()
+    image = np.zeros((8, 16, 3), np.uint8)
+    with Client(transport=transport) as opened:
+        assert opened.register_template(image, steps=4).bytes == 5_000_000
+        assert opened.templates()["disk"]["budget"] == 10_000_000
+        assert opened.evict_template("abc") == 7
+    register, listing, evict = transport.sent("templates")
+    assert set(register) == {"ACTION", "IMAGE", "STEPS"}
+    assert register["STEPS"] == 4
+    assert listing == {"ACTION": b"list"}
+    assert evict == {"ACTION": b"evict", "TEMPLATE": b"abc"}
+
+
+def test_the_async_client_knows_templates() -> None:
+    async def session() -> None:
+        async with AsyncClient(transport=AsyncFakeTransport()) as opened:
+            assert (await opened.register_template(template="abc")).recorded
+            assert len((await opened.templates())["templates"]) == 2
+            assert await opened.evict_template("abc") == 7
+
+    asyncio.run(session())
+
+
 def test_retries_what_had_no_effect() -> None:
     transport = FakeTransport(Unavailable("busy"), Unavailable("busy"))
     Client(transport=transport, retries=2).generate("a", job_id="j")
@@ -401,6 +425,18 @@ class TestCommand:
         assert result.exit_code == 2
         assert sentence in result.output
         assert not transport.calls
+
+    def test_templates(self, transport: FakeTransport, tmp_path: Path) -> None:
+        Image.new("RGB", (16, 8)).save(tmp_path / "i.png")
+        result = run.invoke(cli.app, ["templates", "add", str(tmp_path / "i.png"), "--steps", "4"])
+        assert "abc  recorded in 0.5 s: 4 steps of euler, 5 MB (float16/1)" in result.output
+        result = run.invoke(cli.app, ["templates", "list"])
+        assert "not recorded" in result.output
+        assert "memory: 1 of 2 MB" in result.output
+        assert "reads that memory answered: 25.0 %" in result.output
+        result = run.invoke(cli.app, ["templates", "evict", "abc", "--json"])
+        assert json.loads(result.stdout) == {"template": "abc", "bytes": 7}
+        assert len(transport.sent("templates")) == 3
 
     def test_jobs(self, transport: FakeTransport) -> None:
         result = run.invoke(cli.app, ["jobs", "j"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -16,6 +17,9 @@ import pytest
 import torch
 
 from tessera.board import Board
+from tessera.manifest import Graph
+from tessera.templates.storage import Storage
+from tessera.templates.store import Key, Recording, Store
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.engine import FakeEngine, text_engine, unet_engines, vae_encoder_engine, vae_engine
 from tests.unit.test_request import MANIFEST, inputs
@@ -27,6 +31,7 @@ class FakeBundle:
 
     manifest = MANIFEST
     scheduler_config = DEMO
+    threads = 1
 
     def __init__(self) -> None:
         encoder, decoder = unet_engines()
@@ -62,6 +67,7 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     """encode, render, denoise, decode, jobs as Triton would load them; BLS reaches denoise."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
+    monkeypatch.setenv("TESSERA_TEMPLATES", str(tmp_path / "templates"))
     for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
         monkeypatch.delitem(sys.modules, name)
     from transformers import AutoTokenizer
@@ -72,12 +78,12 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     monkeypatch.setattr(Bundle, "from_environment", classmethod(lambda cls: bundle))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: FakeTokenizer())
     loaded: dict[str, Any] = {"bundle": bundle, "board": Board(tmp_path / "board")}
-    for name in ("edit", "encode", "render", "denoise", "decode", "jobs"):
+    for name in ("edit", "encode", "render", "denoise", "decode", "jobs", "templates"):
         loaded[name] = _load(name).TritonPythonModel()
         loaded[name].initialize({"model_config": json.dumps({"max_batch_size": 4})})
     monkeypatch.setattr(_load("denoise"), "BURST_S", 0.0)
     monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: run_to_end(loaded, arrays))
-    for name in ("encode", "render", "decode"):
+    for name in ("encode", "render", "decode", "templates"):
         monkeypatch.setitem(pb_utils.BLS, name, partial(call, loaded[name]))
     yield loaded
     for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
@@ -188,6 +194,99 @@ def test_errors_keep_their_status_on_the_way_through_edit(models: dict[str, Any]
     assert sentence.startswith("internal error")
     assert code == pb_utils.TritonError.INTERNAL
     assert phase(models, "k") == "failed"
+
+
+@pytest.fixture
+def sparse_models(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> dict[str, Any]:
+    """Models of a bundle that has the graphs of sparse edits; `recorder` makes recordings."""
+    graph = Graph("a.onnx", "config.json")
+    manifest = dataclasses.replace(MANIFEST, graphs={"unet_sparse": graph, "unet_text": graph})
+    for name in ("encode", "templates"):
+        monkeypatch.setattr(models[name], "_manifest", manifest)
+    recorder = FakeRecorder(models["templates"]._store)
+    monkeypatch.setattr(models["templates"], "_recorder", recorder)
+    return models | {"recorder": recorder, "digest": manifest.digest}
+
+
+class FakeRecorder:
+    """Records nothing but the keys it is asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.keys = store, list[Key]()
+
+    def ensure(self, key: Key, **options: object) -> tuple[Recording, bool]:
+        self.keys.append(key)
+        return self._store.record(key, Storage("float32"), [(0, {})]), True
+
+
+def test_a_sparse_edit_waits_for_its_recording(sparse_models: dict[str, Any]) -> None:
+    given = edit_inputs(STEPS=4, MODE="sparse", SCHEDULER="ddim")
+    for count in (1, 1):  # the second finds what the first had made
+        response = sparse_models["edit"].execute([pb_utils.Request(**given)])[0]
+        assert response.error is None, response.error
+        assert len(sparse_models["recorder"].keys) == count
+    (key,) = sparse_models["recorder"].keys
+    assert (key.steps, key.scheduler, key.bundle) == (4, "ddim", sparse_models["digest"])
+
+
+def test_an_automatic_edit_asks_for_a_recording_and_does_not_wait(
+    sparse_models: dict[str, Any],
+) -> None:
+    response = sparse_models["edit"].execute([pb_utils.Request(**edit_inputs(STEPS=4))])[0]
+    template = json.loads(response.arrays()["INFO"][0, 0])["template"]
+    store = sparse_models["templates"]._store
+    assert not sparse_models["recorder"].keys
+    assert [k.template for k in store.wanted(sparse_models["digest"])] == [template]
+    again = edit_inputs(STEPS=4, TEMPLATE=template)
+    image = again.pop("IMAGE")
+    found = sparse_models["edit"].execute([pb_utils.Request(**again)])[0].arrays()
+    outside = again["MASK"] < 128
+    assert (found["IMAGE"][outside] == image[outside]).all()
+
+
+def test_a_dense_edit_leaves_nothing_behind(sparse_models: dict[str, Any]) -> None:
+    sparse_models["edit"].execute([pb_utils.Request(**edit_inputs(STEPS=2, MODE="dense"))])
+    store = sparse_models["templates"]._store
+    assert store.pictures.known() == store.wanted(sparse_models["digest"]) == []
+
+
+def test_templates_are_registered_listed_and_evicted(sparse_models: dict[str, Any]) -> None:
+    def ask(**values: Any) -> dict[str, Any]:
+        given = inputs(**{k: v for k, v in values.items() if k != "IMAGE"})
+        del given["PROMPT"]
+        given |= {k: v for k, v in values.items() if k == "IMAGE"}
+        response = sparse_models["templates"].execute([pb_utils.Request(**given)])[0]
+        if response.error is not None:
+            return {"error": response.error.message()}
+        answer: dict[str, Any] = json.loads(response.arrays()["RESULT"][0, 0])
+        return answer
+
+    assert ask(ACTION="list")["templates"] == []
+    image = edit_inputs()["IMAGE"]
+    made = ask(ACTION="register", IMAGE=image, STEPS=7)
+    assert (made["steps"], made["scheduler"], made["recorded"]) == (7, "euler", True)
+    (listed,) = ask(ACTION="list")["templates"]
+    assert (listed["template"], listed["width"], listed["height"]) == (made["template"], 64, 96)
+    assert [r["steps"] for r in listed["recordings"]] == [7]
+    assert ask(ACTION="evict", TEMPLATE="x")["error"].startswith(
+        "TEMPLATE is 'x'; accepted: a known"
+    )
+    assert ask(ACTION="evict", TEMPLATE=made["template"])["bytes"] == made["bytes"]
+    assert ask(ACTION="list")["templates"] == []
+    assert ask(ACTION="register")["error"].startswith("IMAGE is 'left out, and so is TEMPLATE'")
+    assert ask(ACTION="frame")["error"] == "ACTION is 'frame'; accepted: register, list, evict"
+    small = image[:, :8]
+    assert ask(ACTION="register", IMAGE=small)["error"].startswith("IMAGE is '64 x 8 pixels'")
+
+
+def test_a_bundle_without_the_graphs_cannot_register(models: dict[str, Any]) -> None:
+    given = {**inputs(ACTION="register"), "IMAGE": edit_inputs()["IMAGE"]}
+    del given["PROMPT"]
+    sentence, code = message(models["templates"].execute([pb_utils.Request(**given)])[0])
+    assert sentence.startswith("ACTION is 'register'; accepted: list, evict, since the bundle has")
+    assert code == pb_utils.TritonError.INVALID_ARG
 
 
 def test_edits_and_generations_share_a_tick(models: dict[str, Any]) -> None:

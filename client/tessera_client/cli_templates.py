@@ -1,0 +1,96 @@
+"""`tessera templates`: record, list and evict the pictures that edits start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+from rich.table import Table
+
+from tessera.errors import TesseraError
+from tessera_client.client import Client
+from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, console, fail, output
+
+app = typer.Typer(help="The pictures that edits start from.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    image: Annotated[Path, typer.Argument(help="Picture to record.", exists=True, dir_okay=False)],
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of its edits.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Scheduler of its edits.")] = None,
+    url: Url = LOCAL,
+    timeout: Timeout = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Record a picture's activations, so that its edits are fast from the first on."""
+    try:
+        with (
+            Image.open(image) as picture,
+            Client(url, timeout=timeout) as client,
+            console.status("recording ..."),
+        ):
+            done = client.register_template(picture, steps=steps, scheduler=scheduler)
+    except (TesseraError, OSError, KeyboardInterrupt) as error:
+        fail(error)
+    if as_json:
+        typer.echo(json.dumps(vars(done)))
+        return
+    how = f"recorded in {done.seconds:.1f} s" if done.recorded else "was recorded before"
+    output.print(
+        f"{done.template}  {how}: {done.steps} steps of {done.scheduler}, "
+        f"{done.bytes / 1e6:.0f} MB ({done.storage})",
+        soft_wrap=True,
+    )
+
+
+@app.command("list")
+def list_all(url: Url = LOCAL, as_json: AsJson = False) -> None:
+    """What is known, what is recorded, and how full disk and memory are."""
+    try:
+        with Client(url) as client:
+            found = client.templates()
+    except TesseraError as error:
+        fail(error)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table("template", "size", "steps", "scheduler", "kept as", "MB", box=None)
+    for template in found["templates"]:
+        size = f"{template['width']} x {template['height']}"
+        for row in template["recordings"] or [None]:
+            table.add_row(template["template"], size, *_cells(row))
+    output.print(table)
+    for name in ("disk", "memory"):
+        tier = found[name]
+        output.print(f"{name}: {tier['bytes'] / 1e6:.0f} of {tier['budget'] / 1e6:.0f} MB")
+    if found["memory"]["hit_rate"] is not None:
+        output.print(f"reads that memory answered: {100 * found['memory']['hit_rate']:.1f} %")
+
+
+@app.command()
+def evict(
+    template: Annotated[str, typer.Argument(help="Its id.")],
+    url: Url = LOCAL,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a picture and what has been recorded of it."""
+    try:
+        with Client(url) as client:
+            freed = client.evict_template(template)
+    except TesseraError as error:
+        fail(error)
+    if as_json:
+        typer.echo(json.dumps({"template": template, "bytes": freed}))
+    else:
+        output.print(f"{template}  evicted, {freed / 1e6:.0f} MB free", soft_wrap=True)
+
+
+def _cells(row: dict[str, Any] | None) -> list[str]:
+    if row is None:
+        return ["", "", "not recorded", ""]
+    megabytes = f"{row['bytes'] / 1e6:.1f}"
+    return [str(row["steps"]), row["scheduler"], row["storage"], megabytes]
