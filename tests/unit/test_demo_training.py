@@ -83,7 +83,8 @@ def test_every_shape_weighs_the_same_whatever_its_size(data: LatentSet) -> None:
 
 def test_timesteps_are_dense_where_layout_is_decided() -> None:
     torch.manual_seed(0)
-    drawn = torch.cat([unet_training._stratified_timesteps(16) for _ in range(200)])
+    drawn = torch.cat([unet_training._stratified_timesteps(16, 0) for _ in range(200)])
     assert 0.65 < float((drawn > 600).float().mean()) < 0.8
     assert float(drawn.min()) >= 0
     assert float(drawn.max()) <= 999
+    assert int(unet_training._stratified_timesteps(16, 850).min()) >= 850

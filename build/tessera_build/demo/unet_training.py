@@ -18,12 +18,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tessera_build.demo.draw import item_mask, render
 from tessera_build.demo.networks import new_scheduler
+from tessera_build.demo.place import PlaceReadouts
 from tessera_build.demo.scenes import Scene, paraphrase, sample_scene
 from tessera_build.demo.text_training import tokenize
 from tessera_build.demo.vae_training import encode_pictures
 
 BATCH = 16
-PEAK_RATE = 8e-4
+PEAK_RATE = 1e-3
 WARMUP = 200
 COOLDOWN = 0.3
 """Share of the steps, at the end, in which the learning rate falls to zero (Hagele et al. 2024);
@@ -36,6 +37,16 @@ DROP_PROMPT = 0.1
 """Share of prompts replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022)."""
 
 EMA_DECAY = 0.9995
+PLACE_WEIGHT = 0.5
+"""Weight of `PlaceReadouts.loss`; falls to zero with the learning rate."""
+
+LAYOUT_SHARE = 0.15
+"""Share of the steps, at the start, that see nearly pure noise only."""
+
+LAYOUT_FROM = 850
+"""Timestep above which a picture's layout comes from the prompt alone; below, a shape shows through
+the noise, being so much larger than a latent."""
+
 SAVE_EVERY, SAMPLE_EVERY = 500, 1000  # steps
 OBJECT_SHARE = 0.4
 """Weight of the mean error inside a shape, whatever its size, beside the whole picture's.
@@ -145,35 +156,41 @@ def train_unet(
     """
     networks.to(device)
     networks.train(True)
-    optimizer = _optimizer(networks)
-    start = _resume(checkpoint, networks, optimizer, device)
+    place = PlaceReadouts(networks.unet).to(device)
+    optimizer = _optimizer(networks, place)
+    start = _resume(checkpoint, networks, place, optimizer, device)
     noise_schedule = DDPMScheduler.from_config(new_scheduler().config)
-    average = torch.zeros(2)
+    average = torch.zeros(3)
     for step in range(start, steps):
         torch.manual_seed(seed * 1_000_003 + step)
         rng = random.Random(seed * 1_000_003 + step)
         remaining = _set_rate(optimizer, step, steps)
         latents, shares, ids = (tensor.to(device) for tensor in _batch(data, tokenizer, rng))
-        timesteps = _stratified_timesteps(latents.shape[0]).to(device)
+        lowest = LAYOUT_FROM if step < LAYOUT_SHARE * steps else 0
+        timesteps = _stratified_timesteps(latents.shape[0], lowest).to(device)
         noise = torch.randn_like(latents)
         noisy = noise_schedule.add_noise(latents, noise, timesteps)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             hidden = networks.text_encoder(ids)[0]
             predicted = networks.unet(noisy, timesteps, hidden).sample
+            lost = place.loss()
         target = noise_schedule.get_velocity(latents, noise, timesteps)
         error = (predicted.float() - target).square().mean(1)  # (batch, 32, 32)
         inside = (error * shares).sum((1, 2)).mean()
-        loss = error.mean() + remaining * OBJECT_SHARE * inside
+        loss = error.mean() + remaining * (OBJECT_SHARE * inside + PLACE_WEIGHT * lost)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step()
         networks.ema.step(networks.parameters())
-        now = torch.stack([error.mean(), inside]).detach()
+        now = torch.stack([error.mean(), inside, lost]).detach()
         average = now if step == start else 0.98 * average + 0.02 * now
-        report(step + 1, f"loss {average[0]:.4f}, in shapes {average[1]:.4f}")
+        report(
+            step + 1,
+            f"loss {average[0]:.4f}, in shapes {average[1]:.3f}, of place {average[2]:.3f}",
+        )
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            _save(checkpoint, step + 1, networks, optimizer)
+            _save(checkpoint, step + 1, networks, place, optimizer)
         if (step + 1) % SAMPLE_EVERY == 0 or step + 1 == steps:
             with averaged(networks):
                 sample(step + 1)
@@ -201,19 +218,20 @@ def _batch(
     return data.latents[picks].float(), data.shares[picks].float(), tokenize(tokenizer, prompts)
 
 
-def _stratified_timesteps(count: int) -> torch.Tensor:
-    """One timestep in each of `count` parts of 0..999: less noise in the gradient than independent
-    draws. The parts are narrower towards pure noise: shapes are so much larger than a latent that
-    they show through until timestep 850, so place, size and outline are decided above 600 (two
-    thirds of the draws).
+def _stratified_timesteps(count: int, lowest: int) -> torch.Tensor:
+    """One timestep in each of `count` parts of `lowest`..999: less noise in the gradient than
+    independent draws.
+
+    The parts are narrower towards pure noise: place, size and outline are decided above 600, where
+    72 % of the draws from 0 are.
     """
     spread = (torch.arange(count) + torch.rand(count)) / count
-    return (spread**0.4 * 1000).long().clamp(max=999)
+    return (lowest + spread**0.4 * (1000 - lowest)).long().clamp(max=999)
 
 
-def _optimizer(networks: Networks) -> torch.optim.AdamW:
+def _optimizer(networks: Networks, place: PlaceReadouts) -> torch.optim.AdamW:
     groups = [
-        {"params": list(networks.unet.parameters()), "peak": PEAK_RATE},
+        {"params": [*networks.unet.parameters(), *place.parameters()], "peak": PEAK_RATE},
         {"params": list(networks.text_encoder.parameters()), "peak": PEAK_RATE * TEXT_RATE},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -231,6 +249,7 @@ def _save(
     path: Path,
     step: int,
     networks: Networks,
+    place: PlaceReadouts,
     optimizer: torch.optim.Optimizer,
 ) -> None:
     state = {
@@ -238,6 +257,7 @@ def _save(
         "unet": networks.unet.state_dict(),
         "text_encoder": networks.text_encoder.state_dict(),
         "ema": networks.ema.state_dict(),
+        "place": place.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     partial = path.with_suffix(".partial")
@@ -248,6 +268,7 @@ def _save(
 def _resume(
     path: Path,
     networks: Networks,
+    place: PlaceReadouts,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> int:
@@ -257,5 +278,6 @@ def _resume(
     networks.unet.load_state_dict(state["unet"])
     networks.text_encoder.load_state_dict(state["text_encoder"])
     networks.ema.load_state_dict(state["ema"])
+    place.load_state_dict(state["place"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
