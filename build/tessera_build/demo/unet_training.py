@@ -40,7 +40,7 @@ EMA_DECAY = 0.9995
 PLACE_WEIGHT = 0.5
 """Weight of `PlaceReadouts.loss`; falls to zero with the learning rate."""
 
-LAYOUT_SHARE = 0.15
+LAYOUT_SHARE = 0.2
 """Share of the steps, at the start, that see nearly pure noise only."""
 
 LAYOUT_FROM = 850
