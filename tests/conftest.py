@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from diffusers import DiffusionPipeline
+from diffusers import ControlNetModel, DiffusionPipeline
 from hypothesis import settings
 
-from tessera_build.bundle import Choices, build_bundle
-from tests.fakes.checkpoint import topology
+from tessera_build.addons import AddOns
+from tessera_build.bundle import Choices, build_bundle, is_current
+from tests.fakes.checkpoint import controlnet, topology
+
+KEPT = Path(__file__).resolve().parents[1] / "out" / "test-bundles"
+CHOICES = Choices(steps=4)
+CONTROL_WIDTHS = (8, 8, 16, 16)
 
 # How long an example takes says how busy the machine is, nothing of the code.
 settings.register_profile("tessera", deadline=None)
@@ -20,17 +25,25 @@ settings.load_profile("tessera")
 
 @dataclass(frozen=True)
 class Small:
-    """A checkpoint with random weights in a true topology, and the bundle made of it."""
+    """A checkpoint with random weights in a true topology, a ControlNet called `edges` for it, and
+    the bundle made of both.
+    """
 
     variant: str
     pipe: DiffusionPipeline
+    control: ControlNetModel
     checkpoint: Path
     bundle: Path
+
+    @property
+    def addons(self) -> AddOns:
+        """What the bundle was made with beside the checkpoint."""
+        return AddOns({"edges": self.checkpoint.parent / "edges"})
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Small]:
-    """Makes the `Small` of a variant, once per run."""
+    """Makes the `Small` of a variant, once per run; its bundle is kept for the next run."""
     made: dict[str, Small] = {}
 
     def make(variant: str) -> Small:
@@ -38,13 +51,22 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Small]:
             folder = tmp_path_factory.mktemp(variant)
             pipe = topology(variant)
             pipe.save_pretrained(folder / "checkpoint")
-            build_bundle(
-                folder / "checkpoint",
-                folder / "bundle",
-                choices=Choices(steps=4),
-                progress=lambda what, done, total: None,
+            control = controlnet(
+                pipe.unet,
+                conditioning_embedding_out_channels=CONTROL_WIDTHS,
+                controlnet_conditioning_channel_order="bgr" if variant == "sd21" else "rgb",
             )
-            made[variant] = Small(variant, pipe, folder / "checkpoint", folder / "bundle")
+            control.save_pretrained(folder / "edges")
+            done = Small(variant, pipe, control, folder / "checkpoint", KEPT / variant)
+            if not is_current(done.bundle, done.checkpoint, CHOICES, done.addons):
+                build_bundle(
+                    done.checkpoint,
+                    done.bundle,
+                    choices=CHOICES,
+                    progress=lambda what, done, total: None,
+                    addons=done.addons,
+                )
+            made[variant] = done
         return made[variant]
 
     return make

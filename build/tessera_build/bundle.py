@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +24,9 @@ from torch import nn
 
 from tessera import __version__, modules
 from tessera.contract import SCHEDULERS, SIZE_STEP
-from tessera.errors import BundleError
+from tessera.errors import BundleError, TesseraError
 from tessera.manifest import (
+    ADAPTERS,
     Defaults,
     FileEntry,
     Graph,
@@ -37,10 +38,12 @@ from tessera.manifest import (
     write_manifest,
 )
 from tessera.variants import VARIANTS
+from tessera_build.addons import AddOns, install_loras, open_controlnet
 from tessera_build.checkpoint import open_checkpoint
 from tessera_build.export import export_graph
-from tessera_build.graphs import graphs_of, latents_of
+from tessera_build.graphs import GraphSpec, graphs_of, latents_of
 
+_NONE = AddOns()
 _LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -70,8 +73,10 @@ def build_bundle(
     choices: Choices,
     progress: Callable[[str, int, int], None],
     config: Path | None = None,
+    addons: AddOns = _NONE,
 ) -> Manifest:
-    """Export every graph of a checkpoint into the bundle `out`, replacing what is there.
+    """Export every graph of a checkpoint into the bundle `out`, replacing what is there but for its
+    LoRAs.
 
     Args:
         checkpoint: a diffusers folder or a single safetensors file.
@@ -79,19 +84,28 @@ def build_bundle(
         choices: defaults and limits.
         progress: is told (what comes next, parts done, parts in all).
         config: see `open_checkpoint`.
+        addons: ControlNets and LoRAs to build in.
 
     Raises:
-        BundleError: the checkpoint cannot be read or is not supported, a choice does not fit,
-            another build is writing to `out`, or the disk is full.
+        BundleError: the checkpoint or an add-on cannot be read or is not supported, a choice does
+            not fit, another build is writing to `out`, or the disk is full.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    addons.check()
+    with _writing(out), _locked(out):
         progress("loading", 0, 1)
+        source = source_digest(checkpoint, choices, addons)
         pipe, variant = open_checkpoint(checkpoint, config=config)
+        torch.manual_seed(0)
         limits, defaults = _limits(pipe, choices), _defaults(pipe, variant, choices)
         _check(limits, defaults)
+        controlnets = {
+            name: open_controlnet(name, path, pipe.unet, latents_of(pipe))
+            for name, path in addons.controlnets.items()
+        }
+        specs = graphs_of(pipe, VARIANTS[variant], controlnets)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
+            _write_config(pipe, variant, folder)
             manifest = Manifest(
                 name=out.name,
                 variant=variant,
@@ -99,29 +113,28 @@ def build_bundle(
                 defaults=defaults,
                 limits=limits,
                 latents=latents_of(pipe),
-                graphs=_write_parts(pipe, variant, folder, progress),
+                graphs=_write_graphs(specs, folder, progress),
                 files=_entries(folder),
                 versions={name: version(name) for name in _LIBRARIES},
-                source=source_digest(checkpoint, choices),
+                source=source,
                 zero_negative=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
             )
+            install_loras(folder, [*sorted((out / ADAPTERS).glob("*.safetensors")), *addons.loras])
             write_manifest(folder, manifest)
             folder.chmod(0o755)
             _put_in_place(folder, out)
-        except OSError as error:
-            raise BundleError(f"{out} could not be written: {error.strerror or error}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 
-def is_current(out: Path, checkpoint: Path, choices: Choices) -> bool:
-    """Whether `out` is a whole bundle of this checkpoint with these choices, made by this version
-    of the exporter.
+def is_current(out: Path, checkpoint: Path, choices: Choices, addons: AddOns = _NONE) -> bool:
+    """Whether `out` is a whole bundle of this checkpoint with these choices and ControlNets, made
+    by this version of the exporter.
     """
     try:
         manifest = read_manifest(out)
-        if manifest.source != source_digest(checkpoint, choices):
+        if manifest.source != source_digest(checkpoint, choices, addons):
             return False
         check_files(out, manifest)
     except (BundleError, OSError):
@@ -129,14 +142,36 @@ def is_current(out: Path, checkpoint: Path, choices: Choices) -> bool:
     return manifest.tessera == __version__
 
 
-def source_digest(checkpoint: Path, choices: Choices) -> str:
-    """SHA-256 over a checkpoint's files, the choices, and the code that exports them."""
+def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) -> str:
+    """SHA-256 over the files of a checkpoint and its ControlNets, the choices, and the code that
+    exports them.
+    """
     here = Path(__file__).parent
-    names = ("bundle.py", "checkpoint.py", "examples.py", "export.py", "graphs.py")
+    names = ("addons.py", "bundle.py", "checkpoint.py", "examples.py", "export.py", "graphs.py")
     code = [*(here / n for n in names), Path(modules.__file__)]
-    files = [p for p in checkpoint.rglob("*") if p.is_file()] or [checkpoint]
-    parts = [file_digest(p) for p in [*code, *sorted(files)]]
+    parts = [file_digest(p) for p in [*code, *_files(checkpoint)]]
+    for name, path in sorted(addons.controlnets.items()):
+        parts += [name, *(file_digest(p) for p in _files(path))]
     return hashlib.sha256("".join([*parts, repr(choices)]).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) or [path]
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """A full disk or a folder that cannot be written to is one sentence."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except TesseraError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise  # libraries written in Rust have no class for what the system said
+        raise BundleError(f"{out} could not be written: {reason or error}") from error
 
 
 @contextlib.contextmanager
@@ -146,32 +181,37 @@ def _locked(out: Path) -> Iterator[None]:
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-        lock.unlink(missing_ok=True)
-    except BlockingIOError:
+        if not os.path.samestat(os.fstat(descriptor), lock.stat()):
+            raise BlockingIOError  # its owner has just removed it, and another may hold a new one
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
         raise BundleError(f"another build is writing to {out}; wait for it to end") from None
+    try:
+        yield
     finally:
+        lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _write_parts(
-    pipe: DiffusionPipeline, variant: str, folder: Path, progress: Callable[[str, int, int], None]
+def _write_graphs(
+    specs: Sequence[GraphSpec], folder: Path, progress: Callable[[str, int, int], None]
 ) -> dict[str, Graph]:
-    torch.manual_seed(0)
     (folder / "graphs").mkdir()
-    specs = graphs_of(pipe, VARIANTS[variant])
     graphs = {}
     for done, spec in enumerate(specs):
         progress(spec.name, done, len(specs))
         file, part = f"graphs/{spec.name}.onnx", modules.network_of(spec.name)
         layout = export_graph(spec.module, spec.signature, folder / file)
         graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout)
-        _save_config(getattr(pipe, part), folder / "networks" / part)
+        _save_config(spec.module.source, folder / "networks" / part)
     progress("done", len(specs), len(specs))
+    return graphs
+
+
+def _write_config(pipe: DiffusionPipeline, variant: str, folder: Path) -> None:
     for name in VARIANTS[variant].tokenizers:
         getattr(pipe, name).save_pretrained(folder / name)
     pipe.scheduler.save_pretrained(folder / "scheduler")
-    return graphs
 
 
 def _save_config(network: nn.Module, folder: Path) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from tessera.errors import BundleError
 from tessera.variants import VARIANTS
 
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+_FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
 _SUPPORTED = ", ".join(f"{v.title} ({name})" for name, v in VARIANTS.items())
 
 
@@ -29,8 +30,7 @@ def find_checkpoint(source: str) -> Path:
         BundleError: there is nothing of that name, or it is a pickle.
     """
     path = Path(source)
-    if path.suffix in _PICKLES:
-        raise BundleError(f"{source} is a pickle, which can run code; accepted: safetensors")
+    refuse_pickle(path)
     if path.exists():
         if path.is_file() and path.suffix != ".safetensors":
             raise BundleError(f"{source} is no safetensors file; accepted: *.safetensors")
@@ -46,8 +46,18 @@ def find_checkpoint(source: str) -> Path:
         return Path(DiffusionPipeline.download(source, use_safetensors=True))
     except Exception as error:  # the hub client raises whatever its HTTP library does
         raise BundleError(
-            f"{source} is no local path, and the hub did not give it: {_first_line(error)}"
+            f"{source} is no local path, and the hub did not give it: {first_line(error)}"
         ) from error
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file by its suffix.
+
+    Raises:
+        BundleError: it is a pickle's.
+    """
+    if path.suffix in _PICKLES:
+        raise BundleError(f"{path} is a pickle, which can run code; accepted: safetensors")
 
 
 def open_checkpoint(path: Path, *, config: Path | None = None) -> tuple[DiffusionPipeline, str]:
@@ -68,7 +78,7 @@ def open_checkpoint(path: Path, *, config: Path | None = None) -> tuple[Diffusio
             return pipe, variant_of(type(pipe).__name__, dict(pipe.unet.config))
         return _open_folder(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise BundleError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise BundleError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def variant_of(pipeline: str, unet: Mapping[str, Any]) -> str:
@@ -116,18 +126,33 @@ def _open_folder(path: Path) -> tuple[DiffusionPipeline, str]:
 
 
 def _open_file(path: Path, options: dict[str, str]) -> DiffusionPipeline:
-    """A single file names no pipeline; the names of its weights do."""
-    from safetensors import safe_open
-
+    """A single file names no pipeline; the names and shapes of its weights tell."""
     with safe_open(path, framework="pt") as weights:
-        xl = any(name.startswith("conditioner.embedders.1.") for name in weights.keys())  # noqa: SIM118
+        names = set(weights.keys())
+        if _FIRST_CONV not in names:
+            raise _unsupported("has no UNet in the layout of the original releases")
+        channels = weights.get_slice(_FIRST_CONV).get_shape()[1]
+    if channels != 4:
+        raise _unsupported(f"has a UNet of {channels} input channels")
+    xl = any(name.startswith("conditioner.embedders.1.") for name in names)
+    if not xl and any(name.startswith("conditioner.") for name in names):
+        raise _unsupported("has no text_encoder, as refiners do")
     pipeline = getattr(diffusers, VARIANTS["sdxl" if xl else "sd15"].pipeline)
-    return pipeline.from_single_file(str(path), dtype=torch.float32, **options)
+    try:
+        return pipeline.from_single_file(str(path), dtype=torch.float32, **options)
+    except OSError as error:
+        if options:
+            raise
+        raise BundleError(
+            f"{path} needs its configuration from a hub, which did not give it "
+            f"({first_line(error)}); name a folder that has it with --config"
+        ) from error
 
 
 def _unsupported(what: str) -> BundleError:
     return BundleError(f"the checkpoint {what}; supported: {_SUPPORTED}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, cut to 300 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

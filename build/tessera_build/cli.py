@@ -16,6 +16,7 @@ from rich.table import Table
 from tessera.errors import BundleError, TesseraError
 
 if TYPE_CHECKING:
+    from tessera_build.addons import AddOns
     from tessera_build.bundle import Choices
     from tessera_build.compile import Compiler, Job
 
@@ -33,9 +34,15 @@ def demo(
     force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
 ) -> None:
     """Build the demo bundle from the checkpoint in the repository."""
+    from tessera_build.addons import AddOns
     from tessera_build.bundle import Choices
 
-    _build(str(DEMO_MODEL), out, Choices(steps=20, guidance=4.0), force=force)
+    folder = DEMO_MODEL.parent
+    addons = AddOns(
+        {path.name: path for path in sorted((folder / "controlnets").glob("*/"))},
+        sorted((folder / "loras").glob("*.safetensors")),
+    )
+    _build(str(DEMO_MODEL), out, Choices(steps=20, guidance=4.0), addons, force=force)
 
 
 @app.command()
@@ -49,6 +56,16 @@ def bundle(
         Path | None,
         typer.Option(help="For a single file without a hub: a diffusers folder with its configs."),
     ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="A ControlNet to build in; may be given several times."
+        ),
+    ] = None,
+    lora: Annotated[
+        list[Path] | None,
+        typer.Option(help="A LoRA (.safetensors) to copy in; may be given several times."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default of STEPS.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Default of GUIDANCE.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Default of SCHEDULER.")] = None,
@@ -61,10 +78,12 @@ def bundle(
     force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
 ) -> None:
     """Build a bundle from a diffusers checkpoint; what is left out follows from the checkpoint."""
+    from tessera_build.addons import AddOns, read_controlnets
     from tessera_build.bundle import Choices
 
     choices = Choices(steps, guidance, scheduler, size, min_size, max_size, max_rows)
-    _build(checkpoint, out, choices, force=force, config=config)
+    addons = AddOns(read_controlnets(controlnet or []), lora or [])
+    _build(checkpoint, out, choices, addons, force=force, config=config)
 
 
 @app.command()
@@ -200,14 +219,23 @@ def main() -> None:
 
 
 def _build(
-    source: str, out: Path, choices: Choices, *, force: bool, config: Path | None = None
+    source: str,
+    out: Path,
+    choices: Choices,
+    addons: AddOns,
+    *,
+    force: bool,
+    config: Path | None = None,
 ) -> None:
     _quiet()
+    from tessera_build.addons import install_loras
     from tessera_build.bundle import build_bundle, is_current
     from tessera_build.checkpoint import find_checkpoint
 
     checkpoint = find_checkpoint(source)
-    if not force and is_current(out, checkpoint, choices):
+    addons.check()
+    if not force and is_current(out, checkpoint, choices, addons):
+        install_loras(out, addons.loras)
         console.print(f"{out} is up to date")
         return
     columns = (
@@ -222,7 +250,9 @@ def _build(
         def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        manifest = build_bundle(checkpoint, out, choices=choices, progress=progress, config=config)
+        manifest = build_bundle(
+            checkpoint, out, choices=choices, progress=progress, config=config, addons=addons
+        )
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     console.print(
         f"{out}: {manifest.variant}, {len(manifest.graphs)} graphs, {size:.0f} MB, "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,18 +17,20 @@ import torch
 
 from tessera import modules
 from tessera.engines.base import Engine
+from tessera.engines.canary import Canary, difference, refit_difference
 from tessera.engines.plans import (
     FOLDER,
     PlanKey,
     PlanRecord,
     Shapes,
+    canary_path,
     check_version,
     weights_digest,
     write_plan,
 )
-from tessera.engines.registry import Source, open_module
+from tessera.engines.registry import Source, open_module, overflows_in_half
 from tessera.errors import BundleError, listing
-from tessera.manifest import Manifest, file_digest, read_manifest
+from tessera.manifest import CONTROLNET, HINT, Manifest, file_digest, read_manifest
 from tessera.modules import GraphModule
 from tessera.variants import VARIANTS
 from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
@@ -43,6 +44,7 @@ TOLERANCE = {"fp16": 2e-2, "bf16": 6e-2, "fp32": 2e-3}
 _EXACT = ("timestep", "time_ids", "input_ids")
 """Inputs that keep their own type: numbers that a half cannot hold."""
 
+_DECODER = "unet_decoder"
 _PAIR = 2
 """Rows of a request with guidance: the usual batch, and the largest outside the UNet."""
 
@@ -71,22 +73,8 @@ class Compiler(Protocol):
         """Compile an ONNX file into a plan."""
         ...
 
-    def open(self, plan: Path) -> RefittableEngine:
-        """Load a plan."""
-        ...
-
-
-class RefittableEngine(Engine, Protocol):
-    """An engine whose weights can be replaced."""
-
-    def refit(
-        self,
-        weights: dict[str, torch.Tensor],
-        base: Callable[[str], torch.Tensor],
-    ) -> None:
-        """Replace weights by name, in the graph's layout; `base` gives those of others that have to
-        be set with them.
-        """
+    def open(self, plan: Path, key: PlanKey, source: Source) -> Engine:
+        """Load a plan of a graph."""
         ...
 
 
@@ -123,7 +111,8 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
     meta device).
     """
     limits, defaults, pixels = manifest.limits, manifest.defaults, manifest.latents.pixels
-    most = max(limits.max_rows, _PAIR) if source.graph.startswith("unet") else _PAIR
+    denoises = source.graph.startswith(("unet", CONTROLNET)) and not source.graph.endswith(HINT)
+    most = max(limits.max_rows, _PAIR) if denoises else _PAIR
     corners = (
         (1, limits.min_size // pixels, limits.min_size // pixels),
         (_PAIR, defaults.height // pixels, defaults.width // pixels),
@@ -150,7 +139,9 @@ def compile_job(job: Job, compiler: Compiler, folder: Path) -> PlanRecord:
         plan = work / "engine.plan"
         cache = folder / FOLDER / f"timing-{job.key.architecture}-{job.key.tensorrt}.cache"
         plan.write_bytes(compiler.build(work / "graph.onnx", job.key, cache))
-        built, refitted = _canary(job, compiler.open(plan), inputs)
+        canary = _hatch(job, inputs)
+        canary.write(canary_path(plan))
+        built, refitted = _sing(job, compiler.open(plan, job.key, job.source), canary)
         record = PlanRecord(job.key, file_digest(plan), built, refitted)
         write_plan(folder, record, plan)
     return record
@@ -163,49 +154,41 @@ def _export(
     return export_graph(module.to(dtype), signature_of(module, cast), path)
 
 
-def _canary(job: Job, engine: RefittableEngine, inputs: Tensors) -> tuple[float, float]:
-    """Differences of an engine from torch in float32: as built, and with one weight doubled.
+def _hatch(job: Job, inputs: Tensors) -> Canary:
+    """What torch computes with the graph's weights, and with the first matrix doubled."""
+    module = open_module(job.source)
+    built = run(module, inputs)
+    name, weight = next(
+        (n, p) for n, p in module.named_parameters() if p.ndim >= 2 and n.endswith("weight")
+    )
+    value = weight.detach().clone()
+    with torch.no_grad():
+        weight.mul_(2)
+    tolerance = TOLERANCE[job.key.precision]
+    return Canary(name, value, inputs, built, run(module, inputs), tolerance)
+
+
+def _sing(job: Job, engine: Engine, canary: Canary) -> tuple[float, float]:
+    """Differences of an engine from torch: as built, and after a refit (the worse of doing and
+    undoing it).
 
     Raises:
         BundleError: one is beyond the tolerance.
     """
-    from tessera.weights import to_layout
-
-    module = open_module(job.source)
-    base = {n: p.detach().clone() for n, p in module.named_parameters()}
-
-    def laid_out(name: str) -> torch.Tensor:
-        return torch.from_numpy(to_layout(name, base[name].numpy(), job.source.layout))
-
-    if job.key.stripped:
-        engine.refit({name: laid_out(name) for name in base}, laid_out)
-    built = _difference(run(module, inputs), engine.run(inputs))
-    changed = next(n for n, p in base.items() if p.ndim >= 2 and n.endswith("weight"))
-    with torch.no_grad():
-        module.get_parameter(changed).mul_(2)
-    engine.refit({changed: 2 * laid_out(changed)}, laid_out)
-    refitted = _difference(run(module, inputs), engine.run(inputs))
+    built = difference(canary.built, engine.run(canary.inputs))
+    refitted = max(refit_difference(engine, canary))
     for what, found in (("as built", built), ("after a refit", refitted)):
-        if not found <= TOLERANCE[job.key.precision]:
+        if not found <= canary.tolerance:
             raise BundleError(
                 f"the plan of {job.key.graph} is {found:.1e} away from torch {what}, more than "
-                f"{TOLERANCE[job.key.precision]:.0e}; it is not used"
+                f"{canary.tolerance:.0e}; it is not used"
             )
     return built, refitted
 
 
-def _difference(expected: Tensors, output: Tensors) -> float:
-    return max(
-        float((output[n].float().cpu() - v).abs().max() / v.abs().max().clamp(min=1e-6))
-        for n, v in expected.items()
-    )
-
-
 def _precision(source: Source, wanted: str) -> str:
-    """The wanted one, unless it is the half of a VAE that overflows in it (SDXL's)."""
-    config = json.loads(source.config.read_text())
-    overflows = source.graph.startswith("vae") and config.get("force_upcast", False)
-    return "fp32" if overflows and wanted == "fp16" else wanted
+    """The wanted one, unless the graph overflows in it."""
+    return "fp32" if wanted == "fp16" and overflows_in_half(source) else wanted
 
 
 def _meta_module(source: Source, graph: str) -> GraphModule:
@@ -217,7 +200,7 @@ def _shapes_at(
     source: Source, manifest: Manifest, rows: int, height: int, width: int
 ) -> dict[str, tuple[int, ...]]:
     size = {"rows": rows, "height": height, "width": width}
-    decoding = source.graph == "unet_decoder"
+    decoding = source.graph == _DECODER
     module = _meta_module(source, "unet_encoder" if decoding else source.graph)
     inputs = example_inputs(module, manifest.latents, **size)
     if decoding:
@@ -231,7 +214,7 @@ def _trace_inputs(source: Source, manifest: Manifest, folder: Path) -> Tensors:
     torch.manual_seed(0)
     side = manifest.limits.min_size // manifest.latents.pixels
     size = {"rows": _PAIR, "height": side, "width": side}
-    if source.graph != "unet_decoder":
+    if source.graph != _DECODER:
         return example_inputs(_meta_module(source, source.graph), manifest.latents, **size)
     encoder = open_module(Source.of(folder, manifest, "unet_encoder"))
     inputs = example_inputs(encoder, manifest.latents, **size)

@@ -29,10 +29,12 @@ def example_inputs(
         width: in latents.
     """
     config: Any = module.source.config
+    hint_width = config.block_out_channels[0] if "hint" in module.inputs else 0
     shapes = {
         "sample": (latents.channels, height, width),
         "latents": (latents.channels, height, width),
         "image": (3, height * latents.pixels, width * latents.pixels),
+        "hint": (hint_width, height, width),
         "encoder_hidden_states": (TOKENS, getattr(config, "cross_attention_dim", 0)),
         "text_embeds": (_pooled_width(config),),
     }
@@ -71,7 +73,7 @@ def run(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Tensors:
 
 def is_picture(name: str) -> bool:
     """Whether an input or output has height and width, as axes 2 and 3."""
-    return name in ("sample", "latents", "image", "mid") or name.startswith("skip_")
+    return name in ("sample", "latents", "image", "mid", "hint") or name.startswith("skip_")
 
 
 def _pooled_width(config: Any) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import Parameter, signature
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import ControlNetModel, DiffusionPipeline
 
 from tessera import modules
-from tessera.manifest import Latents
+from tessera.manifest import CONTROLNET, HINT, Latents
 from tessera.modules import GraphModule
 from tessera.variants import Variant
 from tessera_build.examples import decoder_inputs, example_inputs, is_picture, run
@@ -29,12 +31,20 @@ class GraphSpec:
     signature: Signature
 
 
-def graphs_of(pipe: DiffusionPipeline, variant: Variant) -> list[GraphSpec]:
-    """Every graph of a pipeline, ready to export one after the other."""
+def graphs_of(
+    pipe: DiffusionPipeline,
+    variant: Variant,
+    controlnets: Mapping[str, ControlNetModel] = MappingProxyType({}),
+) -> list[GraphSpec]:
+    """Every graph of a pipeline and of the ControlNets that go with it, ready to export one after
+    the other.
+    """
     latents = latents_of(pipe)
     size = {"rows": _BATCH, "height": _HEIGHT, "width": _WIDTH}
     parts = {name: getattr(pipe, name) for name in variant.text_encoders}
     parts |= {"unet_encoder": pipe.unet, "vae_encoder": pipe.vae, "vae_decoder": pipe.vae}
+    for name, network in controlnets.items():
+        parts |= {f"{CONTROLNET}{name}": network, f"{CONTROLNET}{name}{HINT}": network}
     specs = []
     for name, network in parts.items():
         module = modules.wrap(name, network, variant)
@@ -52,9 +62,12 @@ def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Sig
     axes: list[Any] = [
         {0: _ANY, 2: _ANY, 3: _ANY} if is_picture(name) else {0: _ANY} for name in inputs
     ]
-    skips = sum(name.startswith("skip_") for name in inputs)
-    if skips:  # they are one variadic argument
-        axes = [*axes[:-skips], tuple(axes[-skips:])]
+    named = sum(
+        p.kind is not Parameter.VAR_POSITIONAL
+        for p in signature(module.forward).parameters.values()
+    )
+    if len(axes) > named:  # the others are one variadic argument
+        axes = [*axes[:named], tuple(axes[named:])]
     return Signature(tuple(inputs.values()), module.inputs, module.outputs, tuple(axes))
 
 

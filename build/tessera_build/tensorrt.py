@@ -16,8 +16,10 @@ from polygraphy.backend.trt import (
 )
 
 from tessera.engines.plans import PlanKey
+from tessera.engines.registry import Source
 from tessera.engines.tensorrt import TensorRtEngine, version
 from tessera.errors import BundleError
+from tessera.weights import Initializers
 
 
 class PolygraphyCompiler:
@@ -50,6 +52,7 @@ class PolygraphyCompiler:
         build = EngineBytesFromNetwork(network, config=config, save_timing_cache=str(timing_cache))
         return bytes(build())
 
-    def open(self, plan: Path) -> TensorRtEngine:
+    def open(self, plan: Path, key: PlanKey, source: Source) -> TensorRtEngine:
         """See `Compiler.open`."""
-        return TensorRtEngine(plan)
+        base = Initializers(source.path)
+        return TensorRtEngine(plan, layout=source.layout, base=base, stripped=key.stripped)

@@ -18,6 +18,11 @@ from tessera.errors import BundleError
 
 SCHEMA = 2
 FILE_NAME = "bundle.json"
+ADAPTERS = "adapters"
+"""Folder of a bundle's LoRAs, one .safetensors file each, named by its stem. They are not listed in
+the manifest: files may be put in and taken out at any time; whoever opens one checks it."""
+CONTROLNET, HINT = "controlnet_", "_hint"
+"""A ControlNet's two graphs are `controlnet_NAME` and `controlnet_NAME_hint`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,12 @@ class Manifest:
         """Identifies the bundle's content: SHA-256 over the names and digests of its files."""
         lines = [f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def controlnets(self) -> tuple[str, ...]:
+        """Names of the ControlNets in the bundle."""
+        graphs = sorted(g for g in self.graphs if g.startswith(CONTROLNET))
+        return tuple(g.removeprefix(CONTROLNET) for g in graphs if not g.endswith(HINT))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -3,7 +3,8 @@ transformers' own modules.
 
 The builder exports these modules; the torch engine runs them. A wrapper *adopts* the children of
 the network it wraps, so that its parameters have the checkpoint's names, without a prefix. The UNet
-is cut after the mid block: what a ControlNet adds goes in at the cut.
+is cut after the mid block: what a ControlNet adds goes in at the cut. A ControlNet is cut after the
+embedding of its picture, which is the same at every step.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from tessera.manifest import CONTROLNET, HINT
 from tessera.variants import Variant
 
 _ENCODER_PARTS = (
@@ -28,6 +30,7 @@ _ENCODER_PARTS = (
     "down_blocks",
     "mid_block",
 )
+_CONTROL_PARTS = ("controlnet_down_blocks", "controlnet_mid_block")
 _DECODER_PARTS = ("up_blocks", "conv_norm_out", "conv_act", "conv_out")
 
 
@@ -109,8 +112,7 @@ class UNetEncoder(GraphModule):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(unet, _ENCODER_PARTS)
-        added = ("text_embeds", "time_ids") if unet.config.addition_embed_type else ()
-        self.inputs = ("sample", "timestep", "encoder_hidden_states", *added)
+        self.inputs = _conditioned(unet)
         self.outputs = ("mid", "emb", *_skips(unet))
 
     def forward(
@@ -125,14 +127,7 @@ class UNetEncoder(GraphModule):
         unet = self.source
         added = {} if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
         emb = embed_conditions(unet, sample, timestep, added)
-        hidden = unet.conv_in(sample)
-        skips = (hidden,)
-        for block in unet.down_blocks:
-            hidden, states = block(
-                hidden_states=hidden, temb=emb, **_text_for(block, encoder_hidden_states)
-            )
-            skips += states
-        mid = unet.mid_block(hidden, emb, **_text_for(unet.mid_block, encoder_hidden_states))
+        mid, skips = _go_down(unet, unet.conv_in(sample), emb, encoder_hidden_states)
         return (mid, emb, *skips)
 
 
@@ -173,6 +168,55 @@ class UNetDecoder(GraphModule):
         return out
 
 
+class ControlNet(GraphModule):
+    """(`sample`, `timestep`, `encoder_hidden_states`, `hint`) -> (`residual_0` ... `residual_k`,
+    `residual_mid`), unscaled, in the order of the encoder half's skips and its mid.
+
+    `text_embeds` and `time_ids` as in the encoder half; `hint` is what `ControlNetHint` gives.
+    """
+
+    source: ControlNetModel
+
+    def __init__(self, network: ControlNetModel) -> None:
+        super().__init__(network, (*_ENCODER_PARTS, *_CONTROL_PARTS))
+        self.inputs = (*_conditioned(network), "hint")
+        count = len(network.controlnet_down_blocks)
+        self.outputs = (*(f"residual_{i}" for i in range(count)), "residual_mid")
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        *rest: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """See the class."""
+        network, (*added, hint) = self.source, rest
+        names = ("text_embeds", "time_ids")
+        emb = embed_conditions(network, sample, timestep, dict(zip(names, added, strict=False)))
+        mid, skips = _go_down(network, network.conv_in(sample) + hint, emb, encoder_hidden_states)
+        pairs = zip(network.controlnet_down_blocks, skips, strict=True)
+        return (*(conv(skip) for conv, skip in pairs), network.controlnet_mid_block(mid))
+
+
+class ControlNetHint(GraphModule):
+    """`image` (n, 3, H, W) in 0..1 -> `hint` (n, c, h, w); once per request."""
+
+    source: ControlNetModel
+    inputs = ("image",)
+    outputs = ("hint",)
+
+    def __init__(self, network: ControlNetModel) -> None:
+        super().__init__(network, ("controlnet_cond_embedding",))
+        self._flipped = network.config.controlnet_conditioning_channel_order == "bgr"
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        ordered = image.flip(1) if self._flipped else image
+        hint: torch.Tensor = self.source.controlnet_cond_embedding(ordered)
+        return hint
+
+
 class VaeEncoder(GraphModule):
     """`image` (n, 3, H, W) in -1..1 -> `mean`, `std` (n, c, h, w) of the unscaled latents."""
 
@@ -206,33 +250,39 @@ class VaeDecoder(GraphModule):
 
 
 def embed_conditions(
-    unet: UNet2DConditionModel,
+    network: UNet2DConditionModel | ControlNetModel,
     sample: torch.Tensor,
     timestep: torch.Tensor,
     added: Mapping[str, torch.Tensor | None],
 ) -> torch.Tensor:
-    """The embedding (n, width) of the timestep and, where `added` has `text_embeds`, of them and
-    `time_ids`; of `sample` only the batch and the precision matter.
+    """The embedding (n, width) of the timestep and, where `added` has them, of `text_embeds` and
+    `time_ids` (Podell et al. 2023, section 2.2); of `sample` only the precision matters.
     """
-    emb: torch.Tensor = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
-    if "text_embeds" in added:
-        sizes = {name: added[name] for name in ("text_embeds", "time_ids")}
-        # only the embedding of images, which is not supported, looks at encoder_hidden_states
-        emb = emb + unet.get_aug_embed(emb=emb, encoder_hidden_states=emb, added_cond_kwargs=sizes)
-    return emb
+    emb: torch.Tensor = network.time_embedding(network.time_proj(timestep).to(sample.dtype))
+    text, sizes = added.get("text_embeds"), added.get("time_ids")
+    if text is None or sizes is None:
+        return emb
+    embedded = network.add_time_proj(sizes.flatten()).reshape(text.shape[0], -1)
+    return emb + network.add_embedding(torch.cat([text, embedded], -1).to(emb.dtype))
 
 
 def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
     """The module of one of a bundle's graphs, around the network that it is a part of."""
     if graph.startswith("text_encoder"):
         kind: type[GraphModule] = PenultimateTextEncoder if variant.pooled else TextEncoder
+    elif graph.startswith(CONTROLNET):
+        kind = ControlNetHint if graph.endswith(HINT) else ControlNet
     else:
         kind = _KINDS[graph]
     return kind(network).eval()
 
 
 def network_of(graph: str) -> str:
-    """The part of a checkpoint that a graph belongs to: `unet`, `vae`, `text_encoder` ..."""
+    """The part of a checkpoint that a graph belongs to: `unet`, `vae`, `text_encoder` ...; for a
+    ControlNet the name of its graph.
+    """
+    if graph.startswith(CONTROLNET):
+        return graph.removesuffix(HINT)
     return graph if graph.startswith("text_encoder") else graph.split("_")[0]
 
 
@@ -248,8 +298,31 @@ def new_network(part: str, config: dict[str, Any]) -> nn.Module:
             return UNet2DConditionModel.from_config(config)
         if part == "vae":
             return AutoencoderKL.from_config(config)
+        if part.startswith(CONTROLNET):
+            return ControlNetModel.from_config(config)
         known = {c.__name__: c for c in (CLIPTextModel, CLIPTextModelWithProjection)}
         return known[config["architectures"][0]](CLIPTextConfig.from_dict(config))
+
+
+def _conditioned(network: UNet2DConditionModel | ControlNetModel) -> tuple[str, ...]:
+    """Inputs of a network that sees the noisy sample."""
+    added = ("text_embeds", "time_ids") if network.config.addition_embed_type else ()
+    return ("sample", "timestep", "encoder_hidden_states", *added)
+
+
+def _go_down(
+    network: UNet2DConditionModel | ControlNetModel,
+    hidden: torch.Tensor,
+    emb: torch.Tensor,
+    text: torch.Tensor,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Down blocks and mid block: (mid, skips)."""
+    skips: tuple[torch.Tensor, ...] = (hidden,)
+    for block in network.down_blocks:
+        hidden, states = block(hidden_states=hidden, temb=emb, **_text_for(block, text))
+        skips += states
+    block = network.mid_block
+    return block(hidden, emb, **_text_for(block, text)), skips
 
 
 def _skips(unet: UNet2DConditionModel) -> tuple[str, ...]:

@@ -6,12 +6,10 @@ that it is transposed or reshaped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
@@ -19,23 +17,36 @@ from onnx import numpy_helper
 from tessera.modules import GraphModule
 
 Layout = Mapping[str, Mapping[str, list[int]]]
-Array = npt.NDArray[Any]
 
 
-def to_layout(name: str, weight: Array, layout: Layout) -> Array:
-    """A copy of a checkpoint's weight as the graph's initializer holds it."""
+def to_layout(name: str, weight: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """A checkpoint's weight as the graph's initializer holds it, contiguous; perhaps the same
+    tensor.
+    """
     how = layout.get(name, {})
     if "perm" in how:
-        return np.ascontiguousarray(weight.transpose(how["perm"]))
-    return np.array(weight.reshape(how["shape"]) if "shape" in how else weight)
+        return weight.permute(how["perm"]).contiguous()
+    return weight.reshape(how.get("shape", weight.shape)).contiguous()
 
 
-def from_layout(name: str, initializer: Array, shape: tuple[int, ...], layout: Layout) -> Array:
+def from_layout(
+    name: str, initializer: torch.Tensor, shape: Iterable[int], layout: Layout
+) -> torch.Tensor:
     """The inverse of `to_layout`; `shape` is the weight's own."""
     how = layout.get(name, {})
     if "perm" in how:
-        return np.ascontiguousarray(initializer.transpose(np.argsort(how["perm"])))
-    return np.array(initializer.reshape(shape))
+        return initializer.permute([int(i) for i in np.argsort(how["perm"])]).contiguous()
+    return initializer.reshape(tuple(shape)).contiguous()
+
+
+def own_shape(name: str, shape: Iterable[int], layout: Layout) -> tuple[int, ...] | None:
+    """Shape in the checkpoint of a weight whose initializer has the given one; `None` if the layout
+    does not tell.
+    """
+    how, held = layout.get(name, {}), tuple(shape)
+    if "perm" in how:
+        return tuple(held[int(i)] for i in np.argsort(how["perm"]))
+    return None if "shape" in how else held
 
 
 def load_weights(module: GraphModule, graph: Path, layout: Layout) -> None:
@@ -44,12 +55,27 @@ def load_weights(module: GraphModule, graph: Path, layout: Layout) -> None:
     Raises:
         KeyError: the graph lacks a weight of the module.
     """
-    model = onnx.load(str(graph))
-    held = {i.name: i for i in model.graph.initializer}
+    held = Initializers(graph)
     state = {
-        name: torch.from_numpy(
-            from_layout(name, numpy_helper.to_array(held[name]), tuple(weight.shape), layout)
-        )
+        name: from_layout(name, held[name], weight.shape, layout)
         for name, weight in module.named_parameters()
     }
     module.load_state_dict(state, strict=False, assign=True)
+
+
+class Initializers:
+    """Initializers of a graph as tensors by name, each read from the file when it is asked for."""
+
+    def __init__(self, graph: Path) -> None:
+        self._folder = graph.parent
+        model = onnx.load(str(graph), load_external_data=False)
+        self._held = {i.name: i for i in model.graph.initializer}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one."""
+        return tuple(self._held[name].dims)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """A copy of one."""
+        array = numpy_helper.to_array(self._held[name], base_dir=str(self._folder))
+        return torch.from_numpy(np.array(array))

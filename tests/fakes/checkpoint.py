@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -107,13 +108,22 @@ def topology(name: str) -> DiffusionPipeline:
     return TOPOLOGIES[name]()
 
 
+def controlnet(unet: UNet2DConditionModel, **config: Any) -> ControlNetModel:
+    """A ControlNet for a UNet, the same at every call; its zero convolutions are not zero."""
+    torch.manual_seed(1)
+    made = ControlNetModel.from_unet(unet, load_weights_from_unet=False, **config)
+    return randomised(made)
+
+
 @torch.no_grad()
 def randomised(module: nn.Module) -> nn.Module:
-    """Norms around one, biases around zero, no two alike."""
+    """Norms around one, biases and what is zero around zero, no two alike."""
     for name, parameter in module.named_parameters():
         if parameter.ndim == 1:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(centre + 0.1 * torch.randn_like(parameter))
+        elif not parameter.any():
+            parameter.copy_(0.1 * torch.randn_like(parameter))
     return module.eval()
 
 

@@ -12,15 +12,19 @@ Run = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 class FakeEngine:
-    """An `Engine` around a function; remembers the batch sizes it was called with."""
+    """An `Engine` around a function; remembers the batch sizes and refits it was called with."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self.batches: list[int] = []
+        self.refits: list[dict[str, torch.Tensor]] = []
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         self.batches.append(next(iter(inputs.values())).shape[0])
         return self._run(inputs)
+
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.refits.append(dict(weights))
 
     def describe(self) -> EngineInfo:
         return EngineInfo(kind="fake", device="cpu", inputs={}, outputs={})

@@ -3,36 +3,99 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from tessera.engines.base import Engine
+from tessera.engines.canary import WatchedEngine, difference
 from tessera.engines.registry import Source, chosen_kind, open_engine, open_module
+from tessera.engines.torch import TorchEngine
 from tessera.manifest import read_manifest
+from tessera.modules import GraphModule
 from tessera.variants import VARIANTS
 from tessera_build.compile import compile_job, plan_jobs
-from tessera_build.examples import example_inputs, run
+from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
 from tests.conftest import Small
 
 Make = Callable[[str], Small]
+HALVES = ("encoder", "decoder")
+HALF = 2e-2
+"""Largest difference of half precision from float32, in units of the largest value."""
+SIZES = ((2, 16), (2, 16), (2, 16), (4, 8), (4, 8), (2, 16))
+"""(rows, side in latents): the second call of a size is recorded, the third replayed."""
+
+
+def source_of(bundle: Path, graph: str) -> Source:
+    return Source.of(bundle, read_manifest(bundle), graph)
+
+
+def inputs_of(bundle: Path, module: GraphModule, rows: int, side: int) -> Tensors:
+    latents = read_manifest(bundle).latents
+    return example_inputs(module, latents, rows=rows, height=side, width=side)
+
+
+def assert_close(found: Mapping[str, torch.Tensor], expected: Tensors, what: object) -> None:
+    assert difference(expected, found) <= HALF, what
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_torch_engine_on_cuda(small: Make, variant: str) -> None:
     bundle = small(variant).bundle
-    manifest = read_manifest(bundle)
     assert chosen_kind(bundle) == "torch"
-    for graph in ("text_encoder", "unet_encoder", "vae_decoder"):
-        source = Source.of(bundle, manifest, graph)
+    for graph in (*VARIANTS[variant].text_encoders, "unet_encoder", "vae_decoder"):
+        source = source_of(bundle, graph)
         reference = open_module(source)
-        inputs = example_inputs(reference, manifest.latents, rows=2, height=16, width=16)
-        outputs = open_engine("torch", source).run(inputs)
-        for name, expected in run(reference, inputs).items():
-            assert outputs[name].is_cuda
-            error = (outputs[name].float().cpu() - expected).abs().max()
-            assert error <= 2e-2 * expected.abs().max(), f"{graph}: {name}"
+        engine = open_engine("torch", source)
+        for rows, side in SIZES:
+            inputs = inputs_of(bundle, reference, rows, side)
+            outputs = engine.run(inputs)
+            assert all(tensor.is_cuda for tensor in outputs.values())
+            assert_close(outputs, run(reference, inputs), (graph, rows, side))
+
+
+def test_the_halves_stay_on_the_device(small: Make) -> None:
+    bundle = small("sd15").bundle
+    encoder, decoder = (open_engine("torch", source_of(bundle, f"unet_{h}")) for h in HALVES)
+    references = [open_module(source_of(bundle, f"unet_{half}")) for half in HALVES]
+    for _ in range(4):
+        inputs = inputs_of(bundle, references[0], 2, 16)
+        encoded = encoder.run(inputs)
+        assert all(tensor.is_cuda for tensor in encoded.values())
+        found = decoder.run({**encoded, "encoder_hidden_states": inputs["encoder_hidden_states"]})
+        whole = run(references[1], decoder_inputs(inputs, run(references[0], inputs)))
+        assert_close(found, whole, "prediction")
+
+
+def test_outputs_of_a_recording_are_the_callers_to_keep(small: Make) -> None:
+    bundle = small("sd15").bundle
+    source = source_of(bundle, "unet_encoder")
+    engine, reference = open_engine("torch", source), open_module(source)
+    first = inputs_of(bundle, reference, 2, 16)
+    for _ in range(3):
+        kept = engine.run(first)
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    engine.run(inputs_of(bundle, reference, 2, 16))
+    torch.cuda.synchronize()
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+
+
+def test_recordings_see_refits(small: Make) -> None:
+    bundle = small("sd15").bundle
+    source = source_of(bundle, "unet_encoder")
+    engine, reference = open_engine("torch", source), open_module(source)
+    refit_and_back(engine, reference, inputs_of(bundle, reference, 2, 16))
+
+
+@pytest.mark.parametrize("graphs", [0, 4], ids=["plain", "recorded"])
+def test_a_compiled_module(small: Make, graphs: int) -> None:
+    bundle = small("sd15").bundle
+    module = open_module(source_of(bundle, "unet_encoder"))
+    reference = open_module(source_of(bundle, "unet_encoder"))
+    engine = TorchEngine(module, device="cuda", dtype=torch.float16, graphs=graphs, compiled=True)
+    refit_and_back(engine, reference, inputs_of(bundle, reference, 2, 16))
 
 
 def test_plans_are_built_run_and_refitted(small: Make, tmp_path: Path) -> None:
@@ -50,15 +113,48 @@ def test_plans_are_built_run_and_refitted(small: Make, tmp_path: Path) -> None:
     )
     for job in jobs:
         record = compile_job(job, compiler, bundle)  # raises when the canary dies
-        assert record.canary_refitted <= 2e-2
+        assert record.canary_refitted <= HALF
     assert chosen_kind(bundle) == "tensorrt"
-    manifest = read_manifest(bundle)
-    source = Source.of(bundle, manifest, "unet_encoder")
+    source = source_of(bundle, "unet_encoder")
     reference = open_module(source)
-    for rows, side in ((1, 8), (4, 16), (2, 32)):
-        inputs = example_inputs(reference, manifest.latents, rows=rows, height=side, width=side)
-        outputs = open_engine("tensorrt", source).run(inputs)
-        for name, expected in run(reference, inputs).items():
-            error = (outputs[name].float().cpu() - expected).abs().max()
-            assert error <= 2e-2 * expected.abs().max(), name
-    torch.cuda.synchronize()
+    engine = open_engine("tensorrt", source)
+    assert isinstance(engine, WatchedEngine)
+    for rows, side in ((1, 8), *SIZES, (2, 32)):
+        inputs = inputs_of(bundle, reference, rows, side)
+        assert_close(engine.run(inputs), run(reference, inputs), (rows, side))
+    refit_and_back(engine, reference, inputs_of(bundle, reference, 2, 16))
+
+
+def test_a_stripped_plan_gets_its_weights_when_it_is_opened(small: Make, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt", reason="needs TensorRT")
+    from tessera_build.tensorrt import PolygraphyCompiler
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small("sd15").bundle, bundle)
+    compiler = PolygraphyCompiler()
+    machine = {"architecture": compiler.architecture, "tensorrt": compiler.version}
+    jobs = plan_jobs(bundle, precision="fp16", stripped=True, **machine)
+    compile_job(next(j for j in jobs if j.key.graph == "vae_decoder"), compiler, bundle)
+    source = source_of(bundle, "vae_decoder")
+    reference = open_module(source)
+    inputs = inputs_of(bundle, reference, 2, 16)
+    assert_close(open_engine("tensorrt", source).run(inputs), run(reference, inputs), "image")
+
+
+@torch.no_grad()
+def refit_and_back(engine: Engine, reference: GraphModule, inputs: Tensors) -> None:
+    """Double some weights in both, compare, and restore them; runs in between are recorded."""
+    names = [n for n, p in reference.named_parameters() if ".to_" in n and p.ndim == 2]
+    base = {name: reference.get_parameter(name).detach().clone() for name in names}
+    before = [engine.run(inputs) for _ in range(4)][-1]
+    assert_close(before, run(reference, inputs), "before")
+    engine.refit({name: 2 * weight for name, weight in base.items()})
+    for name in names:
+        reference.get_parameter(name).mul_(2)
+    expected = run(reference, inputs)
+    assert difference(expected, before) > 2 * HALF, "weights without effect would prove nothing"
+    for _ in range(3):
+        assert_close(engine.run(inputs), expected, "refitted")
+    engine.refit(base)
+    after = engine.run(inputs)
+    assert all(torch.equal(after[name], before[name]) for name in before)

@@ -17,6 +17,7 @@ import tessera_build.bundle as module
 from tessera.errors import BundleError
 from tessera.manifest import FileEntry, Manifest, file_digest, read_manifest, write_manifest
 from tessera.variants import VARIANTS
+from tessera_build.addons import AddOns
 from tessera_build.bundle import Choices, build_bundle, is_current
 from tessera_build.checkpoint import find_checkpoint, open_checkpoint, variant_of
 from tessera_build.cli import app
@@ -54,6 +55,7 @@ def test_the_checkpoint_decides(small: Make, variant: str, scheduler: str, guida
     assert (manifest.limits.min_size, manifest.limits.max_size) == (64, 256)
     assert (manifest.latents.pixels, manifest.latents.channels) == (8, 4)
     assert manifest.zero_negative == (variant == "sdxl")
+    assert manifest.controlnets == ("edges",)
     for name in manifest.files:  # where the checkpoint was must not make another bundle of it
         if name.endswith(".json"):
             assert str(small(variant).checkpoint) not in (small(variant).bundle / name).read_text()
@@ -62,16 +64,19 @@ def test_the_checkpoint_decides(small: Make, variant: str, scheduler: str, guida
 
 
 def test_a_bundle_is_current_until_something_changes(small: Make, copy: Path) -> None:
-    bundle = small("sd15").bundle
-    assert is_current(bundle, copy, CHOICES)
-    assert not is_current(bundle, copy, Choices(steps=5))
+    bundle, addons = small("sd15").bundle, small("sd15").addons
+    assert is_current(bundle, copy, CHOICES, addons)
+    assert not is_current(bundle, copy, Choices(steps=5), addons)
+    assert not is_current(bundle, copy, CHOICES)
+    renamed = AddOns({"lines": addons.controlnets["edges"]})
+    assert not is_current(bundle, copy, CHOICES, renamed)
     config = copy / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("0.012", "0.013"))
-    assert not is_current(bundle, copy, CHOICES)
+    assert not is_current(bundle, copy, CHOICES, addons)
     damaged = copy.parent / "damaged"
     shutil.copytree(bundle, damaged)
     (damaged / "graphs" / "vae_decoder.onnx").write_bytes(b"nothing")
-    assert not is_current(damaged, small("sd15").checkpoint, CHOICES)
+    assert not is_current(damaged, small("sd15").checkpoint, CHOICES, addons)
     assert not is_current(copy.parent / "none", copy, CHOICES)
 
 
@@ -84,14 +89,14 @@ def test_an_interrupted_build_leaves_the_older_bundle_and_nothing_else(
     with pytest.raises(KeyboardInterrupt):
         build(made.checkpoint, out, fail_at="unet_encoder")
     assert {p.name for p in out.parent.iterdir()} <= {"small", ".small.lock"}
-    assert is_current(out, made.checkpoint, CHOICES)
+    assert is_current(out, made.checkpoint, CHOICES, made.addons)
 
 
 def test_a_new_bundle_takes_the_place_of_the_older(
     small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = small("sd15")
-    monkeypatch.setattr(module, "graphs_of", lambda pipe, variant: [])
+    monkeypatch.setattr(module, "graphs_of", lambda *_: [])
     out = tmp_path / "small"
     out.mkdir()
     (out / "stray").touch()
@@ -107,9 +112,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    checkpoint = small("sd15").checkpoint
     monkeypatch.setattr(module, "export_graph", full)
     with pytest.raises(BundleError, match=r"could not be written: No space left on device"):
-        build(small("sd15").checkpoint, tmp_path / "out" / "small")
+        build(checkpoint, tmp_path / "out" / "small")
     assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]
 
 

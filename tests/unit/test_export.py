@@ -22,7 +22,15 @@ from tests.conftest import Small
 from tests.fakes.checkpoint import topology
 
 Make = Callable[[str], Small]
-COMMON = ("text_encoder", "unet_encoder", "unet_decoder", "vae_encoder", "vae_decoder")
+COMMON = (
+    "text_encoder",
+    "unet_encoder",
+    "unet_decoder",
+    "vae_encoder",
+    "vae_decoder",
+    "controlnet_edges",
+    "controlnet_edges_hint",
+)
 GRAPHS = [(v, g) for v in VARIANTS for g in (*COMMON, *VARIANTS[v].text_encoders[1:])]
 every_graph = pytest.mark.parametrize(("variant", "graph"), GRAPHS)
 
@@ -34,7 +42,7 @@ def test_every_weight_keeps_its_name_and_value(small: Make, variant: str, graph:
     held = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     layout = read_manifest(made.bundle).graphs[graph].layout
     for name, parameter in spec_of(made, graph).module.named_parameters():
-        expected = to_layout(name, parameter.detach().numpy(), layout)
+        expected = to_layout(name, parameter.detach(), layout).numpy()
         np.testing.assert_array_equal(held[name], expected, err_msg=name)
 
 
@@ -89,8 +97,28 @@ def test_control_residuals_go_in_at_the_cut(variant: str) -> None:
     assert (halves - expected).abs().max() <= 1e-5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_two_graphs_of_a_controlnet_make_the_whole(small: Make, variant: str) -> None:
+    network = small(variant).control
+    inputs = resized(small(variant), "unet_encoder", 2, 16, 16)
+    image = torch.rand(2, 3, 128, 128)
+    hint = modules.ControlNetHint(network)(image)
+    *residuals, middle = modules.ControlNet(network)(*inputs.values(), hint)
+    added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
+    basic = [inputs[k] for k in ("sample", "timestep", "encoder_hidden_states")]
+    expected, expected_middle = network(
+        *basic, image, conditioning_scale=1.0, added_cond_kwargs=added or None, return_dict=False
+    )
+    assert len(residuals) == len(expected)
+    for found, wanted in zip([*residuals, middle], [*expected, expected_middle], strict=True):
+        assert wanted.abs().max() > 1e-2, "zeros would prove nothing"
+        assert (found - wanted).abs().max() <= 1e-5
+
+
 def spec_of(made: Small, graph: str) -> GraphSpec:
-    return next(s for s in graphs_of(made.pipe, VARIANTS[made.variant]) if s.name == graph)
+    specs = graphs_of(made.pipe, VARIANTS[made.variant], {"edges": made.control})
+    return next(s for s in specs if s.name == graph)
 
 
 def unet_and_inputs(

@@ -21,8 +21,10 @@ from typer.testing import CliRunner
 
 from tessera.engines.base import EngineInfo
 from tessera.engines.plans import PlanKey, find_plan, read_record
+from tessera.engines.registry import Source
 from tessera.errors import BundleError
 from tessera.manifest import read_manifest
+from tessera.weights import Layout, to_layout
 from tessera_build.cli import app
 from tessera_build.compile import Job, compile_job, plan_jobs
 from tests.conftest import Small
@@ -35,8 +37,8 @@ MACHINE = {"architecture": "sm_90", "tensorrt": "11.4.0"}
 class OnnxEngine:
     """Runs a "plan" that is an ONNX file; its weights can be replaced."""
 
-    def __init__(self, plan: Path) -> None:
-        self._model = onnx.load(str(plan))
+    def __init__(self, plan: Path, layout: Layout) -> None:
+        self._model, self._layout = onnx.load(str(plan)), layout
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         session = ort.InferenceSession(
@@ -46,10 +48,11 @@ class OnnxEngine:
         outputs = session.run(names, {k: v.numpy() for k, v in inputs.items()})
         return {n: torch.from_numpy(o) for n, o in zip(names, outputs, strict=True)}
 
-    def refit(self, weights: Mapping[str, torch.Tensor], base: object) -> None:
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         held = {i.name: i for i in self._model.graph.initializer}
         for name, weight in weights.items():
-            held[name].CopyFrom(numpy_helper.from_array(weight.numpy(), name))
+            array = to_layout(name, weight, self._layout).numpy()
+            held[name].CopyFrom(numpy_helper.from_array(array, name))
 
     def describe(self) -> EngineInfo:
         return EngineInfo("fake", "cpu", {}, {})
@@ -70,10 +73,10 @@ class FakeCompiler:
             last.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(last), last.name))
         return bytes(model.SerializeToString())
 
-    def open(self, plan: Path) -> Any:
-        engine = OnnxEngine(plan)
+    def open(self, plan: Path, key: PlanKey, source: Source) -> Any:
+        engine = OnnxEngine(plan, source.layout)
         if self._deaf:
-            engine.refit = lambda weights, base: None  # type: ignore[method-assign]
+            engine.refit = lambda weights: None  # type: ignore[method-assign]
         return engine
 
 
@@ -207,8 +210,9 @@ def test_every_name_that_is_used_of_tensorrt_exists(version: str) -> None:
         assert not member or member in api[name], f"{name}.{member}"
     members = {
         "_engine": "ICudaEngine",
-        "_context": "IExecutionContext",
+        "context": "IExecutionContext",
         "refitter": "Refitter",
+        "_refitter": "Refitter",
         "_runtime": "Runtime",
         "wanted": "Weights",
     }

@@ -95,14 +95,22 @@ def weights_digest(manifest: Manifest, graph: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def canary_path(plan: Path) -> Path:
+    """Where the canary of a plan lies (`canary.Canary`)."""
+    return plan.with_suffix(".canary.safetensors")
+
+
 def write_plan(folder: Path, record: PlanRecord, plan: Path) -> Path:
-    """Move a built plan into the bundle, its record first: a plan without one is never opened."""
+    """Move a built plan and the canary beside it into the bundle, its record first: a plan without
+    one is never opened.
+    """
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
     final = place / f"{record.key.name}.plan"
     partial = final.with_suffix(".json.partial")
     partial.write_text(json.dumps(dataclasses.asdict(record), indent=1))
     os.replace(partial, final.with_suffix(".json"))
+    os.replace(canary_path(plan), canary_path(final))
     os.replace(plan, final)
     return final
 
@@ -132,7 +140,8 @@ def find_plan(
     """
     check_version(tensorrt)
     records = [read_record(p) for p in sorted((folder / FOLDER).glob(f"{graph}-*.json"))]
-    current = [r for r in records if r.key.weights == weights_digest(manifest, graph)]
+    wanted = (graph, weights_digest(manifest, graph))
+    current = [r for r in records if (r.key.graph, r.key.weights) == wanted]
     for record in current:
         path = folder / FOLDER / f"{record.key.name}.plan"
         fits = (record.key.architecture, record.key.tensorrt) == (architecture, tensorrt)

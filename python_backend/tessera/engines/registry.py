@@ -8,17 +8,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tessera.engines.base import Engine
-from tessera.engines.plans import FOLDER, find_plan
+from tessera.engines.plans import FOLDER, canary_path, find_plan, read_record
 from tessera.errors import BundleError, listing
-from tessera.manifest import Manifest, read_manifest
+from tessera.manifest import CONTROLNET, HINT, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from tessera.modules import GraphModule
 
 ENGINE_VARIABLE = "TESSERA_ENGINE"
+COMPILE_VARIABLE = "TESSERA_TORCH_COMPILE"
+_TAKES_LORAS = ("text_encoder", "unet")
+_GRAPHS = 8
+"""CUDA graphs are kept for this many sets of shapes, of what runs at every step of a request. What
+runs once a request is not recorded: there is little to gain, and text encoders may not be
+recordable."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,12 @@ class Source:
 def _onnxruntime(source: Source) -> Engine:
     from tessera.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(source.path, threads=source.threads)
+    return OnnxRuntimeEngine(
+        source.path,
+        layout=source.layout,
+        threads=source.threads,
+        refittable=source.graph.startswith(_TAKES_LORAS),
+    )
 
 
 def open_module(source: Source) -> GraphModule:
@@ -73,16 +84,37 @@ def _torch(source: Source) -> Engine:
     from tessera.engines.torch import TorchEngine
 
     module = open_module(source)
+    every_step = _runs_every_step(source.graph)
+    compiled = every_step and _switched_on(COMPILE_VARIABLE)
     if not torch.cuda.is_available():
         torch.set_num_threads(source.threads or len(os.sched_getaffinity(0)))
-        return TorchEngine(module)
-    config: Any = module.source.config
-    upcast = source.graph.startswith("vae") and config.force_upcast
-    return TorchEngine(module, device="cuda", dtype=torch.float32 if upcast else torch.float16)
+        return TorchEngine(module, compiled=compiled)
+    upcast = overflows_in_half(source)
+    return TorchEngine(
+        module,
+        device="cuda",
+        dtype=torch.float32 if upcast else torch.float16,
+        graphs=_GRAPHS if every_step else 0,
+        compiled=compiled,
+    )
+
+
+def overflows_in_half(source: Source) -> bool:
+    """Whether a graph has to stay in float32 where others run in half precision: Stable Diffusion
+    XL's VAE, unless its configuration says that it has been mended.
+    """
+    from tessera.variants import VARIANTS
+
+    if not source.graph.startswith("vae") or not VARIANTS[source.variant].pooled:
+        return False
+    return bool(json.loads(source.config.read_text()).get("force_upcast", True))
 
 
 def _tensorrt(source: Source) -> Engine:
     import torch
+
+    from tessera.engines.canary import Canary, WatchedEngine
+    from tessera.weights import Initializers
 
     try:
         from tessera.engines.tensorrt import TensorRtEngine, version
@@ -99,7 +131,30 @@ def _tensorrt(source: Source) -> Engine:
         architecture=f"sm_{major}{minor}",
         tensorrt=version(),
     )
-    return TensorRtEngine(plan)
+    engine = TensorRtEngine(
+        plan,
+        layout=source.layout,
+        base=Initializers(source.path),
+        stripped=read_record(plan.with_suffix(".json")).key.stripped,
+        graphs=_GRAPHS if _runs_every_step(source.graph) else 0,
+    )
+    return WatchedEngine(engine, Canary.read(canary_path(plan)), name=plan.name)
+
+
+def _runs_every_step(graph: str) -> bool:
+    return graph.startswith(("unet", CONTROLNET)) and not graph.endswith(HINT)
+
+
+def _switched_on(variable: str) -> bool:
+    """Whether an environment variable is 1.
+
+    Raises:
+        BundleError: it is neither 0 nor 1.
+    """
+    value = os.environ.get(variable) or "0"
+    if value not in ("0", "1"):
+        raise BundleError(f"{variable} is {value!r}; accepted: 0, 1")
+    return value == "1"
 
 
 _KINDS: dict[str, Callable[[Source], Engine]] = {

@@ -7,14 +7,16 @@ Thin on purpose, and by tensor names only. It uses what TensorRT 10.8 and 11.4 h
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tensorrt as trt
 import torch
 
-from tessera.engines.base import EngineInfo
+from tessera.engines.base import EngineInfo, check_refit
+from tessera.engines.replay import Call, CudaRecorder, Replayer
 from tessera.errors import BundleError, InternalError
+from tessera.weights import Initializers, Layout, own_shape, to_layout
 
 _TYPES = {
     trt.DataType.FLOAT: torch.float32,
@@ -32,39 +34,65 @@ def version() -> str:
 
 
 class TensorRtEngine:
-    """A plan with one execution context on the current GPU.
+    """A plan on the current GPU.
 
     Args:
         plan: file that `tessera-build compile` wrote.
+        layout: how the graph's weights differ from the checkpoint's.
+        base: the graph's own weights by name, in its layout.
+        stripped: whether the plan holds none of them, so that all are refitted at once.
+        graphs: for how many sets of shapes a CUDA graph is kept; 0 is none. Whether graphs that
+            were recorded before a refit may run after it is written nowhere, so a refit drops them.
 
     Raises:
         BundleError: TensorRT cannot load it.
     """
 
-    def __init__(self, plan: Path) -> None:
+    def __init__(
+        self,
+        plan: Path,
+        *,
+        layout: Layout,
+        base: Initializers,
+        stripped: bool = False,
+        graphs: int = 0,
+    ) -> None:
         self._runtime = trt.Runtime(_LOGGER)
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise BundleError(f"TensorRT {version()} cannot load {plan}; compile the bundle again")
-        self._context = self._engine.create_execution_context()
+        self._layout, self._base = layout, base
+        self._replaced: dict[str, torch.Tensor] = {}
         self._stream = torch.cuda.Stream()
         self._lock = threading.Lock()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._inputs = [n for n in names if self._mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in names if self._mode(n) == trt.TensorIOMode.OUTPUT]
-        self._refitter: trt.Refitter | None = None
+        # One execution context for each recorded graph, since a graph keeps its context's shapes
+        # and addresses; they never run at the same time and share the memory for activations.
+        size = self._engine.device_memory_size_v2
+        self._scratch = torch.empty(size, dtype=torch.uint8, device="cuda")
+        self._refitter = trt.Refitter(self._engine, _LOGGER)
+        self._shapes = {
+            name: own_shape(name, base.shape(name), layout)
+            for name in self._refitter.get_all_weights()
+        }
+        self._call: Call = (
+            Replayer(self._new_call, capacity=graphs, record=CudaRecorder())
+            if graphs
+            else self._new_call()
+        )
+        if stripped:
+            self._replace({name: self._base[name] for name in self._shapes})
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `Engine.run`; inputs are moved to the GPU and cast as the plan wants them."""
         with self._lock, torch.cuda.stream(self._stream):
             self._stream.wait_stream(torch.cuda.default_stream())
-            held = {name: self._bind(name, inputs[name]) for name in self._inputs}
-            outputs = {name: self._new_output(name) for name in self._outputs}
-            if not self._context.execute_async_v3(self._stream.cuda_stream):
-                shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
-                raise InternalError(f"TensorRT could not run with inputs of shapes {shapes}")
+            placed = [self._placed(name, inputs[name]) for name in self._inputs]
+            outputs = self._call(placed)
             self._stream.synchronize()
-        return outputs
+        return dict(zip(self._outputs, outputs, strict=True))
 
     def describe(self) -> EngineInfo:
         """See `Engine.describe`."""
@@ -73,40 +101,37 @@ class TensorRtEngine:
             device=f"cuda:{torch.cuda.current_device()}",
             inputs={name: self._shape(name) for name in self._inputs},
             outputs={name: self._shape(name) for name in self._outputs},
+            refittable=frozenset(self._shapes),
         )
 
-    def refit(
-        self, weights: Mapping[str, torch.Tensor], base: Callable[[str], torch.Tensor]
-    ) -> None:
-        """Replace weights in place; nothing runs meanwhile.
-
-        Args:
-            weights: by name, in the graph's layout, on the CPU or the GPU.
-            base: gives the value of a weight that TensorRT has fused with one of those and
-                therefore wants too.
-
-        Raises:
-            BundleError: the plan has no such weight, or one of another size.
-            InternalError: TensorRT failed; the plan has to be opened again.
-        """
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """See `Engine.refit`; nothing runs meanwhile."""
+        check_refit(weights, self._shapes)
         with self._lock:
-            refitter = self._refitter or trt.Refitter(self._engine, _LOGGER)
-            self._refitter = refitter
-            known = set(refitter.get_all_weights())
-            unknown = sorted(set(weights) - known)
-            if unknown:
-                raise BundleError(f"the plan has no weight {unknown[0]!r} that can be replaced")
-            held = [self._set(refitter, name, weight) for name, weight in weights.items()]
-            held += [self._set(refitter, n, base(n)) for n in refitter.get_missing_weights()]
-            missing = refitter.get_missing_weights()
-            if missing:
-                raise InternalError(f"TensorRT still misses weights, the first is {missing[0]!r}")
-            if not refitter.refit_cuda_engine_async(self._stream.cuda_stream):
-                raise InternalError("TensorRT could not refit the engine")
-            self._stream.synchronize()  # until then the weights have to stay where they are
+            self._replace({n: to_layout(n, w.detach(), self._layout) for n, w in weights.items()})
 
-    def _set(self, refitter: trt.Refitter, name: str, weight: torch.Tensor) -> torch.Tensor:
+    def _replace(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Set weights in the graph's layout, and with them those that TensorRT has fused with them:
+        as they were set last, or else the graph's own.
+        """
+        refitter = self._refitter
+        held = [self._set(name, weight) for name, weight in weights.items()]
+        for name in refitter.get_missing_weights():
+            value = self._replaced[name] if name in self._replaced else self._base[name]
+            held.append(self._set(name, value))
+        missing = refitter.get_missing_weights()
+        if missing:
+            raise InternalError(f"TensorRT still misses weights, the first is {missing[0]!r}")
+        if not refitter.refit_cuda_engine_async(self._stream.cuda_stream):
+            raise InternalError("TensorRT could not refit the engine")
+        self._stream.synchronize()  # until then the weights have to stay where they are
+        self._replaced.update(weights)
+        if isinstance(self._call, Replayer):
+            self._call.forget()
+
+    def _set(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Hand over one weight; returns the tensor that has to outlive the refit."""
+        refitter = self._refitter
         wanted = refitter.get_weights_prototype(name)
         if wanted.size not in (-1, weight.numel()):
             raise BundleError(f"weight {name} has {weight.numel()} values, the plan {wanted.size}")
@@ -117,23 +142,41 @@ class TensorRtEngine:
             raise InternalError(f"TensorRT refused weight {name}")
         return tensor
 
-    def _bind(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _new_call(self) -> Call:
+        """What binds tensors to a context of its own and queues the plan."""
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+
+        def call(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            for name, tensor in zip(self._inputs, inputs, strict=True):
+                self._bind(context, name, tensor)
+            outputs = [self._new_output(context, name) for name in self._outputs]
+            if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+                shapes = [tuple(tensor.shape) for tensor in inputs]
+                raise InternalError(f"TensorRT could not run with inputs of shapes {shapes}")
+            return outputs
+
+        return call
+
+    def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         dtype = _TYPES[self._engine.get_tensor_dtype(name)]
-        placed = tensor.to("cuda", dtype, non_blocking=True).contiguous()
-        if not self._context.set_input_shape(name, tuple(placed.shape)):
+        return tensor.to("cuda", dtype, non_blocking=True).contiguous()
+
+    def _bind(self, context: trt.IExecutionContext, name: str, tensor: torch.Tensor) -> None:
+        if not context.set_input_shape(name, tuple(tensor.shape)):
             low, _, high = self._engine.get_tensor_profile_shape(name, 0)
             raise InternalError(
-                f"{name} has shape {tuple(placed.shape)}; the plan takes {tuple(low)} to "
+                f"{name} has shape {tuple(tensor.shape)}; the plan takes {tuple(low)} to "
                 f"{tuple(high)}"
             )
-        self._context.set_tensor_address(name, placed.data_ptr())
-        return placed
+        context.set_tensor_address(name, tensor.data_ptr())
 
-    def _new_output(self, name: str) -> torch.Tensor:
-        shape = tuple(self._context.get_tensor_shape(name))
+    def _new_output(self, context: trt.IExecutionContext, name: str) -> torch.Tensor:
+        shape = tuple(context.get_tensor_shape(name))
         dtype = _TYPES[self._engine.get_tensor_dtype(name)]
         output = torch.empty(shape, dtype=dtype, device="cuda")
-        self._context.set_tensor_address(name, output.data_ptr())
+        context.set_tensor_address(name, output.data_ptr())
         return output
 
     def _mode(self, name: str) -> trt.TensorIOMode:

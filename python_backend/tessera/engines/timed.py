@@ -25,6 +25,10 @@ class TimedEngine:
         finally:
             self.spent_ms += 1e3 * (time.perf_counter() - began)
 
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """See `Engine.refit`."""
+        self._engine.refit(weights)
+
     def describe(self) -> EngineInfo:
         """See `Engine.describe`."""
         return self._engine.describe()

@@ -1,21 +1,25 @@
 """The `torch` engine: the module that a graph was exported from.
 
-The numeric reference on the CPU, and what runs on a GPU without TensorRT.
+The numeric reference on the CPU, and what runs on a GPU without TensorRT: there in half precision,
+channels last, with a CUDA graph per set of shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from tessera.engines.base import EngineInfo
+from tessera.engines.base import EngineInfo, check_refit
+from tessera.engines.replay import Call, CudaRecorder, Recorder, Replayer
 from tessera.errors import InternalError
 from tessera.modules import GraphModule
 
 _EXACT = ("timestep", "time_ids", "norms")
 """Inputs that stay in their own precision, as integers and weights of means (`share_...`) do:
 numbers that a half cannot hold."""
+
+_PICTURES = ("sample", "latents", "image", "mid", "hint")
 
 
 class TorchEngine:
@@ -25,26 +29,50 @@ class TorchEngine:
         module: with its weights; it is moved and cast in place.
         device: `cpu`, `cuda:0` ...
         dtype: of weights, activations and outputs.
+        graphs: for how many sets of shapes a CUDA graph is kept; 0 is none. Refits are seen by
+            recorded graphs, since they overwrite the weights where they are.
+        recorder: what records; by default CUDA.
+        compiled: whether torch.compile compiles the module, for each set of shapes when it first
+            comes: minutes.
     """
 
     def __init__(
-        self, module: GraphModule, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        module: GraphModule,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        graphs: int = 0,
+        recorder: Callable[[], Recorder] = CudaRecorder,
+        compiled: bool = False,
     ) -> None:
         self._device, self._dtype = torch.device(device), dtype
         self._module = module.to(self._device, dtype)
-        if self._device.type == "cuda":
+        self._channels_last = self._device.type == "cuda"
+        if self._channels_last:
             self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._forward = torch.compile(module, dynamic=False) if compiled else module
+        self._call: Call = self._queue
+        if graphs:
+            self._call = Replayer(lambda: self._queue, capacity=graphs, record=recorder())
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `Engine.run`; inputs may be on any device and in any precision."""
         arguments = [self._placed(name, inputs[name]) for name in self._module.inputs]
         try:
-            outputs = self._module(*arguments)
+            outputs = self._call(arguments)
         except RuntimeError as error:
             raise InternalError(f"torch failed: {error}") from error
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return dict(zip(self._module.outputs, outputs, strict=True))
+
+    @torch.no_grad()
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """See `Engine.refit`; queued on the current stream, behind the runs before it."""
+        parameters = dict(self._module.named_parameters())
+        check_refit(weights, {name: p.shape for name, p in parameters.items()})
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
 
     def describe(self) -> EngineInfo:
         """See `Engine.describe`; shapes are not known beforehand."""
@@ -53,8 +81,18 @@ class TorchEngine:
             device=str(self._device),
             inputs=dict.fromkeys(self._module.inputs, ()),
             outputs=dict.fromkeys(self._module.outputs, ()),
+            refittable=frozenset(name for name, _ in self._module.named_parameters()),
         )
+
+    def _queue(self, arguments: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        outputs = self._forward(*arguments)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         exact = name in _EXACT or name.startswith("share_") or not tensor.is_floating_point()
-        return tensor.to(self._device, tensor.dtype if exact else self._dtype)
+        picture = name in _PICTURES or name.startswith("skip_")
+        layout = torch.preserve_format
+        if self._channels_last and picture and tensor.ndim == 4:
+            layout = torch.channels_last
+        dtype = tensor.dtype if exact else self._dtype
+        return tensor.to(self._device, dtype, memory_format=layout)

@@ -1,0 +1,140 @@
+"""CUDA graphs: a network's kernels recorded once per set of shapes and replayed with one launch.
+
+Knows torch, and nothing of networks. Inputs are copied into the buffers that a recording reads and
+its outputs are copied out, so that callers may keep them; beside a network the copies cost nothing.
+All recordings of a `Replayer` share one memory pool: that is safe because they run one after the
+other and nobody but the copies looks at a recording's outputs
+(https://docs.pytorch.org/docs/stable/notes/cuda.html#graph-memory-management).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tessera.errors import InternalError
+
+Tensors = Sequence[torch.Tensor]
+Call = Callable[[Tensors], Tensors]
+"""Queues a network's work on the current stream; positional tensors in and out."""
+
+Key = tuple[tuple[torch.Size, torch.dtype], ...]
+_WARM_UPS = 2
+_log = logging.getLogger(__name__)
+
+
+class Recording(Protocol):
+    """A network's work on fixed buffers."""
+
+    @property
+    def outputs(self) -> Tensors:
+        """Where a replay leaves what comes out."""
+        ...
+
+    def replay(self) -> None:
+        """Queue the work once more, on what is now in the input buffers."""
+        ...
+
+
+class Recorder(Protocol):
+    """Makes recordings; CUDA's is `CudaRecorder`."""
+
+    def __call__(self, call: Call, buffers: Tensors) -> Recording:
+        """Record a call on these input buffers."""
+        ...
+
+
+class CudaRecorder:
+    """Records into CUDA graphs on a stream of its own."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, call: Call, buffers: Tensors) -> Recording:
+        """See `Recorder`; the call runs a few times first, as libraries set themselves up then."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):
+                call(buffers)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            outputs = tuple(call(buffers))
+        return _CudaRecording(graph, outputs)
+
+
+@dataclass(frozen=True)
+class _CudaRecording:
+    graph: torch.cuda.CUDAGraph
+    outputs: Tensors
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+@dataclass
+class _Entry:
+    call: Call
+    buffers: Tensors = ()
+    recording: Recording | None = None
+    seen: bool = False
+    refused: bool = False
+
+
+class Replayer:
+    """Runs a network, recorded from the second call with the same shapes on.
+
+    The first call is not recorded: shapes that come once (a lone batch size on the way to another)
+    would pay for a recording and never use it. A network that cannot be recorded runs as it is, and
+    the log says why.
+
+    Args:
+        prepare: makes what queues the network's work; called once for each set of shapes, since
+            TensorRT needs an execution context for each.
+        capacity: how many sets of shapes are kept; the one that was used longest ago goes first.
+        record: see `Recorder`.
+    """
+
+    def __init__(self, prepare: Callable[[], Call], *, capacity: int, record: Recorder) -> None:
+        self._prepare, self._capacity, self._record = prepare, capacity, record
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """The network's outputs, which are the caller's to keep."""
+        entry = self._entry(tuple((tensor.shape, tensor.dtype) for tensor in inputs))
+        if entry.recording is None and entry.seen and not entry.refused:
+            self._fill(entry, inputs)
+        entry.seen = True
+        if entry.recording is None:
+            return entry.call(inputs)
+        for buffer, tensor in zip(entry.buffers, inputs, strict=True):
+            buffer.copy_(tensor)
+        entry.recording.replay()
+        return tuple(output.clone() for output in entry.recording.outputs)
+
+    def forget(self) -> None:
+        """Drop all recordings; they are made anew when their shapes come again."""
+        self._entries.clear()
+
+    def _entry(self, key: Key) -> _Entry:
+        if key not in self._entries:
+            while len(self._entries) >= self._capacity:
+                self._entries.popitem(last=False)
+            self._entries[key] = _Entry(self._prepare())
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def _fill(self, entry: _Entry, inputs: Tensors) -> None:
+        buffers = tuple(tensor.clone() for tensor in inputs)  # keeps channels-last
+        try:
+            entry.recording = self._record(entry.call, buffers)
+            entry.buffers = buffers
+        except (RuntimeError, InternalError) as error:
+            entry.refused = True
+            _log.warning("a network runs without CUDA graph: %s", error)
