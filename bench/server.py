@@ -90,7 +90,7 @@ def serving(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
         RuntimeError: it does not start; the message is its log.
     """
     http, grpc, metrics = free_ports(3)
-    command = [str(Path(sys.executable).parent / "tessera-serve"), str(bundle), "-v"]
+    command = [sys.executable, "-m", "tessera.serve", str(bundle), "-v"]
     flags = (f"--templates={log.parent / 'templates'}", *flags)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     with log.open("wb") as sink:

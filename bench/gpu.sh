@@ -1,0 +1,44 @@
+#!/bin/sh
+# Tessera's server with torch engines against diffusers on one NVIDIA GPU, without a network:
+#     bench/gpu.sh WHEELS_DIR [--tiny] [--minutes M]
+# Needs Python 3.12 (or 3.11) with torch and transformers. The wheels of bench/gpu-wheels.txt that it lacks are taken
+# from WHEELS_DIR; to fill that folder on a machine with a network:
+#     pip download --only-binary=:all: --no-deps --python-version 3.12 -d WHEELS_DIR -r bench/gpu-wheels.txt
+# PYTHON names the interpreter. The table comes last.
+set -eu
+
+if [ $# -lt 1 ] || [ ! -d "$1" ]; then
+    echo "usage: bench/gpu.sh WHEELS_DIR [--tiny] [--minutes M]" >&2
+    exit 2
+fi
+wheels=$(cd "$1" && pwd)
+shift
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=$(command -v "${PYTHON:-python3}")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+
+# Beside what is installed, and before it: numpy 1.26 has to hide a newer one.
+if ls "$wheels"/*.whl >/dev/null 2>&1; then
+    "$python" -m pip install --quiet --no-index --no-deps --disable-pip-version-check --target "$work/site" "$wheels"/*.whl
+fi
+export PYTHONPATH="$work/site:$root/python_backend:$root/build:$root/client:$root"
+"$python" - <<'CHECK'
+import importlib.util, sys
+needed = ("numpy torch transformers diffusers accelerate safetensors tokenizers onnx pydantic typer rich PIL tritonclient.http "
+          "pytriton").split()
+def missing(name):
+    try:
+        return importlib.util.find_spec(name) is None
+    except ImportError:
+        return True
+lacking = [name for name in needed if missing(name)]
+if lacking:
+    sys.exit(f"bench/gpu.sh: these modules are missing, put their wheels into the folder: {', '.join(lacking)}")
+import numpy
+if int(numpy.__version__.split(".")[0]) > 1:
+    sys.exit(f"bench/gpu.sh: numpy {numpy.__version__} does not work with this Triton; put the wheel of numpy 1.26.4 into the folder")
+CHECK
+cd "$work"
+"$python" -m bench.gpu "$@"
