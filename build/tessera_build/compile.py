@@ -59,8 +59,9 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the plan is there."""
-        return self.path.exists() and self.path.with_suffix(".json").exists()
+        """Whether the plan is there, with its record and its canary."""
+        needed = (self.path, self.path.with_suffix(".json"), canary_path(self.path))
+        return all(path.exists() for path in needed)
 
 
 class Compiler(Protocol):

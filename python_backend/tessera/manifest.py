@@ -80,8 +80,8 @@ class Graph:
 
 @dataclass(frozen=True)
 class Verification:
-    """Largest difference between a graph in ONNX Runtime and the torch module, over `cases` random
-    inputs, in units of the outputs' own size.
+    """Largest difference between a graph in an engine and the torch module in float32, over `cases`
+    random inputs, in units of the outputs' own size.
     """
 
     difference: float
@@ -95,7 +95,7 @@ class Manifest:
     `source` is a digest of the checkpoint and the exporter; `versions` are those of the libraries
     that exported it; `zero_negative` says that a negative prompt that is left out means embeddings
     of zero instead of those of the empty prompt; `verification` is what `tessera-build verify`
-    found, by graph.
+    found: of ONNX Runtime by graph, of another engine by `graph@kind`.
     """
 
     name: str

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from tessera_build.addons import AddOns
 from tessera_build.bundle import Choices, build_bundle, is_current
 from tessera_build.checkpoint import find_checkpoint, open_checkpoint, variant_of
 from tessera_build.cli import app
+from tessera_build.verify import tolerance_of, verify_bundle
 from tests.conftest import Small
 
 Make = Callable[[str], Small]
@@ -117,6 +121,28 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     with pytest.raises(BundleError, match=r"could not be written: No space left on device"):
         build(checkpoint, tmp_path / "out" / "small")
     assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("limit", [20_000, 1_000_000], ids=["in a tokenizer", "in a graph"])
+def test_files_that_cannot_grow_are_one_sentence(small: Make, tmp_path: Path, limit: int) -> None:
+    """A real limit of the system, which libraries in C++ and Rust meet as well."""
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "from tessera_build.cli import main; main()"
+    )
+    out = tmp_path / "bundles" / "small"
+    line = [sys.executable, "-c", code, "bundle", str(small("sd15").checkpoint), "-o", str(out)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(rf"^tessera-build: {out} could not be written: .*", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+    assert not list(out.parent.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(small: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=r"file/small could not be written: "):
+        build(small("sd15").checkpoint, tmp_path / "file" / "small")
 
 
 def test_two_builds_into_one_folder(small: Make, tmp_path: Path) -> None:
@@ -243,6 +269,18 @@ def test_verify_finds_all_well_and_writes_it_down(
     for graph, found in manifest.verification.items():
         assert 0 < found.difference <= 1e-4, graph
         assert found.cases == 2
+
+
+def test_verify_takes_other_engines_as_well(small: Make, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small("sd15").bundle, bundle)
+    verify_bundle(bundle, kinds=("onnxruntime", "torch"))
+    manifest = read_manifest(bundle)
+    assert set(manifest.verification) == {
+        f"{g}{k}" for g in manifest.graphs for k in ("", "@torch")
+    }
+    assert manifest.verification["unet_decoder@torch"].difference <= 1e-5
+    assert (tolerance_of("unet_decoder"), tolerance_of("unet_decoder@torch")) == (1e-4, 2e-2)
 
 
 def test_verify_finds_a_graph_that_computes_something_else(small: Make, tmp_path: Path) -> None:
