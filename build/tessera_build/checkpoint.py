@@ -13,12 +13,22 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
 from tessera.errors import BundleError
 from tessera.variants import VARIANTS
 
 _PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+_UNREADABLE = (
+    SafetensorError,
+    SingleFileComponentError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+)
 _FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
 _SUPPORTED = ", ".join(f"{v.title} ({name})" for name, v in VARIANTS.items())
 
@@ -77,7 +87,7 @@ def open_checkpoint(path: Path, *, config: Path | None = None) -> tuple[Diffusio
             pipe = _open_file(path, options)
             return pipe, variant_of(type(pipe).__name__, dict(pipe.unet.config))
         return _open_folder(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise BundleError(f"{path} cannot be read: {first_line(error)}") from error
 
 
