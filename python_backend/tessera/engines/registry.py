@@ -142,7 +142,8 @@ def _tensorrt(source: Source) -> Engine:
 
 
 def _runs_every_step(graph: str) -> bool:
-    return graph.startswith(("unet", CONTROLNET)) and not graph.endswith(HINT)
+    dense = graph in ("unet_encoder", "unet_decoder")  # a sparse step's shapes are its mask's
+    return dense or (graph.startswith(CONTROLNET) and not graph.endswith(HINT))
 
 
 def _switched_on(variable: str) -> bool:
