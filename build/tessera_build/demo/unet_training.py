@@ -37,7 +37,7 @@ DROP_PROMPT = 0.1
 
 EMA_DECAY = 0.9995
 PLACE_WEIGHT = 0.5
-"""Weight of `PlaceReadouts.loss`; falls to zero with the learning rate."""
+"""Weight of `PlaceReadouts.loss`."""
 
 LAYOUT_SHARE = 0.2
 """Share of the steps, at the start, that see nearly pure noise only."""
@@ -50,8 +50,8 @@ SAVE_EVERY, SAMPLE_EVERY = 500, 1000  # steps
 OUTLINE_WEIGHT = 0.8
 """Weight of the mean error around a shape's outline, whatever its size, beside the whole picture's.
 
-A small shape covers 2 % of the latents: unweighted, its outline and place hardly show in the loss.
-Falls to zero with the learning rate."""
+A small shape covers 2 % of the latents: unweighted, its outline and place hardly show
+in the loss."""
 
 _RING = (0.6, 1.65)
 """Where outlines lie, in units of a shape's size: the same for every shape, or the weights would
@@ -168,7 +168,7 @@ def train_unet(
     for step in range(start, steps):
         torch.manual_seed(seed * 1_000_003 + step)
         rng = random.Random(seed * 1_000_003 + step)
-        remaining = _set_rate(optimizer, step, steps)
+        _set_rate(optimizer, step, steps)
         latents, shares, ids = (tensor.to(device) for tensor in _batch(data, tokenizer, rng))
         lowest = LAYOUT_FROM if step < LAYOUT_SHARE * steps else 0
         timesteps = _stratified_timesteps(latents.shape[0], lowest).to(device)
@@ -181,7 +181,7 @@ def train_unet(
         target = noise_schedule.get_velocity(latents, noise, timesteps)
         error = (predicted.float() - target).square().mean(1)  # (batch, 32, 32)
         outlines = (error * shares).sum((1, 2)).mean()
-        loss = error.mean() + remaining * (OUTLINE_WEIGHT * outlines + PLACE_WEIGHT * lost)
+        loss = error.mean() + OUTLINE_WEIGHT * outlines + PLACE_WEIGHT * lost
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
@@ -241,12 +241,11 @@ def _optimizer(networks: Networks, place: PlaceReadouts) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> float:
-    """Warm up, stay, and fall to zero; returns how much of the peak is left to come, 1..0."""
+def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """Warm up, stay, and fall to zero."""
     remaining = min(1.0, (steps - step) / (COOLDOWN * steps))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * min(remaining, (step + 1) / WARMUP)
-    return remaining
 
 
 def _save(
