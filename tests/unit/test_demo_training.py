@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tessera_build.demo import networks, unet_training
-from tessera_build.demo.scenes import Item, Scene, vocabulary
+from tessera_build.demo.readouts import Readouts, label_maps
+from tessera_build.demo.scenes import COLOURS, SHAPES, SIZES, Item, Scene, vocabulary
 from tessera_build.demo.tokenizer import build_tokenizer
 from tessera_build.demo.unet_training import LatentSet, Networks, make_latents, train_unet
 
@@ -80,6 +81,32 @@ def test_every_outline_weighs_the_same_whatever_its_size_and_shape(data: LatentS
     assert 2 * int((small > 0).sum()) < int((large > 0).sum())
     square = unet_training._shares(Scene((Item("square", "red", "large", "center"),), "blue"))
     assert torch.equal(square, large), "the weights tell which shape it is"
+
+
+def test_label_maps_say_what_is_where() -> None:
+    item = Item("star", "red", "large", "top left")
+    labels = label_maps([Scene((item,), "blue")])[0]
+    expected = [1 + SHAPES.index("star"), 1 + COLOURS.index("red"), 1 + list(SIZES).index("large")]
+    assert labels[:, 9, 9].tolist() == expected  # pixel 38
+    assert labels[:, 24, 24].tolist() == [0, 0, 0]
+
+
+def test_readouts_learn_where_a_feature_is(data: LatentSet) -> None:
+    torch.manual_seed(0)
+    unet = networks.new_unet()
+    readouts = Readouts(unet)
+    labels = label_maps(data.scenes[:2])
+    text = torch.zeros(2, 77, networks.TEXT_WIDTH)
+    optimizer = torch.optim.Adam([*unet.parameters(), *readouts.parameters()], 2e-3)
+    found = []
+    for _ in range(12):
+        unet(torch.randn(2, 4, 32, 32), torch.tensor([999, 999]), text)
+        place, things = readouts.loss(labels)
+        optimizer.zero_grad()
+        (place + things).backward()
+        optimizer.step()
+        found.append(place.item())
+    assert min(found[-3:]) < 0.6 * found[0]
 
 
 def test_timesteps_are_dense_where_layout_is_decided() -> None:

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tessera_build.demo.draw import render
 from tessera_build.demo.networks import new_scheduler
-from tessera_build.demo.place import PlaceReadouts
+from tessera_build.demo.readouts import Readouts, label_maps
 from tessera_build.demo.scenes import SIZES, Scene, paraphrase, sample_scene
 from tessera_build.demo.text_training import tokenize
 from tessera_build.demo.vae_training import encode_pictures
@@ -36,8 +36,8 @@ DROP_PROMPT = 0.1
 """Share of prompts replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022)."""
 
 EMA_DECAY = 0.9995
-PLACE_WEIGHT = 0.5
-"""Weight of `PlaceReadouts.loss`."""
+PLACE_WEIGHT, THINGS_WEIGHT = 0.5, 0.2
+"""Weights of the two parts of `Readouts.loss`."""
 
 LAYOUT_SHARE = 0.2
 """Share of the steps, at the start, that see nearly pure noise only."""
@@ -160,16 +160,18 @@ def train_unet(
     """
     networks.to(device)
     networks.train(True)
-    place = PlaceReadouts(networks.unet).to(device)
-    optimizer = _optimizer(networks, place)
-    start = _resume(checkpoint, networks, place, optimizer, device)
+    readouts = Readouts(networks.unet).to(device)
+    optimizer = _optimizer(networks, readouts)
+    start = _resume(checkpoint, networks, readouts, optimizer, device)
     noise_schedule = DDPMScheduler.from_config(new_scheduler().config)
-    average = torch.zeros(3)
+    average = torch.zeros(4)
     for step in range(start, steps):
         torch.manual_seed(seed * 1_000_003 + step)
         rng = random.Random(seed * 1_000_003 + step)
         _set_rate(optimizer, step, steps)
-        latents, shares, ids = (tensor.to(device) for tensor in _batch(data, tokenizer, rng))
+        latents, shares, labels, ids = (
+            tensor.to(device) for tensor in _batch(data, tokenizer, rng)
+        )
         lowest = LAYOUT_FROM if step < LAYOUT_SHARE * steps else 0
         timesteps = _stratified_timesteps(latents.shape[0], lowest).to(device)
         noise = torch.randn_like(latents)
@@ -177,24 +179,27 @@ def train_unet(
         with torch.autocast(device.type, dtype=torch.bfloat16):
             hidden = networks.text_encoder(ids)[0]
             predicted = networks.unet(noisy, timesteps, hidden).sample
-            lost = place.loss()
+            place, things = readouts.loss(labels)
         target = noise_schedule.get_velocity(latents, noise, timesteps)
         error = (predicted.float() - target).square().mean(1)  # (batch, 32, 32)
         outlines = (error * shares).sum((1, 2)).mean()
-        loss = error.mean() + OUTLINE_WEIGHT * outlines + PLACE_WEIGHT * lost
+        loss = (
+            error.mean() + OUTLINE_WEIGHT * outlines + PLACE_WEIGHT * place + THINGS_WEIGHT * things
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step()
         networks.ema.step(networks.parameters())
-        now = torch.stack([error.mean(), outlines, lost]).detach()
+        now = torch.stack([error.mean(), outlines, place, things]).detach()
         average = now if step == start else 0.98 * average + 0.02 * now
         report(
             step + 1,
-            f"loss {average[0]:.4f}, at outlines {average[1]:.3f}, of place {average[2]:.3f}",
+            f"loss {average[0]:.4f}, at outlines {average[1]:.3f}, of place {average[2]:.3f}, "
+            f"of things {average[3]:.3f}",
         )
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            _save(checkpoint, step + 1, networks, place, optimizer)
+            _save(checkpoint, step + 1, networks, readouts, optimizer)
         if (step + 1) % SAMPLE_EVERY == 0 or step + 1 == steps:
             with averaged(networks):
                 sample(step + 1)
@@ -216,10 +221,12 @@ def averaged(networks: Networks) -> Iterator[None]:
 
 def _batch(
     data: LatentSet, tokenizer: CLIPTokenizer, rng: random.Random
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     picks = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
     prompts = ["" if rng.random() < DROP_PROMPT else paraphrase(data.scenes[i], rng) for i in picks]
-    return data.latents[picks].float(), data.shares[picks].float(), tokenize(tokenizer, prompts)
+    labels = label_maps([data.scenes[i] for i in picks])
+    ids = tokenize(tokenizer, prompts)
+    return data.latents[picks].float(), data.shares[picks].float(), labels, ids
 
 
 def _stratified_timesteps(count: int, lowest: int) -> torch.Tensor:
@@ -233,9 +240,9 @@ def _stratified_timesteps(count: int, lowest: int) -> torch.Tensor:
     return (lowest + spread**0.5 * (1000 - lowest)).long().clamp(max=999)
 
 
-def _optimizer(networks: Networks, place: PlaceReadouts) -> torch.optim.AdamW:
+def _optimizer(networks: Networks, readouts: Readouts) -> torch.optim.AdamW:
     groups = [
-        {"params": [*networks.unet.parameters(), *place.parameters()], "peak": PEAK_RATE},
+        {"params": [*networks.unet.parameters(), *readouts.parameters()], "peak": PEAK_RATE},
         {"params": list(networks.text_encoder.parameters()), "peak": PEAK_RATE * TEXT_RATE},
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -252,7 +259,7 @@ def _save(
     path: Path,
     step: int,
     networks: Networks,
-    place: PlaceReadouts,
+    readouts: Readouts,
     optimizer: torch.optim.Optimizer,
 ) -> None:
     state = {
@@ -260,7 +267,7 @@ def _save(
         "unet": networks.unet.state_dict(),
         "text_encoder": networks.text_encoder.state_dict(),
         "ema": networks.ema.state_dict(),
-        "place": place.state_dict(),
+        "readouts": readouts.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     partial = path.with_suffix(".partial")
@@ -271,7 +278,7 @@ def _save(
 def _resume(
     path: Path,
     networks: Networks,
-    place: PlaceReadouts,
+    readouts: Readouts,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> int:
@@ -281,6 +288,6 @@ def _resume(
     networks.unet.load_state_dict(state["unet"])
     networks.text_encoder.load_state_dict(state["text_encoder"])
     networks.ema.load_state_dict(state["ema"])
-    place.load_state_dict(state["place"])
+    readouts.load_state_dict(state["readouts"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
