@@ -22,6 +22,8 @@ import onnx_ir.passes.common as passes
 import torch
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
+from tessera_build.trace import Axes, trace_graph
+
 OPSET = 20
 """TensorRT 10.8 cannot parse the GroupNormalization of opset 21; below 18 ONNX Runtime rejects
 Split."""
@@ -34,12 +36,17 @@ _MOVES = {"Transpose", "Unsqueeze", "Squeeze", "Reshape"}
 class Signature:
     """Example inputs (batch of two, so that no axis is mistaken for a constant) and names of what
     goes in and out.
+
+    Attributes:
+        dynamic: dynamic axes as torch.export takes them.
+        axes: dynamic axes by name, of a module that is to be traced instead (see `trace`).
     """
 
     example: tuple[torch.Tensor, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    dynamic: tuple[Any, ...]
+    dynamic: tuple[Any, ...] = ()
+    axes: Axes | None = None
 
 
 def export_graph(module: torch.nn.Module, signature: Signature, path: Path) -> Layout:
@@ -51,34 +58,48 @@ def export_graph(module: torch.nn.Module, signature: Signature, path: Path) -> L
     """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # By itself torch.onnx.export traces some of these modules twice, the second time through
-        # dynamo: that takes more than twice as long and finds the same.
-        traced = torch.export.export(
-            module, signature.example, dynamic_shapes=signature.dynamic, strict=False
-        )
-        program = torch.onnx.export(
-            traced,
-            dynamo=True,
-            optimize=False,
-            opset_version=OPSET,
-            verbose=False,
-            input_names=list(signature.inputs),
-            output_names=list(signature.outputs),
-        )
-    assert program is not None
+        program = _capture(module, signature)
+    model = program.model
     parameters = {name for name, _ in module.named_parameters()}
-    layout = _fold_layouts(program.model, parameters)
-    _fold_constants(program.model, parameters)
-    layout |= _fold_layouts(program.model, parameters - set(layout))
-    passes.RemoveUnusedNodesPass()(program.model)
-    lost = sorted(parameters - set(program.model.graph.initializers))
+    layout = _fold_layouts(model, parameters)
+    _fold_constants(model, parameters)
+    layout |= _fold_layouts(model, parameters - set(layout))
+    passes.RemoveUnusedNodesPass()(model)
+    lost = sorted(parameters - set(model.graph.initializers))
     if lost:
         raise RuntimeError(f"{len(lost)} parameters lost in export, first {lost[0]}")
-    passes.ClearMetadataAndDocStringPass()(
-        program.model
-    )  # stack traces, with the paths of this machine
+    passes.ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of this machine
     program.save(path)
     return layout
+
+
+def _capture(module: torch.nn.Module, signature: Signature) -> torch.onnx.ONNXProgram:
+    if signature.axes is not None:
+        model = trace_graph(
+            module,
+            signature.example,
+            inputs=signature.inputs,
+            outputs=signature.outputs,
+            axes=signature.axes,
+            opset=OPSET,
+        )
+        return torch.onnx.ONNXProgram(model, None)
+    # By itself torch.onnx.export traces some of these modules twice, the second time through
+    # dynamo: that takes more than twice as long and finds the same.
+    traced = torch.export.export(
+        module, signature.example, dynamic_shapes=signature.dynamic, strict=False
+    )
+    program = torch.onnx.export(
+        traced,
+        dynamo=True,
+        optimize=False,
+        opset_version=OPSET,
+        verbose=False,
+        input_names=list(signature.inputs),
+        output_names=list(signature.outputs),
+    )
+    assert program is not None
+    return program
 
 
 def _fold_layouts(model: ir.Model, parameters: set[str]) -> Layout:

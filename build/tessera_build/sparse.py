@@ -12,6 +12,7 @@ from tessera.sparse.network import SparseUNet
 from tessera.sparse.program import Program, Site
 from tessera.sparse.tables import Mask, level_sizes, make_tables
 from tessera_build.examples import Tensors
+from tessera_build.export import Signature
 
 
 def sparse_inputs(module: SparseUNet, live: Tensors, masks: list[Mask]) -> Tensors:
@@ -44,6 +45,13 @@ def example_masks(rows: int, height: int, width: int) -> list[Mask]:
         mask[row % 3 : row % 3 + height // 3, row % 2 : row % 2 + width // 3 + row % 4] = True
         masks.append(mask)
     return masks
+
+
+def sparse_signature(module: SparseUNet, inputs: Tensors) -> Signature:
+    """Names and dynamic axes of `unet_sparse`; inputs are what `sparse_inputs` makes."""
+    axes = {name: sparse_axes(module.program, name) for name in module.inputs}
+    axes["prediction"] = axes["sample"]
+    return Signature(tuple(inputs.values()), module.inputs, module.outputs, axes=axes)
 
 
 def sparse_axes(program: Program, name: str) -> dict[int, str]:

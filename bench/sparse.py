@@ -1,0 +1,287 @@
+"""One UNet step of a masked edit against the dense step of the same engine, over mask ratios.
+
+The network has SDXL's topology at half its width (160/320/640 channels, 1/2/4 transformer layers),
+random weights, 128 x 128 latents. Dense are the two dense graphs as they are served; sparse is the
+graph `unet_sparse` with its caches gathered anew for each step, from a recording of several steps in
+memory. Sides take turns. Each ratio can be measured in a run of its own; results are kept in one
+file until all are there.
+
+    python -m bench.sparse --prepare           (export the graphs once: minutes)
+    python -m bench.sparse 0.02 0.05 0.11      (measure; by default all ratios)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from rich.console import Console
+from rich.table import Table
+
+from bench.server import ROOT
+from tessera import modules
+from tessera.engines.onnxruntime import OnnxRuntimeEngine
+from tessera.manifest import Latents
+from tessera.sparse.batch import ArrayCache, Batch, Part, Tensors
+from tessera.sparse.network import SparseUNet, TextProjections
+from tessera.sparse.program import Program
+from tessera.sparse.record import Recording, record
+from tessera.sparse.tables import Mask, make_tables
+from tessera.sparse.unet import SparseUNetEngines
+from tessera.unet import UNet
+from tessera_build.examples import decoder_inputs, example_inputs, run
+from tessera_build.export import export_graph
+from tessera_build.graphs import signature_of
+from tessera_build.sparse import example_masks, sparse_inputs, sparse_signature
+
+RATIOS = (0.02, 0.05, 0.11, 0.2, 0.35, 0.5, 1.0)
+SIDE = 128
+STEPS = 3
+FOLDER = ROOT / "out" / "bench-sparse"
+CONFIG: dict[str, Any] = {
+    "sample_size": SIDE,
+    "block_out_channels": (160, 320, 640),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 4),
+    "attention_head_dim": (5, 5, 10),
+    "cross_attention_dim": 512,
+    "use_linear_projection": True,
+}
+_LATENTS = Latents(4, 8, 1.0)
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Milliseconds per step at one mask ratio: a list of turns for each side.
+
+    `run` is the engine alone, `assembly` the gathering of the cached inputs before it, `overlapped`
+    a whole step with the next one's inputs gathered meanwhile. `error` is the largest difference
+    from the dense prediction.
+    """
+
+    ratio: float
+    rows: list[int]
+    dense: list[float]
+    eager: list[float]
+    run: list[float]
+    assembly: list[float]
+    overlapped: list[float]
+    error: float
+
+    @property
+    def step(self) -> list[float]:
+        """Assembly and engine, one after the other."""
+        return [a + b for a, b in zip(self.run, self.assembly, strict=True)]
+
+
+def prepare() -> None:
+    """Export the graphs into `FOLDER` and record some steps, if that has not been done."""
+    if (FOLDER / "done").exists():
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**CONFIG).eval()
+    encoder, decoder = modules.UNetEncoder(unet).eval(), modules.UNetDecoder(unet).eval()
+    live = example_inputs(encoder, _LATENTS, rows=2, height=32, width=16)
+    after = decoder_inputs(live, run(encoder, live))
+    export_graph(encoder, signature_of(encoder, live), FOLDER / "unet_encoder.onnx")
+    export_graph(decoder, signature_of(decoder, after), FOLDER / "unet_decoder.onnx")
+    sparse, text = SparseUNet(unet).eval(), TextProjections(unet).eval()
+    example = sparse_inputs(sparse, live, example_masks(2, 32, 16))
+    export_graph(sparse, sparse_signature(sparse, example), FOLDER / "unet_sparse.onnx")
+    words = {"encoder_hidden_states": live["encoder_hidden_states"]}
+    export_graph(text, signature_of(text, words), FOLDER / "unet_text.onnx")
+    torch.save(unet.state_dict(), FOLDER / "weights.pt")
+    inputs = example_inputs(encoder, _LATENTS, rows=STEPS, height=SIDE, width=SIDE)
+    recording, answers = record(encoder, decoder, inputs, sites=Program(unet).sites)
+    torch.save((inputs, recording, answers), FOLDER / "recording.pt")
+    (FOLDER / "done").touch()
+
+
+class Sides:
+    """What takes turns: dense and sparse engines, eager diffusers, and what they need.
+
+    Args:
+        threads: of each call.
+    """
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.unet: Any = modules.new_network("unet", CONFIG)
+        weights = torch.load(FOLDER / "weights.pt", mmap=True)
+        self.unet.load_state_dict(weights, assign=True)
+        self.program = Program(self.unet)
+        found = torch.load(FOLDER / "recording.pt")
+        self.inputs: Tensors = found[0]
+        self.answers: torch.Tensor = found[2]
+        self._recording: Recording = found[1]
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(1)
+
+    def _engine(self, graph: str) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(FOLDER / f"{graph}.onnx", threads=self._threads)
+
+    @cached_property
+    def _dense(self) -> UNet:
+        return UNet(self._engine("unet_encoder"), self._engine("unet_decoder"), max_rows=2)
+
+    @cached_property
+    def _sparse(self) -> SparseUNetEngines:
+        return SparseUNetEngines(self._engine("unet_sparse"), self._engine("unet_text"))
+
+    def one(self, step: int) -> Tensors:
+        """The dense network's inputs of one step."""
+        return {k: v[step : step + 1] for k, v in self.inputs.items()}
+
+    def dense(self, step: int) -> torch.Tensor:
+        """The dense step, by the two graphs."""
+        inputs = self.one(step)
+        return self._dense.predict(inputs.pop("sample"), inputs.pop("timestep"), inputs)
+
+    def eager(self, step: int) -> torch.Tensor:
+        """The dense step, by diffusers."""
+        with torch.no_grad():
+            return self.unet(*self.one(step).values()).sample
+
+    def batch(self, mask: Mask) -> Batch:
+        """One request with one branch."""
+        return Batch(self.program, [Part(make_tables(mask, self.program.paddings))])
+
+    @cached_property
+    def texts(self) -> list[Tensors]:
+        """The steps' conditions, with the text projected; once per request when served."""
+        names = ("encoder_hidden_states",)
+        return [
+            dict(self._sparse.project_text({n: self.one(s)[n] for n in names}))
+            for s in range(STEPS)
+        ]
+
+    def assemble(self, batch: Batch, step: int) -> Tensors:
+        """Gather what one step needs from the recording."""
+        return batch.cached([ArrayCache(self._recording, step)])
+
+    def sparse(self, batch: Batch, step: int, cached: Tensors) -> torch.Tensor:
+        """The sparse step."""
+        one = self.one(step)
+        return self._sparse.predict(batch, one["sample"], one["timestep"], self.texts[step], cached)
+
+    def overlapped(self, batch: Batch, steps: int) -> float:
+        """Milliseconds per step when each step's inputs are gathered during the step before."""
+        ahead = self.assemble(batch, 0)
+        began = time.perf_counter()
+        for step in range(steps):
+            coming = self._pool.submit(self.assemble, batch, (step + 1) % STEPS)
+            self.sparse(batch, step % STEPS, ahead)
+            ahead = coming.result()
+        return 1e3 * (time.perf_counter() - began) / steps
+
+
+def square(ratio: float) -> Mask:
+    """A square in the middle that covers this share of the latents."""
+    side = round(SIDE * ratio**0.5)
+    first = (SIDE - side) // 2
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[first : first + side, first : first + side] = True
+    return mask
+
+
+def measure(sides: Sides, ratio: float, *, turns: int, eager: bool) -> Ratio:
+    """Turns of every side at one ratio, after one that does not count."""
+    mask = square(ratio)
+    batch = sides.batch(mask)
+    _ = batch.fixed
+    found: dict[str, list[float]] = {
+        k: [] for k in ("dense", "eager", "run", "assembly", "overlapped")
+    }
+    error = 0.0
+    for turn in range(turns + 1):
+        step = turn % STEPS
+        cached = timed(found["assembly"], sides.assemble, batch, step)
+        rows = timed(found["run"], sides.sparse, batch, step, cached)
+        del cached
+        found["overlapped"].append(sides.overlapped(batch, 2))
+        timed(found["dense"], sides.dense, step)
+        if eager and turn < 3:
+            timed(found["eager"], sides.eager, step)
+        wanted = sides.answers[step : step + 1]
+        active = torch.from_numpy(mask).expand_as(wanted)
+        error = max(error, float((batch.scatter(rows, wanted) - wanted)[active].abs().max()))
+    counted = {name: [round(v, 2) for v in values[1:]] for name, values in found.items()}
+    return Ratio(ratio, list(batch.counts), error=error, **counted)
+
+
+def timed(into: list[float], call: Callable[..., Any], *arguments: Any) -> Any:
+    """The call's result; its milliseconds go into the list."""
+    began = time.perf_counter()
+    result = call(*arguments)
+    into.append(1e3 * (time.perf_counter() - began))
+    return result
+
+
+def table(found: Sequence[Ratio]) -> Table:
+    """The report, for people: medians, and the spread of the ratio of each turn."""
+    shown = Table(title="One UNet step, SDXL topology at half width, 128 x 128 latents, float32")
+    for name in ("mask", "rows", "dense", "sparse", "of it assembly", "overlapped"):
+        shown.add_column(name + (" ms" if name not in ("mask", "rows") else ""), justify="right")
+    for name in ("speed-up", "min-max", "overlapped", "over eager diffusers", "largest error"):
+        shown.add_column(name, justify="right")
+    for entry in found:
+        dense, step = statistics.median(entry.dense), statistics.median(entry.step)
+        each = [d / s for d, s in zip(entry.dense, entry.step, strict=True)]
+        overlapped = statistics.median(entry.overlapped)
+        eager = f"{statistics.median(entry.eager) / step:.1f}" if entry.eager else ""
+        shown.add_row(
+            f"{entry.ratio}",
+            " ".join(map(str, entry.rows)),
+            f"{dense:.0f}",
+            f"{step:.0f}",
+            f"{statistics.median(entry.assembly):.0f}",
+            f"{overlapped:.0f}",
+            f"{dense / step:.1f}",
+            f"{min(each):.1f}-{max(each):.1f}",
+            f"{dense / overlapped:.1f}",
+            eager,
+            f"{entry.error:.0e}",
+        )
+    return shown
+
+
+def results() -> list[Ratio]:
+    """What has been measured so far, by ratio."""
+    files = sorted(FOLDER.glob("ratio-*.json"))
+    return sorted((Ratio(**json.loads(f.read_text())) for f in files), key=lambda r: r.ratio)
+
+
+def main() -> None:
+    """Measure the ratios that are asked for, print all that have been."""
+    parser = argparse.ArgumentParser(description="sparse against dense UNet steps")
+    parser.add_argument("ratios", nargs="*", type=float, help="mask ratios; by default all")
+    parser.add_argument("--prepare", action="store_true", help="only export the graphs")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each side")
+    parser.add_argument("--no-eager", action="store_true", help="leave eager diffusers out")
+    options = parser.parse_args()
+    prepare()
+    if options.prepare:
+        return
+    sides = Sides(len(os.sched_getaffinity(0)))
+    for ratio in options.ratios or RATIOS:
+        entry = measure(sides, ratio, turns=options.turns, eager=not options.no_eager)
+        (FOLDER / f"ratio-{ratio}.json").write_text(json.dumps(asdict(entry)))
+    console.print(table(results()))
+
+
+if __name__ == "__main__":
+    main()
