@@ -2,7 +2,7 @@
 
 The network has SDXL's topology at half its width (160/320/640 channels, 1/2/4 transformer layers),
 random weights, 128 x 128 latents. Dense are the two dense graphs as they are served; sparse is the
-graph `unet_sparse` with its caches gathered anew for each step, from a recording of several steps in
+graph `unet_sparse` with its caches gathered anew for each step, from a recording of some steps in
 memory. Sides take turns. Each ratio can be measured in a run of its own; results are kept in one
 file until all are there.
 
@@ -43,7 +43,6 @@ from tessera.unet import UNet
 from tessera_build.examples import decoder_inputs, example_inputs, run
 from tessera_build.export import export_graph
 from tessera_build.graphs import signature_of
-from tessera_build.sparse import example_masks, sparse_inputs, sparse_signature
 
 RATIOS = (0.02, 0.05, 0.11, 0.2, 0.35, 0.5, 1.0)
 SIDE = 128
@@ -100,8 +99,8 @@ def prepare() -> None:
     export_graph(encoder, signature_of(encoder, live), FOLDER / "unet_encoder.onnx")
     export_graph(decoder, signature_of(decoder, after), FOLDER / "unet_decoder.onnx")
     sparse, text = SparseUNet(unet).eval(), TextProjections(unet).eval()
-    example = sparse_inputs(sparse, live, example_masks(2, 32, 16))
-    export_graph(sparse, sparse_signature(sparse, example), FOLDER / "unet_sparse.onnx")
+    example = example_inputs(sparse, _LATENTS, rows=2, height=32, width=16)
+    export_graph(sparse, signature_of(sparse, example), FOLDER / "unet_sparse.onnx")
     words = {"encoder_hidden_states": live["encoder_hidden_states"]}
     export_graph(text, signature_of(text, words), FOLDER / "unet_text.onnx")
     torch.save(unet.state_dict(), FOLDER / "weights.pt")

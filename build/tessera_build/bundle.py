@@ -147,8 +147,19 @@ def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) ->
     exports them.
     """
     here = Path(__file__).parent
-    names = ("addons.py", "bundle.py", "checkpoint.py", "examples.py", "export.py", "graphs.py")
-    code = [*(here / n for n in names), Path(modules.__file__)]
+    names = (
+        "addons.py",
+        "bundle.py",
+        "checkpoint.py",
+        "examples.py",
+        "export.py",
+        "graphs.py",
+        "sparse.py",
+        "trace.py",
+    )
+    network = Path(modules.__file__)
+    sparse = sorted((network.parent / "sparse").glob("*.py"))
+    code = [*(here / n for n in names), network, *sparse]
     parts = [file_digest(p) for p in [*code, *_files(checkpoint)]]
     for name, path in sorted(addons.controlnets.items()):
         parts += [name, *(file_digest(p) for p in _files(path))]

@@ -31,18 +31,17 @@ from tessera.engines.plans import (
 from tessera.engines.registry import Source, open_module, overflows_in_half
 from tessera.errors import BundleError, listing
 from tessera.manifest import CONTROLNET, HINT, Manifest, file_digest, read_manifest
-from tessera.modules import GraphModule
+from tessera.modules import GraphModule, keeps_type
+from tessera.sparse.network import SparseUNet
 from tessera.variants import VARIANTS
 from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
 from tessera_build.export import export_graph
 from tessera_build.graphs import signature_of
+from tessera_build.sparse import axes_of, shapes_with, sparse_ranges
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCE = {"fp16": 2e-2, "bf16": 6e-2, "fp32": 2e-3}
 """Largest difference of a plan from torch in float32, in units of the largest value."""
-
-_EXACT = ("timestep", "time_ids", "input_ids")
-"""Inputs that keep their own type: numbers that a half cannot hold."""
 
 _DECODER = "unet_decoder"
 _PAIR = 2
@@ -119,6 +118,9 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
         (_PAIR, defaults.height // pixels, defaults.width // pixels),
         (most, limits.max_size // pixels, limits.max_size // pixels),
     )
+    module = _meta_module(source, source.graph)
+    if isinstance(module, SparseUNet):
+        return _sparse_profile(module, manifest, corners)
     shapes = [_shapes_at(source, manifest, *corner) for corner in corners]
     return {name: Shapes(*(s[name] for s in shapes)) for name in shapes[0]}
 
@@ -151,7 +153,7 @@ def compile_job(job: Job, compiler: Compiler, folder: Path) -> PlanRecord:
 def _export(
     module: GraphModule, inputs: Tensors, dtype: torch.dtype, path: Path
 ) -> dict[str, dict[str, list[int]]]:
-    cast = {k: v if k in _EXACT else v.to(dtype) for k, v in inputs.items()}
+    cast = {k: v if keeps_type(k, v) else v.to(dtype) for k, v in inputs.items()}
     return export_graph(module.to(dtype), signature_of(module, cast), path)
 
 
@@ -190,6 +192,24 @@ def _sing(job: Job, engine: Engine, canary: Canary) -> tuple[float, float]:
 def _precision(source: Source, wanted: str) -> str:
     """The wanted one, unless the graph overflows in it."""
     return "fp32" if wanted == "fp16" and overflows_in_half(source) else wanted
+
+
+def _sparse_profile(
+    module: SparseUNet, manifest: Manifest, corners: tuple[tuple[int, int, int], ...]
+) -> dict[str, Shapes]:
+    """The numbers of active tokens and of their neighbours have ranges of their own."""
+    (_, *smallest), (_, *usual), (most, *largest) = corners
+    ranges = sparse_ranges(
+        module.program,
+        smallest=(smallest[0], smallest[1]),
+        usual=(usual[0], usual[1]),
+        largest=(largest[0], largest[1]),
+        most=most,
+    )
+    size = {"rows": _PAIR, "height": smallest[0], "width": smallest[1]}
+    example = example_inputs(module, manifest.latents, **size)
+    shapes = [shapes_with(axes_of(module), example, lengths) for lengths in ranges]
+    return {name: Shapes(*(s[name] for s in shapes)) for name in shapes[0]}
 
 
 def _meta_module(source: Source, graph: str) -> GraphModule:

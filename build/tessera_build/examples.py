@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from tessera.manifest import Latents
-from tessera.modules import GraphModule
+from tessera.modules import GraphModule, UNetEncoder
+from tessera.sparse.network import SparseUNet
+from tessera_build.sparse import sparse_inputs
 
 TOKENS = 77
 """The window of every text encoder that Stable Diffusion has had."""
@@ -28,6 +30,10 @@ def example_inputs(
         height: in latents.
         width: in latents.
     """
+    if isinstance(module, SparseUNet):
+        encoder = UNetEncoder(module.source)
+        live = example_inputs(encoder, latents, rows=rows, height=height, width=width)
+        return sparse_inputs(module, live)
     config: Any = module.source.config
     hint_width = config.block_out_channels[0] if "hint" in module.inputs else 0
     shapes = {

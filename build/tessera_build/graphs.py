@@ -14,9 +14,11 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from tessera import modules
 from tessera.manifest import CONTROLNET, HINT, Latents
 from tessera.modules import GraphModule
+from tessera.sparse.network import SparseUNet
 from tessera.variants import Variant
 from tessera_build.examples import decoder_inputs, example_inputs, is_picture, run
 from tessera_build.export import Signature
+from tessera_build.sparse import axes_of
 
 _ANY = torch.export.Dim.AUTO
 _BATCH, _HEIGHT, _WIDTH = 2, 32, 16
@@ -54,11 +56,18 @@ def graphs_of(
             decoder = modules.wrap("unet_decoder", network, variant)
             second = decoder_inputs(inputs, run(module, inputs))
             specs.append(GraphSpec("unet_decoder", decoder, signature_of(decoder, second)))
+            for graph in ("unet_text", "unet_sparse"):
+                sparse = modules.wrap(graph, network, variant)
+                example = example_inputs(sparse, latents, **size)
+                specs.append(GraphSpec(graph, sparse, signature_of(sparse, example)))
     return specs
 
 
 def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Signature:
     """Names and dynamic axes: the batch of everything, height and width of pictures."""
+    if isinstance(module, SparseUNet):
+        example = tuple(inputs.values())
+        return Signature(example, module.inputs, module.outputs, axes=axes_of(module))
     axes: list[Any] = [
         {0: _ANY, 2: _ANY, 3: _ANY} if is_picture(name) else {0: _ANY} for name in inputs
     ]

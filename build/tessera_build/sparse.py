@@ -1,39 +1,39 @@
-"""Example inputs and dynamic axes of the graphs of the token-sparse UNet."""
+"""Example inputs, dynamic axes and ranges of shapes of the graph `unet_sparse`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from tessera.sparse.batch import ArrayCache, Batch, Part
+from tessera.sparse.batch import ArrayCache, Batch, Part, Tensors
 from tessera.sparse.network import SparseUNet
 from tessera.sparse.program import Program, Site
 from tessera.sparse.tables import Mask, level_sizes, make_tables
-from tessera_build.examples import Tensors
-from tessera_build.export import Signature
+
+LARGEST_RATIO = 0.5
+"""Above this share of active latents the dense network is faster, so plans do not go beyond it."""
+
+_BY_BRANCH = ("timestep", "time_ids", "text_embeds", "part", "norms")
 
 
-def sparse_inputs(module: SparseUNet, live: Tensors, masks: list[Mask]) -> Tensors:
-    """Inputs of `unet_sparse` with random caches, a branch and a part for each mask.
+def sparse_inputs(module: SparseUNet, live: Tensors) -> Tensors:
+    """Inputs of `unet_sparse` with random caches and a mask for each branch.
 
     Args:
         module: with or without weights.
-        live: inputs of the UNet's encoder half, a row for each mask; their size is the masks'.
-        masks: on the latent grid.
+        live: inputs of the UNet's encoder half, a row for each branch.
     """
-    program = module.program
-    size = (int(live["sample"].shape[2]), int(live["sample"].shape[3]))
+    program, sample = module.program, live["sample"]
+    height, width = sample.shape[2:]
+    masks = example_masks(len(sample), height, width)
     batch = Batch(program, [Part(make_tables(mask, program.paddings)) for mask in masks])
-    caches = [ArrayCache(_random_arrays(program, size)) for _ in masks]
+    caches = [ArrayCache(_random_arrays(program, (height, width))) for _ in masks]
+    made = live | batch.sample(sample) | batch.fixed | batch.cached(caches)
     text = live["encoder_hidden_states"]
-    made = live | batch.sample(live["sample"]) | batch.fixed | batch.cached(caches)
-    made |= {
-        name: _random_text(module, name, text)
-        for name in module.inputs
-        if name.startswith("text_") and name not in live
-    }
+    made |= {name: _random_text(module, name, text) for name in module.inputs if name not in made}
     return {name: made[name] for name in module.inputs}
 
 
@@ -47,23 +47,10 @@ def example_masks(rows: int, height: int, width: int) -> list[Mask]:
     return masks
 
 
-def sparse_signature(module: SparseUNet, inputs: Tensors) -> Signature:
-    """Names and dynamic axes of `unet_sparse`; inputs are what `sparse_inputs` makes."""
-    axes = {name: sparse_axes(module.program, name) for name in module.inputs}
-    axes["prediction"] = axes["sample"]
-    return Signature(tuple(inputs.values()), module.inputs, module.outputs, axes=axes)
-
-
 def sparse_axes(program: Program, name: str) -> dict[int, str]:
     """The dynamic axes of an input of `unet_sparse`, by name: axes of one name have one length."""
     kind, _, level = name.partition("_")
-    if (kind == "text" and not name.startswith("text_embeds")) or name in (
-        "norms",
-        "timestep",
-        "time_ids",
-        "text_embeds",
-        "part",
-    ):
+    if name in _BY_BRANCH or name.startswith(("text_key", "text_value")):
         return {0: "branches"}
     if name == "sample":
         return {0: "branches", 1: "rows_0"}
@@ -79,20 +66,89 @@ def sparse_axes(program: Program, name: str) -> dict[int, str]:
     return {0: "parts", 2: f"tokens_{site.level}"}
 
 
-def _random_arrays(program: Program, size: tuple[int, int]) -> Tensors:
-    tokens = [h * w for h, w in level_sizes(size, program.paddings)]
+def axes_of(module: SparseUNet) -> dict[str, dict[int, str]]:
+    """The dynamic axes of all inputs and outputs."""
+    axes = {name: sparse_axes(module.program, name) for name in module.inputs}
+    return axes | {"prediction": axes["sample"]}
+
+
+def sparse_ranges(
+    program: Program,
+    *,
+    smallest: tuple[int, int],
+    usual: tuple[int, int],
+    largest: tuple[int, int],
+    most: int,
+) -> list[dict[str, int]]:
+    """Smallest, likeliest and largest length of every dynamic axis.
+
+    The usual call is a request with guidance whose mask is a square of a fifth of the picture. Each
+    length has its own largest value: no mask needs all of them at once.
+
+    Args:
+        program: of the UNet.
+        smallest: size in latents.
+        usual: size in latents.
+        largest: size in latents.
+        most: branches.
+    """
+    least = _lengths(program, smallest, branches=1)
+    likely = _lengths(program, usual, branches=2)
+    limit = _lengths(program, largest, branches=most)
+    tables = make_tables(_square(usual, 0.2), program.paddings)
+    for i, level in enumerate(tables.levels):
+        least[f"rows_{i}"], likely[f"rows_{i}"] = 1, level.count
+        limit[f"rows_{i}"] = limit[f"tokens_{i}"]
+    limit["rows_0"] = int(LARGEST_RATIO * limit["tokens_0"])
+    for name in {s.table for s in program.sites if s.table}:
+        source = {s.table: s.level for s in program.sites}[name]
+        least[f"halo_{name}"] = 1
+        likely[f"halo_{name}"] = 1 + 2 * len(tables[name].halo)
+        limit[f"halo_{name}"] = 1 + most * limit[f"tokens_{source}"]
+    return [least, likely, limit]
+
+
+def shapes_with(
+    axes: Mapping[str, Mapping[int, str]],
+    example: Mapping[str, torch.Tensor],
+    lengths: Mapping[str, int],
+) -> dict[str, tuple[int, ...]]:
+    """The example's shapes with other lengths of the dynamic axes."""
+    return {
+        name: tuple(
+            lengths[axes[name][i]] if i in axes[name] else n for i, n in enumerate(value.shape)
+        )
+        for name, value in example.items()
+    }
+
+
+def _lengths(program: Program, size: tuple[int, int], *, branches: int) -> dict[str, int]:
+    sizes = enumerate(level_sizes(size, program.paddings))
+    return {"branches": branches, "parts": branches} | {f"tokens_{i}": h * w for i, (h, w) in sizes}
+
+
+def _square(size: tuple[int, int], ratio: float) -> Mask:
+    height, width = (round(n * ratio**0.5) for n in size)
+    mask = np.zeros(size, bool)
+    mask[:height, :width] = True
+    return mask
+
+
+def _random_arrays(program: Program, size: Sequence[int]) -> Tensors:
+    tokens = [h * w for h, w in level_sizes((size[0], size[1]), program.paddings)]
     return {site.name: _random(site, (1, *site.shape(tokens))) for site in program.sites}
 
 
 def _random(site: Site, shape: tuple[int, ...]) -> torch.Tensor:
     values = torch.randn(shape)
     if site.kind in ("norm", "norm_rows"):
-        values = torch.ones(shape) + 0.1 * values.abs()
+        values = 1 + 0.1 * values.abs()
         values.select(-2, 0).mul_(0.1)  # means far below the root mean squares, as in a network
     return values
 
 
 def _random_text(module: SparseUNet, name: str, text: torch.Tensor) -> torch.Tensor:
     attention: Any = module.source.get_submodule(name.partition(".")[2])
-    heads = attention.heads
-    return torch.randn(text.shape[0], heads, text.shape[1], attention.to_k.out_features // heads)
+    return torch.randn(
+        len(text), attention.heads, text.shape[1], attention.to_k.out_features // attention.heads
+    )

@@ -266,6 +266,14 @@ def embed_conditions(
     return emb + network.add_embedding(torch.cat([text, embedded], -1).to(emb.dtype))
 
 
+def keeps_type(name: str, tensor: torch.Tensor) -> bool:
+    """Whether an input stays as it is when an engine computes in half precision: indices, and
+    numbers that a half cannot hold.
+    """
+    exact = name in ("timestep", "time_ids", "norms") or name.startswith("share_")
+    return exact or not tensor.is_floating_point()
+
+
 def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
     """The module of one of a bundle's graphs, around the network that it is a part of."""
     if graph.startswith("text_encoder"):
@@ -273,7 +281,7 @@ def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
     elif graph.startswith(CONTROLNET):
         kind = ControlNetHint if graph.endswith(HINT) else ControlNet
     else:
-        kind = _KINDS[graph]
+        kind = _kinds()[graph]
     return kind(network).eval()
 
 
@@ -334,9 +342,14 @@ def _text_for(block: nn.Module, text: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
 
 
-_KINDS: dict[str, type[GraphModule]] = {
-    "unet_encoder": UNetEncoder,
-    "unet_decoder": UNetDecoder,
-    "vae_encoder": VaeEncoder,
-    "vae_decoder": VaeDecoder,
-}
+def _kinds() -> dict[str, type[GraphModule]]:
+    from tessera.sparse.network import SparseUNet, TextProjections  # which build on this module
+
+    return {
+        "unet_encoder": UNetEncoder,
+        "unet_decoder": UNetDecoder,
+        "unet_sparse": SparseUNet,
+        "unet_text": TextProjections,
+        "vae_encoder": VaeEncoder,
+        "vae_decoder": VaeDecoder,
+    }

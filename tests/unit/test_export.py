@@ -26,6 +26,8 @@ COMMON = (
     "text_encoder",
     "unet_encoder",
     "unet_decoder",
+    "unet_text",
+    "unet_sparse",
     "vae_encoder",
     "vae_decoder",
     "controlnet_edges",

@@ -13,11 +13,7 @@ import torch
 from tessera.engines.base import EngineInfo, check_refit
 from tessera.engines.replay import Call, CudaRecorder, Recorder, Replayer
 from tessera.errors import InternalError
-from tessera.modules import GraphModule
-
-_EXACT = ("timestep", "time_ids", "norms")
-"""Inputs that stay in their own precision, as integers and weights of means (`share_...`) do:
-numbers that a half cannot hold."""
+from tessera.modules import GraphModule, keeps_type
 
 _PICTURES = ("sample", "latents", "image", "mid", "hint")
 
@@ -89,10 +85,9 @@ class TorchEngine:
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        exact = name in _EXACT or name.startswith("share_") or not tensor.is_floating_point()
         picture = name in _PICTURES or name.startswith("skip_")
         layout = torch.preserve_format
         if self._channels_last and picture and tensor.ndim == 4:
             layout = torch.channels_last
-        dtype = tensor.dtype if exact else self._dtype
+        dtype = tensor.dtype if keeps_type(name, tensor) else self._dtype
         return tensor.to(self._device, dtype, memory_format=layout)

@@ -1,0 +1,106 @@
+"""The exported sparse graphs in the engines against diffusers' UNet on the same weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tessera.engines.base import Engine
+from tessera.engines.onnxruntime import OnnxRuntimeEngine
+from tessera.engines.registry import Source, open_engine
+from tessera.engines.torch import TorchEngine
+from tessera.manifest import Latents, read_manifest
+from tessera.modules import UNetEncoder
+from tessera.sparse.batch import ArrayCache
+from tessera.sparse.network import SparseUNet, TextProjections
+from tessera.sparse.unet import SparseUNetEngines
+from tessera.variants import VARIANTS
+from tessera_build.examples import example_inputs
+from tessera_build.export import export_graph
+from tessera_build.graphs import signature_of
+from tests.conftest import Small
+from tests.fakes.sparse import (
+    MASKS,
+    batch_of,
+    dense_pass,
+    largest_difference,
+    mask_of,
+    small_unet,
+)
+
+Engines = Callable[[str], SparseUNetEngines]
+SIZES = ((16, 16), (9, 13))
+
+
+@pytest.fixture(scope="session")
+def engines(small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    """Opens the sparse graphs of a topology in ONNX Runtime."""
+
+    def opened(name: str) -> SparseUNetEngines:
+        if name in VARIANTS:
+            return SparseUNetEngines(*(in_bundle(small(name), g, "onnxruntime") for g in GRAPHS))
+        folder = tmp_path_factory.mktemp(name)
+        return SparseUNetEngines(*(exported(name, graph, folder) for graph in GRAPHS))
+
+    return opened
+
+
+GRAPHS = ("unet_sparse", "unet_text")
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "demo"])
+def test_sparse_is_dense_in_onnx_runtime(engines: Engines, name: str) -> None:
+    check(engines(name), name, tolerance=1e-4)
+
+
+def test_sparse_is_dense_in_the_torch_engine(small: Callable[[str], Small]) -> None:
+    opened = SparseUNetEngines(*(in_bundle(small("sdxl"), g, "torch") for g in GRAPHS))
+    check(opened, "sdxl", tolerance=1e-4)
+
+
+def test_half_precision_keeps_indices_and_statistics() -> None:
+    """bfloat16 stands for the half precision of a GPU; float32 inputs are cast by the engine."""
+    unet = copy.deepcopy(small_unet("demo"))
+    graphs = (SparseUNet(unet).eval(), TextProjections(unet).eval())
+    opened = SparseUNetEngines(*(TorchEngine(g, dtype=torch.bfloat16) for g in graphs))
+    check(opened, "demo", tolerance=0.1)
+
+
+def check(opened: SparseUNetEngines, name: str, *, tolerance: float) -> None:
+    """All kinds of masks in one call, then each of two alone; two sizes."""
+    for height, width in SIZES:
+        masks = [mask_of(kind, height, width) for kind in MASKS]
+        unet = small_unet(name)
+        inputs, recording, answer = dense_pass(unet, rows=len(masks), height=height, width=width)
+        for chosen in (range(len(masks)), [0], [3]):
+            rows = list(chosen)
+            batch = batch_of(unet, [masks[i] for i in rows])
+            conditions = {k: v[rows] for k, v in inputs.items()}
+            sample, timestep = conditions.pop("sample"), conditions.pop("timestep")
+            prediction = opened.predict(
+                batch,
+                sample,
+                timestep,
+                opened.project_text(conditions),
+                batch.cached([ArrayCache(recording, i) for i in rows]),
+            )
+            found = largest_difference(batch, prediction, answer[rows], [masks[i] for i in rows])
+            assert found <= tolerance * max(1.0, float(answer.abs().max()))
+
+
+def in_bundle(made: Small, graph: str, kind: str) -> Engine:
+    return open_engine(kind, Source.of(made.bundle, read_manifest(made.bundle), graph))
+
+
+def exported(name: str, graph: str, folder: Path) -> Engine:
+    unet = small_unet(name)
+    module = {"unet_sparse": SparseUNet, "unet_text": TextProjections}[graph](unet).eval()
+    live = UNetEncoder(unet) if graph == "unet_text" else module
+    inputs = example_inputs(live, Latents(4, 8, 1.0), rows=2, height=32, width=16)
+    inputs = {k: v for k, v in inputs.items() if k in module.inputs}
+    export_graph(module, signature_of(module, inputs), folder / f"{graph}.onnx")
+    return OnnxRuntimeEngine(folder / f"{graph}.onnx")
