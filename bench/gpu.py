@@ -10,7 +10,9 @@ import argparse
 import dataclasses
 import os
 import platform
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.5, help="when to stop starting things")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and weights go, too
     if not options.tiny and not torch.cuda.is_available():
         parser.error("torch finds no NVIDIA GPU; --tiny runs on a CPU")
     setting = tiny() if options.tiny else FULL

@@ -17,7 +17,6 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 python=$(command -v "${PYTHON:-python3}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
 
 # Beside what is installed, and before it: numpy 1.26 has to hide a newer one.
 if ls "$wheels"/*.whl >/dev/null 2>&1; then
@@ -41,4 +40,7 @@ if int(numpy.__version__.split(".")[0]) > 1:
     sys.exit(f"bench/gpu.sh: numpy {numpy.__version__} does not work with this Triton; put the wheel of numpy 1.26.4 into the folder")
 CHECK
 cd "$work"
-"$python" -m bench.gpu "$@"
+"$python" -m bench.gpu "$@" &
+child=$!
+trap 'kill "$child"; wait "$child"; exit 130' INT TERM
+wait "$child"
