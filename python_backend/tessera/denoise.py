@@ -77,6 +77,11 @@ class Running:
         return self.sampler.timesteps.float()[:, None].repeat(1, self.branches)
 
     @property
+    def goes_sparsely(self) -> bool:
+        """Whether the next step is run sparsely."""
+        return self.sparse is not None and self.plan.first_step + self.step >= self.sparse.first
+
+    @property
     def finished(self) -> bool:
         """Whether every step is done or the request has failed."""
         return self.error is not None or self.step == len(self.sampler.timesteps)
@@ -176,8 +181,8 @@ def tick(
 def _observe(planner: Observer, group: list[Running], milliseconds: float) -> None:
     rows = sum(r.branches for r in group)
     height, width = group[0].latents.shape[2:]
-    active = [r.branches * r.sparse.active if r.sparse else 0 for r in group]
-    if group[0].sparse:
+    if group[0].goes_sparsely:
+        active = [r.branches * r.sparse.active for r in group if r.sparse]
         planner.observe("sparse", (height, width), sum(active) / rows, milliseconds / rows)
     else:
         planner.observe("dense", (height, width), height * width, milliseconds / rows)
@@ -187,12 +192,12 @@ def _calls(
     running: Sequence[Running], predict: Predict, sparse: Sparse | None
 ) -> list[tuple[Call, list[Running]]]:
     """The network calls of a tick: which, and for whom."""
-    dense = [r for r in running if r.sparse is None]
+    dense = [r for r in running if not r.goes_sparsely]
     calls: list[tuple[Call, list[Running]]] = [
         (partial(_predict_group, predict), group) for group in _groups(dense)
     ]
     if sparse is not None:
-        others = [r for r in running if r.sparse is not None]
+        others = [r for r in running if r.goes_sparsely]
         calls += [(sparse.predict, group) for group in sparse.groups(others)]
     return calls
 

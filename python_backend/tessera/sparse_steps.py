@@ -8,13 +8,17 @@ runs. Knows engines and the template store, nothing of Triton.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch.nn.functional import max_pool2d
 
 from tessera.denoise import PathLost, Running
 from tessera.edits import TEMPLATE_SEED, Canvas
@@ -32,6 +36,14 @@ Conditions = Mapping[str, torch.Tensor]
 MAX_PADDING = 0.2
 """Largest share of padding among the rows of a call that several masks share."""
 
+WARM_UP = 0.1
+"""Share of a schedule's steps, the noisiest, that is run densely: there the prompt decides what the
+mask will show, and a template that was recorded without a prompt misleads most (docs/templates.md
+has the figures)."""
+
+MARGIN = 1
+"""By how many latents the computed tokens reach beyond the mask."""
+
 READ_AHEAD = 3
 """Steps whose recordings are read before they are needed."""
 
@@ -47,17 +59,19 @@ class SparsePath:
         part: its mask.
         recording: of its template.
         conditions: of the network, with the text's keys and values in place of the text.
+        first: the first step of the schedule that is run sparsely.
         number: tells paths apart.
     """
 
     part: Part
     recording: Recording
     conditions: Conditions
+    first: int = 0
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property
     def active(self) -> int:
-        """How many latents are active."""
+        """How many latents are computed."""
         return self.part.tables.levels[0].count
 
 
@@ -105,10 +119,12 @@ class SparseSteps:
         recording = self._store.find(key)
         if recording is None:
             return None
-        self._read_ahead(recording, plan.first_step, plan.steps)
-        tables = make_tables(canvas.active[0, 0].numpy(), self._program.paddings)
+        first = max(math.ceil(WARM_UP * plan.steps), plan.first_step)
+        self._read_ahead(recording, first, plan.steps)
+        tables = make_tables(widened(canvas.active, MARGIN), self._program.paddings)
         branches = conditions["encoder_hidden_states"].shape[0]
-        return SparsePath(Part(tables, branches), recording, self._engines.project_text(conditions))
+        projected = self._engines.project_text(conditions)
+        return SparsePath(Part(tables, branches), recording, projected, first)
 
     def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
         """Requests that share a call: of one latent size, with little padding."""
@@ -206,6 +222,18 @@ class SparseSteps:
         return self.memory.get(
             (recording.key.digest, step), partial(self._store.load, recording, step)
         )
+
+
+def widened(active: torch.Tensor, margin: int) -> npt.NDArray[np.bool_]:
+    """A mask of latents (h, w) from one (1, 1, h, w), reaching `margin` latents farther."""
+    wide = max_pool2d(active.float(), 2 * margin + 1, 1, margin)
+    mask: npt.NDArray[np.bool_] = wide[0, 0].bool().numpy()
+    return mask
+
+
+def computed_latents(canvas: Canvas) -> int:
+    """How many latents of an edit are computed."""
+    return int(widened(canvas.active, MARGIN).sum())
 
 
 def _path(request: Running) -> SparsePath:

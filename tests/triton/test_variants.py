@@ -19,6 +19,7 @@ from tessera.manifest import read_manifest
 from tessera.variants import VARIANTS
 from tessera_client import Client
 from tests.conftest import Small
+from tests.triton.test_edit import dense_edit_equals_diffusers
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing said": {},
@@ -30,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_served_pictures_equal_diffusers(
+def test_served_pictures_and_edits_equal_diffusers(
     small: Callable[[str], Small], variant: str, tmp_path: Path
 ) -> None:
     made = small(variant)
@@ -40,6 +41,7 @@ def test_served_pictures_equal_diffusers(
             difference = served_minus_expected(server, made, wanted)
             assert np.abs(difference).max() <= 2, name
             assert np.abs(difference).mean() <= 0.1, name
+        dense_edit_equals_diffusers(server, made)
 
 
 def served_minus_expected(server: Server, made: Small, wanted: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tessera import sparse_steps
 from tessera.denoise import Running, start, tick
 from tessera.edits import TEMPLATE_SEED, Canvas, canvas_of, encode_template
 from tessera.engines.torch import TorchEngine
@@ -72,6 +73,8 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(recorder_module, "choose_storage", lambda *a: Storage("float32"))
+    monkeypatch.setattr(sparse_steps, "WARM_UP", 0)
+    monkeypatch.setattr(sparse_steps, "MARGIN", 0)
     return World(tmp_path)
 
 
@@ -164,6 +167,24 @@ def test_inactive_latents_stay_the_templates(world: World) -> None:
     sparse = edit(world, PART)
     run([sparse], world)
     assert torch.equal(sparse.latents[0][:, PART == 0], canvas(PART).clean[0][:, PART == 0])
+
+
+def test_the_noisiest_steps_are_dense_and_the_mask_is_computed_with_a_margin(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_steps, "WARM_UP", 0.3)
+    monkeypatch.setattr(sparse_steps, "MARGIN", 1)
+    world.recorder.ensure(world.key())
+    whole, late, dense = edit(world, PART), edit(world, PART, first=3), edit(None, PART)
+    assert whole.sparse is not None
+    assert whole.sparse.active == 7 * 6 + 4 * 4
+    run([whole, late], world, ticks=2)
+    assert (whole.sparse_steps, late.sparse_steps) == (0, 2)
+    run([dense], ticks=2)
+    torch.testing.assert_close(whole.latents, dense.latents, atol=1e-5, rtol=0)
+    run([whole], world, ticks=3)
+    assert whole.sparse_steps == 3
+    assert torch.equal(whole.latents[0][:, PART == 0], canvas(PART).clean[0][:, PART == 0])
 
 
 def test_masks_share_a_call_when_little_is_padding(world: World) -> None:
@@ -265,6 +286,7 @@ def test_every_form_of_keeping_gives_about_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Storage
 ) -> None:
     monkeypatch.setattr(recorder_module, "choose_storage", lambda *a: storage)
+    monkeypatch.setattr(sparse_steps, "WARM_UP", 0)
     world = World(tmp_path)
     world.recorder.ensure(world.key())
     sparse, dense = edit(world, FULL), edit(None, FULL)

@@ -57,7 +57,7 @@ class TritonPythonModel:
         self._board.close(plan.slot, plan.ticket, Phase.DONE)
         return [pb.tensor("IMAGE", image), pb.tensor("INFO", json.dumps(info).encode())]
 
-    def _info(self, plan: Plan, stats: dict[str, float], decode_ms: float) -> dict[str, Any]:
+    def _info(self, plan: Plan, stats: dict[str, Any], decode_ms: float) -> dict[str, Any]:
         milliseconds = {
             "encode_ms": plan.encode_ms,
             "refit_ms": 0.0,
@@ -74,7 +74,6 @@ class TritonPythonModel:
             "width": plan.width,
             "height": plan.height,
             "scheduler": plan.scheduler,
-            "mode": _mode(stats),
             "mask_ratio": plan.mask_ratio,
             "template": plan.template or None,
             "loras": [],
@@ -82,10 +81,3 @@ class TritonPythonModel:
             "prompt_tokens_dropped": plan.prompt_tokens_dropped,
             **{k: round(v, 3) if isinstance(v, float) else v for k, v in merged.items()},
         }
-
-
-def _mode(stats: dict[str, float]) -> str:
-    """How it was denoised: `mixed` if the recording was lost on the way."""
-    if not stats["sparse_ticks"]:
-        return "dense"
-    return "sparse" if stats["sparse_ticks"] == stats["ticks"] else "mixed"

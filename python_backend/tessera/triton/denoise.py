@@ -22,6 +22,7 @@ from tessera.errors import Cancelled, Unavailable
 from tessera.plan import Plan
 from tessera.sampler import Sampler
 from tessera.sparse_engine import open_sparse
+from tessera.sparse_steps import computed_latents
 from tessera.triton import pb
 from tessera.unet import UNet, conditions_of
 from tessera.variants import VARIANTS
@@ -175,7 +176,7 @@ class TritonPythonModel:
         if plan.mode != "auto" or self._planner is None:
             return plan.mode == "sparse"
         height, width = canvas.active.shape[2:]
-        return self._planner.prefers_sparse((height, width), int(canvas.active.sum()))
+        return self._planner.prefers_sparse((height, width), computed_latents(canvas))
 
     def _conclude(self, request: pb.Request, error: Exception | None) -> pb.Response | None:
         """Answer a request that has ended; reschedule one that has not (`None`)."""
@@ -195,7 +196,7 @@ class TritonPythonModel:
             [pb.tensor("LATENTS", running.latents[0].numpy()), pb.tensor("STATS", stats)]
         )
 
-    def _stats(self, running: Running, queued_tick: int) -> dict[str, float | int]:
+    def _stats(self, running: Running, queued_tick: int) -> dict[str, float | int | str]:
         elapsed = 1e3 * (time.monotonic() - running.started)
         until_start = 1e3 * (time.time() - running.plan.started) - elapsed - running.plan.encode_ms
         return {
@@ -204,6 +205,7 @@ class TritonPythonModel:
             "engine_ms": running.network_ms,
             "cache_load_ms": running.cache_ms,
             "sparse_ticks": running.sparse_steps,
+            "mode": _mode(running),
             "ticks": len(running.batch_sizes),
             "mean_batch": float(np.mean(running.batch_sizes)),
             "queued_tick": queued_tick,
@@ -236,6 +238,13 @@ class TritonPythonModel:
 
 def _canvas(inputs: dict[str, pb.TensorHandle]) -> Canvas:
     return canvas_of(pb.to_torch(inputs["CLEAN"]).clone(), pb.to_torch(inputs["ACTIVE"]).clone())
+
+
+def _mode(running: Running) -> str:
+    """How it was denoised: `mixed` if its recording was lost on the way."""
+    if not running.sparse_steps:
+        return "dense"
+    return "sparse" if running.sparse else "mixed"
 
 
 def _gauges() -> dict[str, pb.Gauge]:
