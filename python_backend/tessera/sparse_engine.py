@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 from tessera import modules
 from tessera.bundle import Bundle
 from tessera.edit_request import can_be_sparse
-from tessera.planner import Planner, measure
+from tessera.manifest import Manifest
+from tessera.planner import Planner, Size, measure
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.program import Program
 from tessera.sparse.tables import level_sizes, make_tables
@@ -24,6 +27,11 @@ from tessera.templates.store import Store
 from tessera.unet import Conditions, UNet
 
 TOKENS = 77
+QUICK_MS = 100.0
+"""A branch of a step that takes less may be measured at several sizes when the server starts."""
+
+SHARES = (0.05, 0.125, 0.25, 0.5, 1.0)
+"""Of active latents, at the usual size."""
 
 
 def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner | None]:
@@ -46,9 +54,24 @@ def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner
         bundle=manifest.digest,
         max_rows=manifest.limits.max_rows,
     )
-    side = manifest.limits.min_size // manifest.latents.pixels
-    bench = _Bench(unet, engines, program, config, (manifest.latents.channels, side, side))
-    return steps, measure(bench.dense, bench.sparse, tokens=side * side)
+    bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
+    return steps, _planner(bench, manifest)
+
+
+def _planner(bench: Callable[[Size], _Bench], manifest: Manifest) -> Planner:
+    """Measures at the smallest size and, where that is quick, at the usual one, too."""
+    pixels, defaults = manifest.latents.pixels, manifest.defaults
+    side = manifest.limits.min_size // pixels
+    small = bench((side, side))
+    planner = measure(small.dense, small.sparse, tokens=side * side)
+    if planner.cost("dense", (side, side), side * side) < QUICK_MS:
+        usual = (defaults.height // pixels, defaults.width // pixels)
+        tokens, large = usual[0] * usual[1], bench(usual)
+        planner.observe("dense", usual, tokens, min(large.dense() for _ in range(3)))
+        for share in SHARES:
+            cost = min(large.sparse(share) for _ in range(3))
+            planner.observe("sparse", usual, share * tokens, cost)
+    return planner
 
 
 class _Bench:
@@ -60,10 +83,11 @@ class _Bench:
         engines: SparseUNetEngines,
         program: Program,
         config: dict[str, Any],
-        shape: tuple[int, int, int],
+        channels: int,
+        size: Size,
     ) -> None:
         self._unet, self._engines, self._program = unet, engines, program
-        self._sample = torch.randn(2, *shape)
+        self._sample = torch.randn(2, channels, *size)
         self._timestep = torch.full((2,), 500.0)
         self._conditions = _random_conditions(config)
 

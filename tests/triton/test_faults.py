@@ -22,7 +22,9 @@ from tests.triton.test_jobs import wait_for_step
 
 @pytest.fixture(scope="module")
 def fragile(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(bundle, tmp_path_factory.mktemp("fragile") / "log") as server:
+    with serving(
+        bundle, tmp_path_factory.mktemp("fragile") / "log", "--template-size=0.1"
+    ) as server:
         yield server
 
 
@@ -75,7 +77,7 @@ def test_a_retrying_client_does_not_notice(fragile: Server) -> None:
     fragile.wait_ready(20)
 
 
-@pytest.mark.parametrize("model", ["encode", "decode", "jobs", "render"])
+@pytest.mark.parametrize("model", ["encode", "decode", "jobs", "render", "edit"])
 def test_killing_any_other_model(fragile: Server, model: str) -> None:
     kill(fragile, model)
     time.sleep(0.2)
@@ -83,6 +85,28 @@ def test_killing_any_other_model(fragile: Server, model: str) -> None:
     with Client(fragile.http, timeout=60, retries=8) as client:
         assert client.generate("a", steps=2, job_id=f"after-{model}").info.ticks == 2
         assert client.status(f"after-{model}").phase == "done"
+
+
+def test_killing_templates_while_it_records(fragile: Server) -> None:
+    """Nothing half is left, and the next one records it."""
+    image = np.full((128, 128, 3), 90, np.uint8)
+    with Client(fragile.http, timeout=60, retries=0) as client, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(Unavailable, match=r"does not fit the 0\.1 GB .* see --template-size"):
+            client.register_template(image, steps=1000)
+        future = pool.submit(client.register_template, image, steps=400)
+        recordings = fragile.log.parent / "templates" / "recordings"
+        end = time.monotonic() + 30
+        while not list(recordings.glob(".*/*.safetensors")) and time.monotonic() < end:
+            time.sleep(0.01)
+        for pid, model in model_processes(tritonserver(fragile)).items():
+            if model == "templates":
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(Unavailable):
+            future.result()
+        time.sleep(0.2)
+        fragile.wait_ready(60)
+        assert client.templates()["disk"]["bytes"] == 0
+        assert client.register_template(image, steps=4).recorded
 
 
 def test_requests_on_their_way_to_a_dead_decode_are_told(fragile: Server) -> None:

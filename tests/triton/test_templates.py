@@ -1,0 +1,189 @@
+"""Sparse edits and their templates on a real server: registration, modes, company, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.server import Server
+from tessera.errors import InvalidInput
+from tessera_client import AsyncClient, Client, Result
+from tests.triton.test_edit import PROMPT, island, largest, ramp
+
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def picture(server: Server) -> Any:
+    with Client(server.http) as client:
+        return np.asarray(client.generate("a large red circle in the center", seed=3).image)
+
+
+def sparse(client: Client, image: Any, mask: Any, **options: Any) -> Result:
+    return client.edit(
+        image, mask, PROMPT, **{"seed": 1, "steps": STEPS, "mode": "sparse", **options}
+    )
+
+
+def everything() -> Any:
+    return np.full((128, 128), 255, np.uint8)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.2)
+
+
+def recordings(client: Client, template: str) -> list[dict[str, Any]]:
+    listed = client.templates()["templates"]
+    return next((t["recordings"] for t in listed if t["template"] == template), [])
+
+
+def test_a_registered_template_is_edited_sparsely_by_its_id(client: Client, picture: Any) -> None:
+    made = client.register_template(picture, steps=STEPS)
+    again = client.register_template(template=made.template, steps=STEPS)
+    assert not again.recorded
+    assert (made.steps, made.bytes) == (STEPS, again.bytes)
+    mask = island()
+    result = sparse(client, None, mask, template=made.template)
+    info = result.info
+    assert (info.mode, info.ticks) == ("sparse", STEPS)
+    assert info.raw["sparse_ticks"] == STEPS - 1
+    assert info.raw["template"] == made.template
+    assert info.cache_load_ms >= 0
+    pixels = np.asarray(result.image)
+    assert (pixels[mask < 128] == picture[mask < 128]).all()
+    assert (pixels[mask >= 128] != picture[mask >= 128]).mean() > 0.5
+    memory = client.templates()["memory"]
+    assert memory["bytes"] > 0
+    assert memory["hits"] > 0
+
+
+def test_with_the_whole_picture_masked_sparse_is_dense(http_client: Client, picture: Any) -> None:
+    one = sparse(http_client, picture, everything())
+    other = sparse(http_client, picture, everything(), mode="dense")
+    assert (one.info.mode, other.info.mode) == ("sparse", "dense")
+    assert largest(one, np.asarray(other.image)) <= 2
+
+
+def test_automatic_edits_become_sparse_once_the_template_is_recorded(http_client: Client) -> None:
+    image = ramp()[::-1].copy()
+    mask = np.zeros((128, 128), np.uint8)
+    mask[40:64, 40:64] = 255
+    first = sparse(http_client, image, mask, mode="auto", steps=6)
+    assert first.info.mode == "dense"
+    template = first.info.raw["template"]
+    wait_until(lambda: bool(recordings(http_client, template)))
+    second = sparse(http_client, image, mask, mode="auto", steps=6)
+    assert second.info.mode == "sparse"
+
+
+def test_edits_of_all_kinds_share_ticks_and_do_not_change_each_other(
+    http_client: Client, picture: Any
+) -> None:
+    small = np.zeros((128, 128), np.uint8)
+    small[32:64, 64:100] = 255
+    jobs: list[Callable[[], Result]] = [
+        lambda: sparse(http_client, picture, island(), seed=4),
+        lambda: sparse(http_client, picture, small, seed=5, strength=0.7),
+        lambda: sparse(http_client, ramp(), island(), seed=6),
+        lambda: sparse(http_client, picture, island(), seed=7, mode="dense"),
+        lambda: http_client.generate(PROMPT, seed=8, steps=STEPS),
+    ]
+    alone = [np.asarray(job().image, np.int16) for job in jobs]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        together = [f.result() for f in [pool.submit(job) for job in jobs]]
+    for result, expected in zip(together, alone, strict=True):
+        assert largest(result, expected) <= 2
+    spans = [(r.info.raw["first_tick"], r.info.raw["last_tick"]) for r in together]
+    assert max(first for first, _ in spans) <= min(last for _, last in spans)
+
+
+def test_two_clients_registering_one_image_record_it_once(http_client: Client) -> None:
+    image = ramp()[:, ::-1].copy()
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(http_client.register_template, image, steps=5) for _ in range(2)]
+        found = [f.result() for f in asked]
+    assert sorted(f.recorded for f in found) == [False, True]
+    assert found[0].template == found[1].template
+    assert len(recordings(http_client, found[0].template)) == 1
+
+
+def test_a_damaged_recording_is_not_served_but_made_again(
+    server: Server, http_client: Client, picture: Any
+) -> None:
+    expected = np.asarray(sparse(http_client, picture, island(), steps=8).image)
+    template = http_client.register_template(picture, steps=8).template
+    (folder,) = [
+        path.parent
+        for path in (server.log.parent / "templates" / "recordings").glob("*/recording.json")
+        if template in path.read_text() and '"steps": 8' in path.read_text()
+    ]
+    for file in folder.glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    restart = int(http_client.templates()["memory"]["entries"])
+    assert restart > 0  # what is in memory is not affected
+    assert largest(sparse(http_client, picture, island(), steps=8), expected) <= 2
+    http_client.evict_template(template)
+    assert largest(sparse(http_client, picture, island(), steps=8), expected) <= 2
+
+
+def test_evicting_during_an_edit_does_not_change_it(http_client: Client, picture: Any) -> None:
+    alone = np.asarray(sparse(http_client, picture, island(), steps=60).image)
+    template = http_client.register_template(picture, steps=60).template
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(sparse, http_client, picture, island(), steps=60)
+        time.sleep(0.3)
+        http_client.evict_template(template)
+        result = future.result()
+    assert np.asarray(result.image).shape == alone.shape
+    assert (np.asarray(result.image)[island() < 128] == picture[island() < 128]).all()
+
+
+@pytest.mark.parametrize(
+    ("action", "sentence"),
+    [
+        (lambda c: c.register_template(), "IMAGE is 'left out, and so is TEMPLATE'"),
+        (lambda c: c.register_template(template="no"), "TEMPLATE is 'no'; accepted: a known"),
+        (lambda c: c.register_template(ramp(), steps=0), "STEPS is 0; accepted: an integer"),
+        (lambda c: c.register_template(ramp(), scheduler="x"), "SCHEDULER is 'x'; accepted"),
+        (lambda c: c.register_template(ramp(512, 64)), "IMAGE is '512 x 64 pixels'"),
+        (lambda c: c.evict_template("no"), "TEMPLATE is 'no'; accepted: a known template, one of"),
+    ],
+    ids=["no image", "unknown", "steps", "scheduler", "large", "evict unknown"],
+)
+def test_bad_requests_are_answered(
+    client: Client, picture: Any, action: Callable[[Client], Any], sentence: str
+) -> None:
+    client.register_template(picture, steps=STEPS)
+    with pytest.raises(InvalidInput) as caught:
+        action(client)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_metrics_show_the_tiers(server: Server, http_client: Client, picture: Any) -> None:
+    sparse(http_client, picture, island())
+    with urllib.request.urlopen(f"http://localhost:{server.metrics_port}/metrics") as answer:
+        text = answer.read().decode()
+    assert "tessera_template_hits" in text
+    assert "tessera_template_bytes" in text
+
+
+def test_the_async_client_registers_too(server: Server, picture: Any) -> None:
+    async def session() -> None:
+        async with AsyncClient(server.grpc) as client:
+            assert (await client.register_template(picture, steps=STEPS)).steps == STEPS
+            assert (await client.templates())["templates"]
+
+    asyncio.run(session())
