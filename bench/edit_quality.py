@@ -34,7 +34,6 @@ from tessera_build.demo.scenes import (
     CANVAS,
     COLOURS,
     SHAPES,
-    Item,
     Scene,
     describe,
     held_out_scenes,
@@ -219,14 +218,14 @@ def _case(scene: Scene, ratio: float, steps: int, rng: random.Random) -> Case:
     )
     wanted = Scene((new, *scene.items[1:]), scene.background, scene.pattern)
     image = (render(scene) * 255).round().astype(np.uint8)
-    edit = Edit(image, _mask(old, ratio), describe(wanted), rng.randrange(1, 10**6), steps)
+    edit = Edit(image, square(old.centre, ratio), describe(wanted), rng.randrange(1, 10**6), steps)
     return Case(edit, wanted, ratio)
 
 
-def _mask(item: Item, ratio: float) -> Array:
-    """A square of that share of the picture around an item, moved inside the picture."""
+def square(centre: tuple[float, float], ratio: float) -> Array:
+    """A square mask of that share of the picture around a point, moved inside the picture."""
     side = round(CANVAS * ratio**0.5)
-    x, y = (int(min(max(0, c - side / 2), CANVAS - side)) for c in item.centre)
+    x, y = (int(min(max(0, c - side / 2), CANVAS - side)) for c in centre)
     mask = np.zeros((CANVAS, CANVAS), np.uint8)
     mask[y : y + side, x : x + side] = 255
     return mask
