@@ -40,7 +40,8 @@ console = Console(highlight=False)
 @dataclass(frozen=True)
 class Level:
     """Median milliseconds of an edit at one mask ratio, and what it spent waiting for cached
-    inputs."""
+    inputs.
+    """
 
     ratio: float
     diffusers_ms: float
