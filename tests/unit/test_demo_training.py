@@ -112,7 +112,7 @@ def test_readouts_reach_into_the_network(data: LatentSet) -> None:
     readouts = Readouts(unet)
     text = torch.zeros(1, 77, networks.TEXT_WIDTH)
     unet(torch.randn(1, 4, 32, 32), torch.tensor([999]), text)
-    sum(readouts.loss(label_maps(data.scenes[:1]))).backward()  # type: ignore[arg-type, union-attr]
+    sum(readouts.loss(label_maps(data.scenes[:1]))).backward()  # type: ignore[union-attr]
     assert unet.conv_in.weight.grad.abs().max() > 0
 
 

@@ -36,9 +36,6 @@ DROP_PROMPT = 0.1
 """Share of prompts replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022)."""
 
 EMA_DECAY = 0.9995
-PLACE_WEIGHT, THINGS_WEIGHT = 0.5, 0.2
-"""Weights of the two parts of `Readouts.loss`."""
-
 LAYOUT_SHARE = 0.2
 """Share of the steps, at the start, that see nearly pure noise only."""
 
@@ -47,11 +44,11 @@ LAYOUT_FROM = 850
 the noise, being so much larger than a latent."""
 
 SAVE_EVERY, SAMPLE_EVERY = 500, 1000  # steps
-OUTLINE_WEIGHT = 0.8
-"""Weight of the mean error around a shape's outline, whatever its size, beside the whole picture's.
+WEIGHTS = (1.0, 0.8, 0.5, 0.2)
+"""Of the parts of the loss, in the order of `_losses`.
 
-A small shape covers 2 % of the latents: unweighted, its outline and place hardly show
-in the loss."""
+The second is the error around outlines, whatever a shape's size: a small shape covers 2 % of the
+latents, so that its outline and place hardly show in the first."""
 
 _RING = (0.6, 1.65)
 """Where outlines lie, in units of a shape's size: the same for every shape, or the weights would
@@ -169,29 +166,16 @@ def train_unet(
         torch.manual_seed(seed * 1_000_003 + step)
         rng = random.Random(seed * 1_000_003 + step)
         _set_rate(optimizer, step, steps)
-        latents, shares, labels, ids = (
-            tensor.to(device) for tensor in _batch(data, tokenizer, rng)
-        )
+        batch = tuple(tensor.to(device) for tensor in _batch(data, tokenizer, rng))
         lowest = LAYOUT_FROM if step < LAYOUT_SHARE * steps else 0
-        timesteps = _stratified_timesteps(latents.shape[0], lowest).to(device)
-        noise = torch.randn_like(latents)
-        noisy = noise_schedule.add_noise(latents, noise, timesteps)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            hidden = networks.text_encoder(ids)[0]
-            predicted = networks.unet(noisy, timesteps, hidden).sample
-            place, things = readouts.loss(labels)
-        target = noise_schedule.get_velocity(latents, noise, timesteps)
-        error = (predicted.float() - target).square().mean(1)  # (batch, 32, 32)
-        outlines = (error * shares).sum((1, 2)).mean()
-        loss = (
-            error.mean() + OUTLINE_WEIGHT * outlines + PLACE_WEIGHT * place + THINGS_WEIGHT * things
-        )
+        losses = _losses(networks, readouts, noise_schedule, batch, lowest)
+        loss = (losses * losses.new_tensor(WEIGHTS)).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step()
         networks.ema.step(networks.parameters())
-        now = torch.stack([error.mean(), outlines, place, things]).detach()
+        now = losses.detach()
         average = now if step == start else 0.98 * average + 0.02 * now
         report(
             step + 1,
@@ -203,6 +187,30 @@ def train_unet(
         if (step + 1) % SAMPLE_EVERY == 0 or step + 1 == steps:
             with averaged(networks):
                 sample(step + 1)
+
+
+def _losses(
+    networks: Networks,
+    readouts: Readouts,
+    noise_schedule: DDPMScheduler,
+    batch: tuple[torch.Tensor, ...],
+    lowest: int,
+) -> torch.Tensor:
+    """Of a batch at timesteps from `lowest` on: the mean squared error of the velocity, the same at
+    outlines, and the readouts' of place and of things.
+    """
+    latents, shares, labels, ids = batch
+    timesteps = _stratified_timesteps(latents.shape[0], lowest).to(latents.device)
+    noise = torch.randn_like(latents)
+    noisy = noise_schedule.add_noise(latents, noise, timesteps)
+    with torch.autocast(latents.device.type, dtype=torch.bfloat16):
+        hidden = networks.text_encoder(ids)[0]
+        predicted = networks.unet(noisy, timesteps, hidden).sample
+        place, things = readouts.loss(labels)
+    target = noise_schedule.get_velocity(latents, noise, timesteps)
+    error = (predicted.float() - target).square().mean(1)  # (batch, 32, 32)
+    outlines = (error * shares).sum((1, 2)).mean()
+    return torch.stack([error.mean(), outlines, place, things])
 
 
 @contextlib.contextmanager
