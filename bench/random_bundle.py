@@ -22,7 +22,7 @@ from diffusers import (
 from torch import nn
 from transformers import AutoTokenizer
 
-from tessera import modules
+from tessera import networks
 from tessera.manifest import (
     Defaults,
     FileEntry,
@@ -64,14 +64,14 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
     ).save_pretrained(folder / "scheduler")
     graphs = {}
     for graph in (*row.text_encoders, *_HALVES):
-        part = modules.network_of(graph)
+        part = networks.network_of(graph)
         config = dict(configs[part])
         if part.startswith("text_encoder"):
             config["eos_token_id"] = tokenizer.eos_token_id
         path = folder / "networks" / part / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config))
-        module = modules.wrap(graph, modules.new_network(part, config), row)
+        module = networks.wrap(graph, networks.new_network(part, config), row)
         _write_weights(module, folder / "graphs" / f"{graph}.onnx")
         graphs[graph] = Graph(f"graphs/{graph}.onnx", f"networks/{part}/config.json")
     files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -98,21 +98,21 @@ def pipeline_of(folder: Path) -> DiffusionPipeline:
     """Diffusers' pipeline on the same weights, on the CPU in half precision."""
     manifest = read_manifest(folder)
     row = VARIANTS[manifest.variant]
-    networks: dict[str, nn.Module] = {}
+    made: dict[str, nn.Module] = {}
     for graph, entry in manifest.graphs.items():
-        part = modules.network_of(graph)
-        if part not in networks:
+        part = networks.network_of(graph)
+        if part not in made:
             config = json.loads((folder / entry.config).read_text())
-            networks[part] = modules.new_network(part, config).eval()
-        load_weights(modules.wrap(graph, networks[part], row), folder / entry.file, entry.layout)
+            made[part] = networks.new_network(part, config).eval()
+        load_weights(networks.wrap(graph, made[part], row), folder / entry.file, entry.layout)
     tokenizers = {name: AutoTokenizer.from_pretrained(folder / name) for name in row.tokenizers}
     scheduler = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     if row.pooled:
         return StableDiffusionXLPipeline(
-            **networks, **tokenizers, scheduler=scheduler, add_watermarker=False
+            **made, **tokenizers, scheduler=scheduler, add_watermarker=False
         )
     return StableDiffusionPipeline(
-        **networks,
+        **made,
         **tokenizers,
         scheduler=scheduler,
         safety_checker=None,

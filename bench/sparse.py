@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.server import ROOT
-from tessera import modules
+from tessera import modules, networks
 from tessera.engines.onnxruntime import OnnxRuntimeEngine
 from tessera.manifest import Latents
 from tessera.sparse.batch import ArrayCache, Batch, Part, Tensors
@@ -119,7 +119,7 @@ class Sides:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.unet: Any = modules.new_network("unet", CONFIG)
+        self.unet: Any = networks.new_network("unet", CONFIG)
         weights = torch.load(FOLDER / "weights.pt", mmap=True)
         self.unet.load_state_dict(weights, assign=True)
         self.program = Program(self.unet)

@@ -22,7 +22,7 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
-from tessera import __version__, modules
+from tessera import __version__, networks
 from tessera.contract import SCHEDULERS, SIZE_STEP
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import (
@@ -157,7 +157,7 @@ def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) ->
         "sparse.py",
         "trace.py",
     )
-    network = Path(modules.__file__)
+    network = Path(networks.__file__).with_name("modules.py")
     sparse = sorted((network.parent / "sparse").glob("*.py"))
     code = [*(here / n for n in names), network, *sparse]
     parts = [file_digest(p) for p in [*code, *_files(checkpoint)]]
@@ -211,7 +211,7 @@ def _write_graphs(
     graphs = {}
     for done, spec in enumerate(specs):
         progress(spec.name, done, len(specs))
-        file, part = f"graphs/{spec.name}.onnx", modules.network_of(spec.name)
+        file, part = f"graphs/{spec.name}.onnx", networks.network_of(spec.name)
         layout = export_graph(spec.module, spec.signature, folder / file)
         graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout)
         _save_config(spec.module.source, folder / "networks" / part)

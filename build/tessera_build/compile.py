@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from tessera import modules
+from tessera import networks
 from tessera.engines.base import Engine
 from tessera.engines.canary import Canary, difference, refit_difference
 from tessera.engines.plans import (
@@ -213,8 +213,10 @@ def _sparse_profile(
 
 
 def _meta_module(source: Source, graph: str) -> GraphModule:
-    network = modules.new_network(modules.network_of(graph), json.loads(source.config.read_text()))
-    return modules.wrap(graph, network, VARIANTS[source.variant])
+    network = networks.new_network(
+        networks.network_of(graph), json.loads(source.config.read_text())
+    )
+    return networks.wrap(graph, network, VARIANTS[source.variant])
 
 
 def _shapes_at(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
 
-from tessera import modules
+from tessera import networks
 from tessera.manifest import CONTROLNET, HINT, Latents
 from tessera.modules import GraphModule
 from tessera.sparse.network import SparseUNet
@@ -49,15 +49,15 @@ def graphs_of(
         parts |= {f"{CONTROLNET}{name}": network, f"{CONTROLNET}{name}{HINT}": network}
     specs = []
     for name, network in parts.items():
-        module = modules.wrap(name, network, variant)
+        module = networks.wrap(name, network, variant)
         inputs = example_inputs(module, latents, **size)
         specs.append(GraphSpec(name, module, signature_of(module, inputs)))
         if name == "unet_encoder":
-            decoder = modules.wrap("unet_decoder", network, variant)
+            decoder = networks.wrap("unet_decoder", network, variant)
             second = decoder_inputs(inputs, run(module, inputs))
             specs.append(GraphSpec("unet_decoder", decoder, signature_of(decoder, second)))
             for graph in ("unet_text", "unet_sparse"):
-                sparse = modules.wrap(graph, network, variant)
+                sparse = networks.wrap(graph, network, variant)
                 example = example_inputs(sparse, latents, **size)
                 specs.append(GraphSpec(graph, sparse, signature_of(sparse, example)))
     return specs

@@ -10,16 +10,11 @@ embedding of its picture, which is the same at every step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-from tessera.manifest import CONTROLNET, HINT
-from tessera.variants import Variant
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 _ENCODER_PARTS = (
     "conv_in",
@@ -274,44 +269,6 @@ def keeps_type(name: str, tensor: torch.Tensor) -> bool:
     return exact or not tensor.is_floating_point()
 
 
-def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
-    """The module of one of a bundle's graphs, around the network that it is a part of."""
-    if graph.startswith("text_encoder"):
-        kind: type[GraphModule] = PenultimateTextEncoder if variant.pooled else TextEncoder
-    elif graph.startswith(CONTROLNET):
-        kind = ControlNetHint if graph.endswith(HINT) else ControlNet
-    else:
-        kind = _kinds()[graph]
-    return kind(network).eval()
-
-
-def network_of(graph: str) -> str:
-    """The part of a checkpoint that a graph belongs to: `unet`, `vae`, `text_encoder` ...; for a
-    ControlNet the name of its graph.
-    """
-    if graph.startswith(CONTROLNET):
-        return graph.removesuffix(HINT)
-    return graph if graph.startswith("text_encoder") else graph.split("_")[0]
-
-
-def new_network(part: str, config: dict[str, Any]) -> nn.Module:
-    """A network with that configuration and no weights: its parameters are on the meta device.
-
-    Args:
-        part: see `network_of`.
-        config: content of the checkpoint's `config.json` for that part.
-    """
-    with init_empty_weights(include_buffers=False):
-        if part == "unet":
-            return UNet2DConditionModel.from_config(config)
-        if part == "vae":
-            return AutoencoderKL.from_config(config)
-        if part.startswith(CONTROLNET):
-            return ControlNetModel.from_config(config)
-        known = {c.__name__: c for c in (CLIPTextModel, CLIPTextModelWithProjection)}
-        return known[config["architectures"][0]](CLIPTextConfig.from_dict(config))
-
-
 def _conditioned(network: UNet2DConditionModel | ControlNetModel) -> tuple[str, ...]:
     """Inputs of a network that sees the noisy sample."""
     added = ("text_embeds", "time_ids") if network.config.addition_embed_type else ()
@@ -340,16 +297,3 @@ def _skips(unet: UNet2DConditionModel) -> tuple[str, ...]:
 
 def _text_for(block: nn.Module, text: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
-
-
-def _kinds() -> dict[str, type[GraphModule]]:
-    from tessera.sparse.network import SparseUNet, TextProjections  # which build on this module
-
-    return {
-        "unet_encoder": UNetEncoder,
-        "unet_decoder": UNetDecoder,
-        "unet_sparse": SparseUNet,
-        "unet_text": TextProjections,
-        "vae_encoder": VaeEncoder,
-        "vae_decoder": VaeDecoder,
-    }

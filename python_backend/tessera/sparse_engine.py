@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessera import modules
+from tessera import networks
 from tessera.bundle import Bundle
 from tessera.edit_request import can_be_sparse
 from tessera.manifest import Manifest
@@ -42,7 +42,7 @@ def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner
     if not can_be_sparse(manifest):
         return None, None
     config = json.loads(bundle.file(manifest.graphs["unet_sparse"].config).read_text())
-    network = modules.new_network("unet", config)
+    network = networks.new_network("unet", config)
     engines = SparseUNetEngines(bundle.engine("unet_sparse"), bundle.engine("unet_text"))
     settings = TemplateSettings.from_environment()
     program = Program(network)

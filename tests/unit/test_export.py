@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from onnx import numpy_helper
 
-from tessera import modules
+from tessera import modules, networks
 from tessera.manifest import read_manifest
 from tessera.variants import VARIANTS
 from tessera.weights import to_layout
@@ -127,7 +127,7 @@ def unet_and_inputs(
     variant: str, rows: int, height: int, width: int
 ) -> tuple[UNet2DConditionModel, dict[str, torch.Tensor]]:
     pipe = topology(variant)
-    module = modules.wrap("unet_encoder", pipe.unet, VARIANTS[variant])
+    module = networks.wrap("unet_encoder", pipe.unet, VARIANTS[variant])
     size = {"rows": rows, "height": height, "width": width}
     return pipe.unet, example_inputs(module, latents_of(pipe), **size)
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tessera import modules
+from tessera import networks
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.network import SparseUNet, TextProjections
 from tessera.sparse.program import Program
@@ -109,7 +109,7 @@ def test_sites_describe_what_is_recorded(name: str) -> None:
 
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_every_weight_of_the_published_configurations_is_in_one_sparse_graph(variant: str) -> None:
-    unet = modules.new_network("unet", CONFIGS[variant]["unet"])
+    unet = networks.new_network("unet", CONFIGS[variant]["unet"])
     graphs = SparseUNet(unet), TextProjections(unet)
     held = Counter(n for graph in graphs for n, _ in graph.named_parameters())
     assert held == Counter(n for n, _ in unet.named_parameters())

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 from torch import nn
 
-from tessera import modules
+from tessera import modules, networks
 from tessera.variants import VARIANTS
 from tessera_build.checkpoint import variant_of
 from tests.fakes.true_configs import CONFIGS, PARAMETERS
@@ -24,12 +24,12 @@ every_part = pytest.mark.parametrize(
 
 @cache
 def network(variant: str, part: str) -> nn.Module:
-    return modules.new_network(part, CONFIGS[variant][part])
+    return networks.new_network(part, CONFIGS[variant][part])
 
 
 def graphs(variant: str, part: str) -> list[modules.GraphModule]:
     whole = network(variant, part)
-    return [modules.wrap(g, whole, VARIANTS[variant]) for g in PARTS.get(part, (part,))]
+    return [networks.wrap(g, whole, VARIANTS[variant]) for g in PARTS.get(part, (part,))]
 
 
 @every_part

@@ -68,12 +68,12 @@ def _onnxruntime(source: Source) -> Engine:
 
 def open_module(source: Source) -> GraphModule:
     """The torch module that a graph was exported from, with the graph's weights."""
-    from tessera import modules, weights
+    from tessera import networks, weights
     from tessera.variants import VARIANTS
 
     config = json.loads(source.config.read_text())
-    network = modules.new_network(modules.network_of(source.graph), config)
-    module = modules.wrap(source.graph, network, VARIANTS[source.variant])
+    network = networks.new_network(networks.network_of(source.graph), config)
+    module = networks.wrap(source.graph, network, VARIANTS[source.variant])
     weights.load_weights(module, source.path, source.layout)
     return module
 
