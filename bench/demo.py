@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -32,6 +33,8 @@ PROMPTS = (
     "striped green background",
 )
 SCHEDULERS = ("euler", "ddim", "dpmpp_2m_karras", "unipc")
+EDIT_PROMPT = "a large yellow star at the left on a blue background"
+EDITS = (("dense", 5), ("sparse", 5), ("sparse", 6))
 console = Console(highlight=False)
 
 
@@ -48,9 +51,11 @@ def main() -> None:
         alone = _alone(client, table)
         together = _together(client, table)
         schedulers = _schedulers(client, table)
+        edits = _edits(client, table, alone)
         console.print("stopping the server ...")
     _save("generate", "Text to image: eight requests, one running batch", together, columns=4)
     _save("schedulers", "One seed, four schedulers", schedulers, columns=4)
+    _save("edits", "One picture, edited inside a mask", edits, columns=4)
     alone.image.save(OUT / "first.png")
     console.print(table)
 
@@ -95,6 +100,21 @@ def _schedulers(client: Client, table: Table) -> list[Tile]:
             result = client.generate(PROMPTS[4], seed=2, scheduler=name)
             _row(table, name, [result], result.info.total_ms)
             tiles.append(Tile(result.image, name, f"{result.info.total_ms:.0f} ms"))
+    return tiles
+
+
+def _edits(client: Client, table: Table, before: Result) -> list[Tile]:
+    """The first picture edited inside a mask: densely, then from its recorded activations."""
+    mask = np.zeros((before.image.height, before.image.width), np.uint8)
+    mask[32:96, 8:72] = 255
+    client.register_template(before.image)
+    tiles = [Tile(before.image, PROMPTS[0], "before")]
+    with _bar() as bar:
+        for mode, seed in bar.track(EDITS, description="edits"):
+            result = client.edit(before.image, mask, EDIT_PROMPT, mode=mode, seed=seed)
+            _row(table, f"{mode} edit", [result], result.info.total_ms)
+            note = f"{result.info.mode}, {result.info.total_ms:.0f} ms"
+            tiles.append(Tile(result.image, EDIT_PROMPT, note))
     return tiles
 
 
