@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import latency, load
+from bench import latency, load, sparse
 from bench.server import DEMO_BUNDLE, ROOT, serving
 
 RESULTS = ROOT / "bench" / "results" / "cpu.json"
@@ -43,11 +43,15 @@ def main() -> None:
         console.print(latency.table(turns))
         levels = load.measure(server, steps=options.steps)
         console.print(load.table(levels))
+    sparse.prepare()
+    ratios = sparse.measure_all()
+    console.print(sparse.table(ratios))
     report = {
         "date": date.today().isoformat(),
         "machine": machine,
         "latency": latency.summary(turns) | {"steps": options.steps},
         "load": {name: [asdict(level) for level in found] for name, found in levels.items()},
+        "sparse": [asdict(ratio) for ratio in ratios],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -146,24 +146,19 @@ def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) ->
     """SHA-256 over the files of a checkpoint and its ControlNets, the choices, and the code that
     exports them.
     """
-    here = Path(__file__).parent
-    names = (
-        "addons.py",
-        "bundle.py",
-        "checkpoint.py",
-        "examples.py",
-        "export.py",
-        "graphs.py",
-        "sparse.py",
-        "trace.py",
-    )
-    network = Path(networks.__file__).with_name("modules.py")
-    sparse = sorted((network.parent / "sparse").glob("*.py"))
-    code = [*(here / n for n in names), network, *sparse]
-    parts = [file_digest(p) for p in [*code, *_files(checkpoint)]]
+    parts = [code_digest(), *(file_digest(p) for p in _files(checkpoint))]
     for name, path in sorted(addons.controlnets.items()):
         parts += [name, *(file_digest(p) for p in _files(path))]
     return hashlib.sha256("".join([*parts, repr(choices)]).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """SHA-256 over the code that decides what is in a bundle's graphs."""
+    here, runtime = Path(__file__).parent, Path(networks.__file__).parent
+    builder = ("addons", "bundle", "checkpoint", "examples", "export", "graphs", "sparse", "trace")
+    described = ("modules", "networks", "sparse/network", "sparse/program")
+    code = [*(here / f"{n}.py" for n in builder), *(runtime / f"{n}.py" for n in described)]
+    return hashlib.sha256("".join(file_digest(p) for p in code).encode()).hexdigest()
 
 
 def _files(path: Path) -> list[Path]:

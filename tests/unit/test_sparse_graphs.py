@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from tessera.engines.base import Engine
 from tessera.engines.onnxruntime import OnnxRuntimeEngine
 from tessera.engines.registry import Source, open_engine
 from tessera.engines.torch import TorchEngine
 from tessera.manifest import Latents, read_manifest
-from tessera.modules import UNetEncoder
+from tessera.modules import GraphModule
 from tessera.sparse.batch import ArrayCache
 from tessera.sparse.network import SparseUNet, TextProjections
 from tessera.sparse.unet import SparseUNetEngines
 from tessera.variants import VARIANTS
-from tessera_build.examples import example_inputs
-from tessera_build.export import export_graph
+from tessera_build.examples import example_inputs, run
+from tessera_build.export import Layout, export_graph
 from tessera_build.graphs import signature_of
 from tests.conftest import Small
 from tests.fakes.sparse import (
@@ -44,7 +46,8 @@ def engines(small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFact
         if name in VARIANTS:
             return SparseUNetEngines(*(in_bundle(small(name), g, "onnxruntime") for g in GRAPHS))
         folder = tmp_path_factory.mktemp(name)
-        return SparseUNetEngines(*(exported(name, graph, folder) for graph in GRAPHS))
+        engines = (OnnxRuntimeEngine(exported(name, g, folder).path) for g in GRAPHS)
+        return SparseUNetEngines(*engines)
 
     return opened
 
@@ -68,6 +71,37 @@ def test_half_precision_keeps_indices_and_statistics() -> None:
     graphs = (SparseUNet(unet).eval(), TextProjections(unet).eval())
     opened = SparseUNetEngines(*(TorchEngine(g, dtype=torch.bfloat16) for g in graphs))
     check(opened, "demo", tolerance=0.1)
+
+
+@torch.no_grad()
+def test_weights_of_the_sparse_graph_can_be_replaced_and_restored(tmp_path: Path) -> None:
+    """Linear layers and convolutions of both sizes; the first refit opens the session again."""
+    made = exported("demo", "unet_sparse", tmp_path)
+    engine = OnnxRuntimeEngine(made.path, layout=made.layout, refittable=True, packed=True)
+    inputs = example_inputs(made.module, Latents(4, 8, 1.0), rows=2, height=12, width=10)
+    before = engine.run(inputs)["prediction"]
+    parameters = dict(made.module.named_parameters())
+    targets = {
+        f"{name}.weight"
+        for name, module in made.module.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    assert targets == engine.describe().refittable & targets
+    base = {name: parameters[name].clone() for name in targets}
+    changed = {name: weight + 0.02 * torch.randn_like(weight) for name, weight in base.items()}
+    engine.refit(changed)
+    try:
+        for name in targets:
+            parameters[name].copy_(changed[name])
+        wanted = run(made.module, inputs)["prediction"]
+    finally:
+        for name in targets:
+            parameters[name].copy_(base[name])
+    found = engine.run(inputs)["prediction"]
+    assert (found - wanted).abs().max() <= 1e-4
+    assert (found - before).abs().max() > 1e-2
+    engine.refit(base)
+    assert torch.equal(engine.run(inputs)["prediction"], before)
 
 
 def check(opened: SparseUNetEngines, name: str, *, tolerance: float) -> None:
@@ -96,11 +130,19 @@ def in_bundle(made: Small, graph: str, kind: str) -> Engine:
     return open_engine(kind, Source.of(made.bundle, read_manifest(made.bundle), graph))
 
 
-def exported(name: str, graph: str, folder: Path) -> Engine:
+@dataclass(frozen=True)
+class Exported:
+    """A graph, the module it was made of, and the layout of its weights."""
+
+    path: Path
+    module: GraphModule
+    layout: Layout
+
+
+def exported(name: str, graph: str, folder: Path) -> Exported:
     unet = small_unet(name)
-    module = {"unet_sparse": SparseUNet, "unet_text": TextProjections}[graph](unet).eval()
-    live = UNetEncoder(unet) if graph == "unet_text" else module
-    inputs = example_inputs(live, Latents(4, 8, 1.0), rows=2, height=32, width=16)
-    inputs = {k: v for k, v in inputs.items() if k in module.inputs}
-    export_graph(module, signature_of(module, inputs), folder / f"{graph}.onnx")
-    return OnnxRuntimeEngine(folder / f"{graph}.onnx")
+    kinds: dict[str, type[GraphModule]] = {"unet_sparse": SparseUNet, "unet_text": TextProjections}
+    module = kinds[graph](unet).eval()
+    inputs = example_inputs(module, Latents(4, 8, 1.0), rows=2, height=32, width=16)
+    path = folder / f"{graph}.onnx"
+    return Exported(path, module, export_graph(module, signature_of(module, inputs), path))

@@ -63,6 +63,7 @@ def _onnxruntime(source: Source) -> Engine:
         layout=source.layout,
         threads=source.threads,
         refittable=source.graph.startswith(_TAKES_LORAS),
+        packed=source.graph == "unet_sparse",
     )
 
 

@@ -277,8 +277,8 @@ def _product(module: Any, rows: torch.Tensor) -> torch.Tensor:
     """A linear layer, or a convolution whose taps lie side by side in the rows."""
     if isinstance(module, nn.Linear):
         return module(rows)
+    if module.kernel_size == (1, 1):
+        return functional.linear(rows, module.weight.view(module.out_channels, -1), module.bias)
     weight = module.weight.permute(2, 3, 1, 0)
     weight = weight.reshape(-1, weight.shape[-1])
-    if module.bias is None:
-        return rows @ weight
     return torch.addmm(module.bias, rows, weight)
