@@ -42,6 +42,9 @@ class Running:
         sparse: what it is denoised sparsely with; `None` for the dense UNet.
         sparse_steps: how many of its steps were.
         cache_ms: time that its steps waited for cached inputs.
+        refit_ms, switches: time and number of the refits that its own turns began with.
+        passed_over: ticks in which the engine had another adapter set.
+        adapted_at: the first step that was run with its LoRAs.
         error: why it ended early, if it did.
     """
 
@@ -58,6 +61,10 @@ class Running:
     sparse: SparsePath | None = None
     sparse_steps: int = 0
     cache_ms: float = 0.0
+    refit_ms: float = 0.0
+    switches: int = 0
+    passed_over: int = 0
+    adapted_at: int | None = None
     started: float = field(default_factory=time.monotonic)
     error: Exception | None = None
 

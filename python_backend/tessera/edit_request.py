@@ -4,6 +4,7 @@ and mode.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
@@ -81,6 +82,17 @@ def read_image(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) 
         accepted = f"sides that are multiples of {step} from {low} to {high} pixels"
         raise InvalidInput("IMAGE", _size(image), accepted)
     return image
+
+
+def dense_only(edit: EditChoice) -> EditChoice:
+    """An edit whose LoRAs change the UNet, which templates have been recorded with.
+
+    Raises:
+        InvalidInput: it has to be sparse.
+    """
+    if edit.mode == "sparse":
+        raise InvalidInput("MODE", edit.mode, "auto, dense, since LORAS change the UNet")
+    return dataclasses.replace(edit, mode="dense")
 
 
 def size_of_edit(inputs: Inputs, edit: EditChoice) -> tuple[int, int]:

@@ -9,6 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class AdapterUse:
+    """A LoRA in one network, by name, content and weight."""
+
+    name: str
+    digest: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class Plan:
         encode_ms: time `encode` took.
         engine_ms: the part of it inside the text encoder's engine.
         prompt_tokens_dropped: tokens beyond the text encoder's window, which the picture ignores.
+        text_refit_ms: time it took to put LoRAs into the text encoders.
+        loras: as INFO reports them.
+        adapters: what is merged into the UNet, in an order that does not depend on the request's.
+        adapters_by: the step from which on it has to be; 0 without `lora_policy` bounded.
     """
 
     slot: int
@@ -52,6 +66,10 @@ class Plan:
     encode_ms: float = 0.0
     engine_ms: float = 0.0
     prompt_tokens_dropped: int = 0
+    text_refit_ms: float = 0.0
+    loras: tuple[dict[str, Any], ...] = ()
+    adapters: tuple[AdapterUse, ...] = ()
+    adapters_by: int = 0
 
     @property
     def guided(self) -> bool:
@@ -70,4 +88,6 @@ class Plan:
     @classmethod
     def from_json(cls, text: bytes) -> Plan:
         """Inverse of `to_json`."""
-        return cls(**json.loads(text))
+        content = json.loads(text)
+        adapters = tuple(AdapterUse(**use) for use in content.pop("adapters"))
+        return cls(**content | {"loras": tuple(content["loras"]), "adapters": adapters})

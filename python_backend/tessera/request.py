@@ -11,8 +11,9 @@ import json
 import math
 import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,13 +26,19 @@ from tessera.manifest import Manifest
 T = TypeVar("T", bound=BaseModel)
 
 
+LoraWeight = Annotated[
+    float,
+    Field(ge=-contract.MAX_LORA_WEIGHT, le=contract.MAX_LORA_WEIGHT, allow_inf_nan=False),
+]
+
+
 class LoraChoice(BaseModel):
     """One element of LORAS; `text_weight` replaces `weight` in the text encoders."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str
-    weight: float = Field(default=1.0, allow_inf_nan=False)
-    text_weight: float | None = Field(default=None, allow_inf_nan=False)
+    weight: LoraWeight = 1.0
+    text_weight: LoraWeight | None = None
 
 
 class ControlChoice(BaseModel):
@@ -60,6 +67,7 @@ class Request:
     scheduler: str
     job_id: str
     edit: EditChoice | None = None
+    loras: tuple[LoraChoice, ...] = ()
 
 
 def read_request(
@@ -76,7 +84,7 @@ def read_request(
         InvalidInput: the first field whose value is not accepted.
     """
     defaults = manifest.defaults
-    _check_addons(inputs)
+    _check_controls(inputs)
     prompt = text_of(inputs, "PROMPT", "", contract.MAX_PROMPT)
     if not prompt.strip():
         accepted = f"1 to {contract.MAX_PROMPT} characters that are not all blank"
@@ -87,6 +95,7 @@ def read_request(
     edit = read_edit(inputs, manifest, steps, find_template) if "MASK" in inputs else None
     if edit is not None:
         width, height = size_of_edit(inputs, edit)
+    loras = tuple(_choices(inputs, "LORAS", LoraChoice, contract.MAX_LORAS))
     return Request(
         prompt=prompt,
         negative_prompt=_negative_prompt(inputs),
@@ -98,6 +107,7 @@ def read_request(
         scheduler=scheduler,
         job_id=read_job_id(inputs) or uuid.uuid4().hex,
         edit=edit,
+        loras=loras,
     )
 
 
@@ -123,6 +133,18 @@ def read_job_id(inputs: Inputs) -> str:
     return job_id
 
 
+def read_lora_policy(parameters: Mapping[str, object]) -> str:
+    """The request parameter `lora_policy`.
+
+    Raises:
+        InvalidInput: it is another word than those accepted.
+    """
+    policy = parameters.get("lora_policy", contract.LORA_POLICIES[0])
+    if policy not in contract.LORA_POLICIES:
+        raise InvalidInput("lora_policy", policy, ", ".join(contract.LORA_POLICIES))
+    return str(policy)
+
+
 def read_action(inputs: Inputs, accepted: tuple[str, ...]) -> str:
     """ACTION, one of `accepted`.
 
@@ -135,12 +157,7 @@ def read_action(inputs: Inputs, accepted: tuple[str, ...]) -> str:
     return action
 
 
-def _check_addons(inputs: Inputs) -> None:
-    loras = _choices(inputs, "LORAS", LoraChoice, contract.MAX_LORAS)
-    if loras:
-        raise InvalidInput(
-            "LORAS[0].name", loras[0].name, "nothing, since none are installed in this bundle"
-        )
+def _check_controls(inputs: Inputs) -> None:
     controls = _choices(inputs, "CONTROLS", ControlChoice, contract.MAX_CONTROLS)
     if controls:
         raise InvalidInput(

@@ -6,6 +6,7 @@ need it. `BLS` maps a model's name to the function that answers calls to it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -73,18 +74,22 @@ class Request:
     """An incoming request, as Triton hands it to `execute`."""
 
     def __init__(
-        self, correlation_id: int = 0, called: bool = False, **inputs: np.ndarray[Any, Any]
+        self,
+        correlation_id: int = 0,
+        called: bool = False,
+        parameters: dict[str, Any] | None = None,
+        **inputs: np.ndarray[Any, Any],
     ) -> None:
+        self._parameters = (parameters or {}) | ({"tessera_called": True} if called else {})
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
         self._correlation_id = correlation_id
-        self._called = called
         self.flags = 0
 
     def inputs(self) -> list[Tensor]:
         return self._inputs
 
     def parameters(self) -> str:
-        return '{"tessera_called": true}' if self._called else ""
+        return json.dumps(self._parameters) if self._parameters else ""
 
     def correlation_id(self) -> int:
         return self._correlation_id

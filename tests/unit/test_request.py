@@ -101,7 +101,10 @@ BAD = {
     "lora weight text": ({"LORAS": '[{"name": "a", "weight": "1"}]'}, r"LORAS\[0\].weight is '1'"),
     "lora weight NaN": ({"LORAS": '[{"name": "a", "weight": NaN}]'}, r"LORAS\[0\].weight is nan"),
     "lora extra": ({"LORAS": '[{"name": "a", "wieght": 1}]'}, r"LORAS\[0\].wieght is 1"),
-    "lora not there": ({"LORAS": '[{"name": "a"}]'}, r"LORAS\[0\].name is 'a'.*none are installed"),
+    "lora weight huge": (
+        {"LORAS": '[{"name": "a", "weight": 1e9}]'},
+        r"LORAS\[0\].weight is 1000000000.0",
+    ),
     "control start": ({"CONTROLS": '[{"name": "a", "start": 2}]'}, r"CONTROLS\[0\].start is 2"),
     "control not there": ({"CONTROLS": '[{"name": "a"}]'}, "none are installed"),
     "control images": ({"CONTROL_IMAGES": 0}, "CONTROL_IMAGES is .*and there is none"),

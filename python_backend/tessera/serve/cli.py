@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
+from tessera.adapters.settings import AdapterSettings
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import Manifest, check_files, read_manifest
 from tessera.serve.supervisor import Supervisor
@@ -37,6 +38,14 @@ def serve(
         int, typer.Option(min=0, help="Threads per engine call; 0 is one per core.")
     ] = 0,
     engine: Annotated[str, typer.Option(help="auto, onnxruntime, tensorrt or torch.")] = "auto",
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder of LoRAs beside the bundle's own; may be given several times."),
+    ] = None,
+    adapter_memory: Annotated[
+        float,
+        typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
+    ] = AdapterSettings.memory / 1e9,
     templates: Annotated[
         Path | None, typer.Option(help="Folder of templates; by default in the user's cache.")
     ] = None,
@@ -60,25 +69,17 @@ def serve(
     """Serve a bundle with tritonserver until a signal ends it."""
     ports = Ports(http_port, grpc_port, metrics_port)
     budgets = [int(1e9 * gb) for gb in (template_disk, template_memory, template_size)]
+    loras = AdapterSettings(tuple(adapters or ()), int(1e9 * adapter_memory))
     kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *budgets)
     log_flags = [] if verbose else ["--log-info=false"]
     try:
         manifest = _checked(bundle)
         _check_ports(ports, host)
         _check_engine(engine)
-        code = _serve(
-            bundle,
-            manifest,
-            ports,
-            host,
-            {
-                "TESSERA_THREADS": str(threads),
-                "TESSERA_ENGINE": engine,
-                **kept.to_environment(),
-            },
-            start_timeout,
-            [*log_flags, *(triton_args or [])],
-        )
+        settings = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
+        settings |= {**kept.to_environment(), **loras.to_environment()}
+        flags = [*log_flags, *(triton_args or [])]
+        code = _serve(bundle, manifest, ports, host, settings, start_timeout, flags)
     except TesseraError as error:
         console.print(f"tessera-serve: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from None

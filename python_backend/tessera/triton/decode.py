@@ -60,7 +60,6 @@ class TritonPythonModel:
     def _info(self, plan: Plan, stats: dict[str, Any], decode_ms: float) -> dict[str, Any]:
         milliseconds = {
             "encode_ms": plan.encode_ms,
-            "refit_ms": 0.0,
             "decode_ms": decode_ms,
             "total_ms": 1e3 * (time.time() - plan.started),
         }
@@ -76,7 +75,7 @@ class TritonPythonModel:
             "scheduler": plan.scheduler,
             "mask_ratio": plan.mask_ratio,
             "template": plan.template or None,
-            "loras": [],
+            "loras": list(plan.loras),
             "controls": [],
             "prompt_tokens_dropped": plan.prompt_tokens_dropped,
             **{k: round(v, 3) if isinstance(v, float) else v for k, v in merged.items()},

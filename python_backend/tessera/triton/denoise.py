@@ -16,7 +16,7 @@ import torch
 
 from tessera.board import Board, Phase, board_path
 from tessera.bundle import Bundle
-from tessera.denoise import Running, start, tick
+from tessera.denoise import Running, start
 from tessera.edits import Canvas, canvas_of
 from tessera.errors import Cancelled, Unavailable
 from tessera.plan import Plan
@@ -24,6 +24,7 @@ from tessera.sampler import Sampler
 from tessera.sparse_engine import open_sparse
 from tessera.sparse_steps import computed_latents
 from tessera.triton import pb
+from tessera.triton.unet_adapters import UNetAdapters
 from tessera.unet import UNet, conditions_of
 from tessera.variants import VARIANTS
 
@@ -47,11 +48,9 @@ class TritonPythonModel:
         self._manifest = bundle.manifest
         self._variant = VARIANTS[bundle.manifest.variant]
         self._scheduler_config = bundle.scheduler_config
-        self._unet = UNet(
-            bundle.engine("unet_encoder"),
-            bundle.engine("unet_decoder"),
-            max_rows=bundle.manifest.limits.max_rows,
-        )
+        halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
+        self._unet = UNet(*halves.values(), max_rows=bundle.manifest.limits.max_rows)
+        self._adapters = UNetAdapters(bundle, halves)
         self._board = Board(board_path())
         self._sparse, self._planner = open_sparse(bundle, self._unet)
         self._gauges = _gauges() if self._sparse else {}
@@ -90,6 +89,7 @@ class TritonPythonModel:
         number = self._board.begin_tick()
         errors = {i: self._prepare(i, request) for i, request in present.items()}
         stepping = [self._running[i] for i, error in errors.items() if error is None]
+        tick = self._adapters.tick
         tick(stepping, self._unet.predict, number, sparse=self._sparse, planner=self._planner)
         for request in stepping:
             plan = request.plan
@@ -145,6 +145,7 @@ class TritonPythonModel:
             raise Unavailable(
                 f"job {plan.job_id} is not on the board; send requests to the generate model"
             )
+        self._adapters.read_ahead(plan.adapters)
         sampler = Sampler(
             plan.scheduler,
             self._scheduler_config,
@@ -196,7 +197,7 @@ class TritonPythonModel:
             [pb.tensor("LATENTS", running.latents[0].numpy()), pb.tensor("STATS", stats)]
         )
 
-    def _stats(self, running: Running, queued_tick: int) -> dict[str, float | int | str]:
+    def _stats(self, running: Running, queued_tick: int) -> dict[str, float | int | str | None]:
         elapsed = 1e3 * (time.monotonic() - running.started)
         until_start = 1e3 * (time.time() - running.plan.started) - elapsed - running.plan.encode_ms
         return {
@@ -206,6 +207,10 @@ class TritonPythonModel:
             "cache_load_ms": running.cache_ms,
             "sparse_ticks": running.sparse_steps,
             "mode": _mode(running),
+            "refit_ms": running.plan.text_refit_ms + running.refit_ms,
+            "switches": running.switches,
+            "passed_over": running.passed_over,
+            "adapted_at": running.adapted_at if running.plan.adapters else None,
             "ticks": len(running.batch_sizes),
             "mean_batch": float(np.mean(running.batch_sizes)),
             "queued_tick": queued_tick,

@@ -14,17 +14,18 @@ import torch
 
 from tessera.board import Board, Phase, board_path, sweep_boards
 from tessera.bundle import Bundle
-from tessera.edit_request import EditChoice, can_be_sparse
+from tessera.edit_request import EditChoice, can_be_sparse, dense_only
 from tessera.edits import TEMPLATE_SEED, active_latents, encode_template
 from tessera.engines.timed import TimedEngine
 from tessera.errors import Unavailable
 from tessera.plan import Plan
-from tessera.request import Request, read_request
+from tessera.request import Request, read_lora_policy, read_request
 from tessera.templates.pictures import find_picture
 from tessera.templates.settings import TemplateSettings
 from tessera.templates.store import Key, Store
 from tessera.text import Embeddings, TextEncoder, embed
 from tessera.triton import pb
+from tessera.triton.text_adapters import TextEncoderAdapters
 from tessera.variants import VARIANTS
 
 
@@ -45,6 +46,9 @@ class TritonPythonModel:
         variant = VARIANTS[bundle.manifest.variant]
         self._engines = [TimedEngine(bundle.engine(name)) for name in variant.text_encoders]
         self._vae = TimedEngine(bundle.engine("vae_encoder"))
+        self._adapters = TextEncoderAdapters(
+            bundle, dict(zip(variant.text_encoders, self._engines, strict=True))
+        )
         folders = [bundle.tokenizer(name) for name in variant.tokenizers]
         self._encoders = [TextEncoder(f, e) for f, e in zip(folders, self._engines, strict=True)]
 
@@ -57,12 +61,16 @@ class TritonPythonModel:
         wanted = read_request(
             pb.arrays(request), self._manifest, partial(find_picture, self._store.pictures)
         )
+        policy = read_lora_policy(pb.parameters(request))
         edit = wanted.edit
-        slot, ticket = self._board.open(
-            wanted.job_id, wanted.steps - (edit.first_step if edit else 0)
-        )
+        steps = wanted.steps - (edit.first_step if edit else 0)
+        adapted = self._adapters.apply(wanted.loras, policy=policy, steps=steps)
+        if edit and adapted.get("adapters"):
+            wanted = dataclasses.replace(wanted, edit=dense_only(edit))
+        slot, ticket = self._board.open(wanted.job_id, steps)
         try:
-            return self._prepare(wanted, _plan(wanted, slot, ticket, started))
+            plan = dataclasses.replace(_plan(wanted, slot, ticket, started), **adapted)
+            return self._prepare(wanted, plan)
         except Exception:
             self._board.close(slot, ticket, Phase.FAILED)
             raise

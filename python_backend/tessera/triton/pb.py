@@ -49,6 +49,12 @@ def handles(request: Request) -> dict[str, TensorHandle]:
     return {tensor.name(): tensor for tensor in request.inputs()}
 
 
+def parameters(request: Request) -> dict[str, Any]:
+    """A request's parameters, by name."""
+    content: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return content
+
+
 def text(handle: TensorHandle) -> bytes:
     """The single element of a BYTES tensor."""
     value: bytes = handle.as_numpy().reshape(-1)[0]

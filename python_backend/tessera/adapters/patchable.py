@@ -1,0 +1,50 @@
+"""A bundle's engines with the weights that updates may change, and what these are in the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tessera import modules
+from tessera.adapters.merge import Patchable
+from tessera.adapters.targets import Targets
+from tessera.bundle import Bundle
+from tessera.engines.base import Engine
+from tessera.weights import Initializers, Layout
+
+
+def patchables_of(
+    bundle: Bundle, targets: Targets, engines: Mapping[str, Engine]
+) -> list[Patchable]:
+    """Of engines by graph."""
+    made = []
+    for graph, engine in engines.items():
+        entry = bundle.manifest.graphs[graph]
+        shapes = targets.shapes[modules.network_of(graph)]
+        base = _reader(bundle.folder / entry.file, entry.layout, shapes)
+        made.append(Patchable(engine, engine.describe().refittable & shapes.keys(), base))
+    return made
+
+
+def _reader(
+    graph: Path, layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[[str], torch.Tensor]:
+    """Reads weights in the checkpoint's shapes, as they lie in the graph: a transposed one is a
+    view.
+    """
+    initializers = cache(lambda: Initializers(graph))
+
+    def read(name: str) -> torch.Tensor:
+        held = initializers()[name]
+        perm = layout.get(name, {}).get("perm")
+        if perm is not None:
+            return held.permute([int(i) for i in np.argsort(perm)])
+        return held.reshape(shapes[name])
+
+    return read

@@ -1,0 +1,72 @@
+"""LoRAs in the `denoise` model: an `AdapterSwitch` that is opened in the background, and stays out
+of the way until the first request wants one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from tessera.adapters.hints import HintListener
+from tessera.adapters.settings import AdapterSettings
+from tessera.board import board_path
+from tessera.bundle import Bundle
+from tessera.denoise import Observer, Predict, Running, Sparse, tick
+from tessera.engines.base import Engine
+from tessera.plan import AdapterUse
+from tessera.triton import pb
+
+if TYPE_CHECKING:
+    from tessera.adapters.switch import AdapterSwitch
+
+
+class UNetAdapters:
+    """Ticks of requests that may want different LoRAs.
+
+    Args:
+        bundle: the server's.
+        engines: of the UNet, by graph.
+    """
+
+    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+        def open_switch() -> AdapterSwitch:
+            from tessera.adapters.switch import AdapterSwitch  # imports diffusers' loaders: seconds
+
+            return AdapterSwitch.of_bundle(
+                bundle, engines, budget=AdapterSettings.from_environment().memory
+            )
+
+        self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
+        self._used = False
+        try:
+            self._hints = HintListener(board_path(), self.read_ahead)
+        except OSError as error:
+            pb.log(f"LoRAs are not read ahead of their requests: {error}")
+
+    def read_ahead(self, adapters: tuple[AdapterUse, ...]) -> None:
+        """Begin to read what a request wants."""
+        if adapters:
+            self._switch.result().read_ahead(adapters)
+
+    def tick(
+        self,
+        running: Sequence[Running],
+        predict: Predict,
+        number: int,
+        *,
+        sparse: Sparse | None,
+        planner: Observer | None,
+    ) -> None:
+        """See `tessera.denoise.tick`; those whose adapter set is not on turn are passed over."""
+        self._used = self._used or any(request.plan.adapters for request in running)
+        if not self._used:
+            tick(running, predict, number, sparse=sparse, planner=planner)
+            return
+        switch = self._switch.result()
+        turn = switch.choose(running)
+        began = time.perf_counter()
+        tick(turn, predict, number, sparse=sparse, planner=planner)
+        if turn:
+            switch.add_tick(1e3 * (time.perf_counter() - began))
