@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tessera import modules
+from tessera import networks
 from tessera.adapters.merge import Patchable
 from tessera.adapters.targets import Targets
 from tessera.bundle import Bundle
@@ -26,7 +26,7 @@ def patchables_of(
     made = []
     for graph, engine in engines.items():
         entry = bundle.manifest.graphs[graph]
-        shapes = targets.shapes[modules.network_of(graph)]
+        shapes = targets.shapes[networks.network_of(graph)]
         base = _reader(bundle.folder / entry.file, entry.layout, shapes)
         made.append(Patchable(engine, engine.describe().refittable & shapes.keys(), base))
     return made
