@@ -129,3 +129,21 @@ class Logger:
     @classmethod
     def log_error(cls, message: str) -> None:
         cls.lines.append(message)
+
+
+class Metric:
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+class MetricFamily:
+    GAUGE = "gauge"
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        self.name, self.description, self.kind = name, description, kind
+
+    def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802 - Triton's name
+        return Metric()
