@@ -13,9 +13,6 @@ from tessera.sparse.network import SparseUNet
 from tessera.sparse.program import Program, Site
 from tessera.sparse.tables import Mask, level_sizes, make_tables
 
-LARGEST_RATIO = 0.5
-"""Above this share of active latents the dense network is faster, so plans do not go beyond it."""
-
 _BY_BRANCH = ("timestep", "time_ids", "text_embeds", "part", "norms")
 
 
@@ -99,7 +96,6 @@ def sparse_ranges(
     for i, level in enumerate(tables.levels):
         least[f"rows_{i}"], likely[f"rows_{i}"] = 1, level.count
         limit[f"rows_{i}"] = limit[f"tokens_{i}"]
-    limit["rows_0"] = int(LARGEST_RATIO * limit["tokens_0"])
     for name in {s.table for s in program.sites if s.table}:
         source = {s.table: s.level for s in program.sites}[name]
         least[f"halo_{name}"] = 1
