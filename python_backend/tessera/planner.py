@@ -8,6 +8,7 @@ long. Knows numbers only.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,6 +79,25 @@ class Planner:
         now = milliseconds / expected
         before = known.get(place, now)
         known[place] = before + _WEIGHT * (now - before)
+
+    def to_json(self) -> str:
+        """Everything it knows."""
+        known = [
+            [path, *size, place, factor]
+            for (path, size), factors in self.factors.items()
+            for place, factor in factors.items()
+        ]
+        lines = [[line.constant, line.slope] for line in (self.dense, self.sparse)]
+        return json.dumps({"lines": lines, "factors": known})
+
+    @classmethod
+    def from_json(cls, text: str) -> Planner:
+        """Inverse of `to_json`."""
+        content = json.loads(text)
+        planner = cls(*(Line(*line) for line in content["lines"]))
+        for path, height, width, place, factor in content["factors"]:
+            planner.factors.setdefault((path, (height, width)), {})[place] = factor
+        return planner
 
 
 def measure(

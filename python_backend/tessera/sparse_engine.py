@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from tessera import networks
+from tessera.board import board_path
 from tessera.bundle import Bundle
 from tessera.edit_request import can_be_sparse
 from tessera.manifest import Manifest
@@ -55,7 +57,24 @@ def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner
         max_rows=manifest.limits.max_rows,
     )
     bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
-    return steps, _planner(bench, manifest)
+    costs = settings.folder / f"costs-{board_path().name}.json"
+    return steps, _remembered(costs, lambda: _planner(bench, manifest))
+
+
+def _remembered(costs: Path, measured: Callable[[], Planner]) -> Planner:
+    """What this server has measured before: a process that replaces a killed one has no time for
+    it. Other servers' files are removed.
+    """
+    if costs.exists():
+        return Planner.from_json(costs.read_text())
+    planner = measured()
+    for other in costs.parent.glob("costs-*.json"):
+        other.unlink(missing_ok=True)
+    costs.parent.mkdir(parents=True, exist_ok=True)
+    written = costs.with_suffix(".partial")
+    written.write_text(planner.to_json())
+    written.replace(costs)
+    return planner
 
 
 def _planner(bench: Callable[[Size], _Bench], manifest: Manifest) -> Planner:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tessera import sparse_steps
+from tessera import sparse_engine, sparse_steps
 from tessera.denoise import Running, start, tick
 from tessera.edits import TEMPLATE_SEED, Canvas, canvas_of, encode_template
 from tessera.engines.torch import TorchEngine
@@ -338,3 +338,23 @@ class TestPlanner:
         planner = measure(lambda: 100.0, lambda share: 5 + 80 * share, tokens=100)
         assert planner.cost("dense", (20, 10), 200) == pytest.approx(200)
         assert planner.cost("sparse", (10, 10), 30) == pytest.approx(29)
+
+
+def test_a_replaced_process_knows_what_the_first_has_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
+    planner = Planner(Line(0.0, 2.0), Line(3.0, 1.0))
+    planner.observe("sparse", (8, 8), 16, 50.0)
+    measured: list[int] = []
+
+    def measure_once() -> Planner:
+        measured.append(1)
+        return planner
+
+    costs = tmp_path / "costs-board.json"
+    first = sparse_engine._remembered(costs, measure_once)
+    second = sparse_engine._remembered(costs, measure_once)
+    assert len(measured) == 1
+    assert second == first == planner
+    assert second.cost("sparse", (8, 8), 16) == pytest.approx(50)
