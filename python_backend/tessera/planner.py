@@ -94,7 +94,8 @@ class Planner:
     def from_json(cls, text: str) -> Planner:
         """Inverse of `to_json`."""
         content = json.loads(text)
-        planner = cls(*(Line(*line) for line in content["lines"]))
+        dense, sparse = (Line(*line) for line in content["lines"])
+        planner = cls(dense, sparse)
         for path, height, width, place, factor in content["factors"]:
             planner.factors.setdefault((path, (height, width)), {})[place] = factor
         return planner
