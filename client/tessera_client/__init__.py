@@ -19,12 +19,14 @@ from tessera.errors import (
     Unavailable,
     UnknownJob,
 )
+from tessera_client.adapters import Adapter
 from tessera_client.aio import AsyncClient
 from tessera_client.client import Client
 from tessera_client.messages import Control, Health, Info, JobStatus, Lora, Result
 from tessera_client.templates import Recorded
 
 __all__ = [
+    "Adapter",
     "AsyncClient",
     "Cancelled",
     "Client",

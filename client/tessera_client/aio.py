@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
+from tessera_client.adapters import Adapter, adapter_inputs, read_adapters
 from tessera_client.aio_transport import AsyncTransport, connect_async
 from tessera_client.client import NEEDED_MODELS, POLL_S, RETRY_S, Outputs
 from tessera_client.edits import Mask, Picture, edit_inputs
@@ -21,6 +22,7 @@ from tessera_client.messages import (
     Result,
     generate_inputs,
     job_inputs,
+    parameters_of,
     read_result,
     read_status,
 )
@@ -31,6 +33,7 @@ from tessera_client.templates import (
     read_answer,
     register_inputs,
 )
+from tessera_client.transport import Parameters
 
 
 class AsyncClient:
@@ -78,7 +81,9 @@ class AsyncClient:
         """
         job = job_id or uuid.uuid4().hex
         inputs = generate_inputs(prompt, job, options)
-        return await self._picture("generate", inputs, job, timeout, on_progress)
+        return await self._picture(
+            "generate", inputs, job, timeout, on_progress, parameters_of(options)
+        )
 
     async def edit(
         self,
@@ -94,7 +99,9 @@ class AsyncClient:
         """See `Client.edit`; cancelling the awaiting task cancels the job on the server, too."""
         job = job_id or uuid.uuid4().hex
         inputs = edit_inputs(image, mask, prompt, job, options)
-        return await self._picture("edit", inputs, job, timeout, on_progress)
+        return await self._picture(
+            "edit", inputs, job, timeout, on_progress, parameters_of(options)
+        )
 
     async def _picture(
         self,
@@ -103,11 +110,12 @@ class AsyncClient:
         job: str,
         timeout: float | None,
         on_progress: Callable[[JobStatus], None] | None,
+        parameters: Parameters,
     ) -> Result:
         async with self._reporting(job, on_progress), self._cancelling(job):
             outputs = await self._retrying(
                 lambda: self._transport.infer(
-                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout
+                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout, parameters
                 )
             )
         return read_result(outputs)
@@ -119,6 +127,16 @@ class AsyncClient:
     async def cancel(self, job_id: str) -> JobStatus:
         """See `Client.cancel`."""
         return await self._job("cancel", job_id)
+
+    async def adapters(self) -> list[Adapter]:
+        """See `Client.adapters`."""
+        return read_adapters(
+            await self._retrying(
+                lambda: self._transport.infer(
+                    "adapters", adapter_inputs(), ("RESULT",), self._timeout
+                )
+            )
+        )
 
     async def register_template(
         self,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from tessera_client.transport import NO_PARAMETERS, Parameters
 from tessera_client.wire import CHANNEL, Array, received, split_url, to_arrays, to_input
 
 
@@ -13,7 +14,12 @@ class AsyncTransport(Protocol):
     """`Transport` for asyncio."""
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
         """See `Transport.infer`."""
         ...
@@ -41,7 +47,12 @@ class AsyncHttpTransport:
         self._opened: Any = None
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.http.aio as triton
@@ -51,6 +62,7 @@ class AsyncHttpTransport:
                 model,
                 [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                parameters=dict(parameters),
             )
             answer = await asyncio.wait_for(call, timeout)
         except Exception as error:
@@ -89,7 +101,12 @@ class AsyncGrpcTransport:
         self._opened: Any = None
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.grpc.aio as triton
@@ -99,6 +116,7 @@ class AsyncGrpcTransport:
                 model,
                 [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                parameters=dict(parameters),
                 client_timeout=timeout,
             )
         except Exception as error:

@@ -13,7 +13,8 @@ import typer
 from rich.table import Table
 
 from tessera.errors import TesseraError
-from tessera_client import cli_edit, cli_templates
+from tessera_client import cli_adapters, cli_edit, cli_templates
+from tessera_client.cli_adapters import LoraPolicy, Loras, read_loras
 from tessera_client.client import Client
 from tessera_client.messages import GenerateOptions
 from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, fail, output, save, with_progress
@@ -21,6 +22,7 @@ from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, fail, output, s
 app = typer.Typer(help="Talk to a Tessera server.", no_args_is_help=True, add_completion=False)
 app.command()(cli_edit.edit)
 app.add_typer(cli_templates.app, name="templates")
+app.add_typer(cli_adapters.app, name="adapters")
 
 
 @app.command()
@@ -40,6 +42,8 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")] = None,
+    lora: Loras = None,
+    lora_policy: LoraPolicy = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many pictures.")] = 1,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
@@ -54,8 +58,10 @@ def generate(
         width=width,
         height=height,
         scheduler=scheduler,
+        lora_policy=lora_policy,
     )
     try:
+        options["loras"] = read_loras(lora)
         with Client(url, timeout=timeout) as client:
             for number in range(n):
                 path = out if n == 1 else out.with_stem(f"{out.stem}-{number + 1}")
@@ -63,7 +69,7 @@ def generate(
                 if seed is not None:
                     turn["seed"] = seed + number
                 _generate_one(client, prompt, path, turn, as_json)
-    except (TesseraError, KeyboardInterrupt) as error:
+    except (TesseraError, ValueError, KeyboardInterrupt) as error:
         fail(error)
 
 

@@ -9,6 +9,7 @@ import typer
 from PIL import Image
 
 from tessera.errors import TesseraError
+from tessera_client.cli_adapters import LoraPolicy, Loras, read_loras
 from tessera_client.client import Client
 from tessera_client.edits import Mask, Rectangle, mask_of
 from tessera_client.messages import EditOptions
@@ -41,6 +42,8 @@ def edit(
     steps: Annotated[int | None, typer.Option(help="Denoising steps at full strength.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")] = None,
+    lora: Loras = None,
+    lora_policy: LoraPolicy = None,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
@@ -56,8 +59,10 @@ def edit(
         steps=steps,
         guidance=guidance,
         scheduler=scheduler,
+        lora_policy=lora_policy,
     )
     try:
+        options["loras"] = read_loras(lora)
         picture = _read(image)
         where = mask_of(_mask(mask, rect), picture)
         with Client(url, timeout=timeout) as client:
@@ -69,11 +74,15 @@ def edit(
             )
         save(result, out, as_json)
         if sheet:
-            sheet.parent.mkdir(parents=True, exist_ok=True)
-            before_and_after(picture, where, result.image, prompt).save(sheet)
-            console.print(f"{sheet}  before and after", soft_wrap=True)
+            _save_sheet(before_and_after(picture, where, result.image, prompt), sheet)
     except (TesseraError, TypeError, ValueError, OSError, KeyboardInterrupt) as error:
         fail(error)
+
+
+def _save_sheet(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    console.print(f"{path}  before and after", soft_wrap=True)
 
 
 def _mask(file: Path | None, rect: str | None) -> Mask:

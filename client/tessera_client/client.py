@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
+from tessera_client.adapters import Adapter, adapter_inputs, read_adapters
 from tessera_client.edits import Mask, Picture, edit_inputs
 from tessera_client.messages import (
     Array,
@@ -21,6 +22,7 @@ from tessera_client.messages import (
     Result,
     generate_inputs,
     job_inputs,
+    parameters_of,
     read_result,
     read_status,
 )
@@ -31,9 +33,19 @@ from tessera_client.templates import (
     read_answer,
     register_inputs,
 )
-from tessera_client.transport import Transport, connect
+from tessera_client.transport import Parameters, Transport, connect
 
-NEEDED_MODELS = ("generate", "edit", "encode", "render", "denoise", "decode", "jobs", "templates")
+NEEDED_MODELS = (
+    "generate",
+    "edit",
+    "encode",
+    "render",
+    "denoise",
+    "decode",
+    "jobs",
+    "templates",
+    "adapters",
+)
 POLL_S = 0.1
 RETRY_S = 0.5
 Outputs = dict[str, Array]
@@ -105,7 +117,7 @@ class Client:
         """
         job = job_id or uuid.uuid4().hex
         inputs = generate_inputs(prompt, job, options)
-        return self._picture("generate", inputs, job, timeout, on_progress)
+        return self._picture("generate", inputs, job, timeout, on_progress, parameters_of(options))
 
     def edit(
         self,
@@ -136,7 +148,7 @@ class Client:
         """
         job = job_id or uuid.uuid4().hex
         inputs = edit_inputs(image, mask, prompt, job, options)
-        return self._picture("edit", inputs, job, timeout, on_progress)
+        return self._picture("edit", inputs, job, timeout, on_progress, parameters_of(options))
 
     def _picture(
         self,
@@ -145,11 +157,12 @@ class Client:
         job: str,
         timeout: float | None,
         on_progress: Callable[[JobStatus], None] | None,
+        parameters: Parameters,
     ) -> Result:
         with self._reporting(job, on_progress), self._cancelling(job):
             outputs = self._retrying(
                 lambda: self._transport.infer(
-                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout
+                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout, parameters
                 )
             )
         return read_result(outputs)
@@ -169,6 +182,16 @@ class Client:
             UnknownJob: there is none of that id.
         """
         return self._job("cancel", job_id)
+
+    def adapters(self) -> list[Adapter]:
+        """The LoRAs that requests may name, and those that cannot be used with the reason."""
+        return read_adapters(
+            self._retrying(
+                lambda: self._transport.infer(
+                    "adapters", adapter_inputs(), ("RESULT",), self._timeout
+                )
+            )
+        )
 
     def register_template(
         self,

@@ -43,7 +43,8 @@ class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate`; what is left out (or `None`) is the server's default.
 
     `seed` means what diffusers means by `torch.Generator("cpu").manual_seed(seed)`; sizes are in
-    pixels; `control_images` are RGB arrays (h, w, 3) or pictures, one per element of `controls`.
+    pixels; `control_images` are RGB arrays (h, w, 3) or pictures, one per element of `controls`;
+    `lora_policy` is exact, or bounded: the first steps may do without LoRAs that are not at hand.
     """
 
     negative_prompt: str | None
@@ -54,6 +55,7 @@ class GenerateOptions(TypedDict, total=False):
     height: int | None
     scheduler: str | None
     loras: Sequence[Lora]
+    lora_policy: str | None
     controls: Sequence[Control]
     control_images: Sequence[Array | Image.Image]
 
@@ -168,6 +170,12 @@ def inputs_of(
     return {
         spec.name: encode(spec, given[spec.name]) for spec in model.inputs if spec.name in given
     }
+
+
+def parameters_of(options: GenerateOptions) -> dict[str, str]:
+    """The request parameters that options stand for: what is no input of a model."""
+    policy = options.get("lora_policy")
+    return {} if policy is None else {"lora_policy": policy}
 
 
 def job_inputs(action: str, job_id: str) -> dict[str, Array]:

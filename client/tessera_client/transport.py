@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from tessera_client.wire import CHANNEL, Array, received, split_url, to_arrays, to_input
+
+Parameters = Mapping[str, str]
+NO_PARAMETERS: Parameters = MappingProxyType({})
 
 
 class Transport(Protocol):
     """A connection to one server; usable from several threads."""
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
-        """Run a model; `timeout` in seconds.
+        """Run a model with request parameters; `timeout` in seconds.
 
         Raises:
             TesseraError: the server's answer, or why there is none.
@@ -53,7 +62,12 @@ class HttpTransport:
         self._all: list[Any] = []
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.http as triton
@@ -63,6 +77,7 @@ class HttpTransport:
                 model,
                 [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                parameters=dict(parameters),
             )
         except Exception as error:
             raise received(error, self._address, timeout) from None
@@ -104,7 +119,12 @@ class GrpcTransport:
         self._client = triton.InferenceServerClient(address, channel_args=CHANNEL)
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.grpc as triton
@@ -114,6 +134,7 @@ class GrpcTransport:
                 model,
                 [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
                 outputs=[triton.InferRequestedOutput(name) for name in outputs],
+                parameters=dict(parameters),
                 client_timeout=timeout,
             )
         except Exception as error:

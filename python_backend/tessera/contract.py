@@ -85,7 +85,17 @@ TEMPLATES = ModelSpec(
     ),
     outputs=(TensorSpec("RESULT", "BYTES", (1,)),),
 )
-MODELS = {"generate": GENERATE, "edit": EDIT, "jobs": JOBS, "templates": TEMPLATES}
+ADAPTERS = ModelSpec(
+    inputs=(TensorSpec("ACTION", "BYTES", (1,)),),
+    outputs=(TensorSpec("RESULT", "BYTES", (1,)),),
+)
+MODELS = {
+    "generate": GENERATE,
+    "edit": EDIT,
+    "jobs": JOBS,
+    "templates": TEMPLATES,
+    "adapters": ADAPTERS,
+}
 
 SCHEDULERS = {
     "euler": SchedulerSpec("EulerDiscreteScheduler"),
@@ -129,6 +139,7 @@ MAX_JOB_ID = 64
 """Bytes in JOB_ID."""
 
 JOB_ACTIONS = ("status", "cancel")
+ADAPTER_ACTIONS = ("list",)
 TEMPLATE_ACTIONS = ("register", "list", "evict")
 
 SPARSE_GRAPHS = ("unet_sparse", "unet_text")

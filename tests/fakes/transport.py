@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tessera_client.transport import NO_PARAMETERS, Parameters
 from tessera_client.wire import Array
 
 INFO = {
@@ -53,6 +54,28 @@ TEMPLATES = {
     "disk": {"bytes": 5_000_000, "budget": 10_000_000},
     "memory": {"bytes": 1_000_000, "budget": 2_000_000, "hit_rate": 0.25},
 }
+ADAPTERS = [
+    {
+        "name": "ink",
+        "bytes": 1_500_000,
+        "digest": "0123456789abcdef",
+        "layout": "kohya",
+        "ranks": [4, 8],
+        "targets": {"unet": 20, "text_encoder": 6},
+        "family": "Stable Diffusion 1.x",
+        "problem": None,
+    },
+    {
+        "name": "torn",
+        "bytes": 7,
+        "digest": None,
+        "layout": None,
+        "ranks": None,
+        "targets": {},
+        "family": None,
+        "problem": "is damaged or ends early",
+    },
+]
 STATUS = {
     "job_id": "j",
     "phase": "denoising",
@@ -69,17 +92,26 @@ class FakeTransport:
     def __init__(self, *failures: BaseException, during: Callable[[], None] | None = None) -> None:
         self.failures = list(failures)
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.parameters: list[dict[str, str]] = []
         self.closed = False
         self._during = during
         self._lock = threading.Lock()
 
     def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
         with self._lock:
             self.calls.append((model, dict(inputs)))
+            self.parameters.append(dict(parameters))
         if model == "jobs":
             return {"RESULT": np.array([[json.dumps(STATUS).encode()]], object)}
+        if model == "adapters":
+            return {"RESULT": np.array([[json.dumps({"adapters": ADAPTERS}).encode()]], object)}
         if model == "templates":
             answer = RECORDED if b"register" in inputs["ACTION"] else TEMPLATES
             return {"RESULT": np.array([[json.dumps(answer).encode()]], object)}
@@ -112,9 +144,14 @@ class AsyncFakeTransport:
         self.inner = FakeTransport(*failures)
 
     async def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], timeout: float
+        self,
+        model: str,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        timeout: float,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> dict[str, Array]:
-        return self.inner.infer(model, inputs, outputs, timeout)
+        return self.inner.infer(model, inputs, outputs, timeout, parameters)
 
     async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         return self.inner.ready(model)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
+from tessera.bundle import Bundle
 from tests.conftest import Small
 from tests.fakes import lora
 from tests.fakes import triton_python_backend_utils as pb_utils
@@ -252,6 +253,27 @@ def test_files_come_change_and_go(own: tuple[Models, Path], folders: Callable[[s
     (folder / "new.safetensors").unlink()
     with pytest.raises(Refused, match="no LoRA is installed"):
         models.generate(**wanted)
+
+
+def test_an_overview_of_the_library(
+    own: tuple[Models, Path], folders: Callable[[str], Path]
+) -> None:
+    from tessera.adapters.overview import Overview
+
+    _, folder = own
+    shutil.copytree(folders("sd15") / "adapters", folder)
+    shutil.copy(folders("sdxl") / "adapters" / "b.safetensors", folder / "other.safetensors")
+    (folder / "torn.safetensors").write_bytes(b"")
+    rows = {row["name"]: row for row in Overview(Bundle(folder.parent)).rows()}
+    assert list(rows) == ["a", "b", "c", "other", "torn"]
+    assert rows["torn"]["problem"] == "is no safetensors file"
+    assert rows["other"]["problem"].startswith(("has shape", "changes"))
+    for name, (layout, rank, _) in FILES.items():
+        row = rows[name]
+        assert (row["problem"], row["layout"], row["ranks"]) == (None, layout, [rank, rank])
+        assert row["bytes"] == (folder / f"{name}.safetensors").stat().st_size
+        assert set(row["targets"]) == {"unet", "text_encoder"}
+        assert row["family"] == "Stable Diffusion 1.x"
 
 
 def test_a_lora_of_another_family(own: tuple[Models, Path], folders: Callable[[str], Path]) -> None:

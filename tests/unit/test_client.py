@@ -167,6 +167,29 @@ def test_the_async_client_knows_templates() -> None:
     asyncio.run(session())
 
 
+def test_the_adapters_of_a_server() -> None:
+    with Client(transport=FakeTransport()) as opened:
+        ink, torn = opened.adapters()
+    assert (ink.name, ink.ranks, ink.targets["unet"], ink.problem) == ("ink", (4, 8), 20, None)
+    assert (torn.ranks, torn.problem) == (None, "is damaged or ends early")
+
+    async def session() -> None:
+        async with AsyncClient(transport=AsyncFakeTransport()) as opened:
+            assert await opened.adapters() == [ink, torn]
+
+    asyncio.run(session())
+
+
+def test_the_policy_of_loras_is_a_request_parameter() -> None:
+    transport = FakeTransport()
+    with Client(transport=transport) as opened:
+        opened.generate("a", loras=[Lora("ink", 0.5)], lora_policy="bounded")
+        opened.generate("a")
+    (first, second) = transport.parameters
+    assert (first, second) == ({"lora_policy": "bounded"}, {})
+    assert json.loads(transport.sent("generate")[0]["LORAS"]) == [{"name": "ink", "weight": 0.5}]
+
+
 def test_retries_what_had_no_effect() -> None:
     transport = FakeTransport(Unavailable("busy"), Unavailable("busy"))
     Client(transport=transport, retries=2).generate("a", job_id="j")
@@ -437,6 +460,38 @@ class TestCommand:
         result = run.invoke(cli.app, ["templates", "evict", "abc", "--json"])
         assert json.loads(result.stdout) == {"template": "abc", "bytes": 7}
         assert len(transport.sent("templates")) == 3
+
+    def test_adapters(self, transport: FakeTransport) -> None:
+        result = run.invoke(cli.app, ["adapters", "list"], env={"COLUMNS": "160"})
+        assert "unet 20, text_encoder 6" in result.output
+        assert "nothing: it is damaged or ends early" in result.output
+        result = run.invoke(cli.app, ["adapters", "list", "--json"])
+        assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["ink", "torn"]
+
+    @pytest.mark.parametrize(
+        ("text", "sent"),
+        [
+            ("ink", {"name": "ink", "weight": 1.0}),
+            ("ink:-0.5", {"name": "ink", "weight": -0.5}),
+            ("ink:2:0", {"name": "ink", "weight": 2.0, "text_weight": 0.0}),
+        ],
+        ids=["name", "weight", "text weight"],
+    )
+    def test_loras(
+        self, transport: FakeTransport, tmp_path: Path, text: str, sent: dict[str, Any]
+    ) -> None:
+        out = ["-o", str(tmp_path / "o.png")]
+        result = run.invoke(cli.app, ["generate", "a", *out, "--lora", text, "--lora", "wash"])
+        assert result.exit_code == 0, result.output
+        loras = json.loads(transport.sent("generate")[0]["LORAS"])
+        assert loras == [sent, {"name": "wash", "weight": 1.0}]
+
+    @pytest.mark.parametrize("text", ["", ":1", "ink:much", "ink:nan", "ink:1:1:1"])
+    def test_loras_that_are_none(self, transport: FakeTransport, text: str) -> None:
+        result = run.invoke(cli.app, ["generate", "a", "--lora", text], env={"COLUMNS": "160"})
+        assert result.exit_code == 2
+        assert "accepted: NAME[:WEIGHT[:TEXT_WEIGHT]]" in result.output
+        assert not transport.calls
 
     def test_jobs(self, transport: FakeTransport) -> None:
         result = run.invoke(cli.app, ["jobs", "j"])

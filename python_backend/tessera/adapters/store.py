@@ -83,6 +83,11 @@ class Store:
             held = self._held.get(current.digest) if current else None
             return held or self._read(entry, field)
 
+    def refusal(self, name: str) -> str:
+        """Why a file could not be used when it was last loaded; empty if it could."""
+        verdict = self._verdicts.get(name)
+        return verdict.refused if verdict else ""
+
     def load_digest(self, name: str, digest: str) -> Adapter:
         """A LoRA as it was when a request named it.
 

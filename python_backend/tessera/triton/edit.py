@@ -24,7 +24,8 @@ class TritonPythonModel:
 
     def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.handles(request)
-        encoded = pb.call("encode", list(inputs.values()), [*_ENCODED, "PIXELS"])
+        policy = {k: v for k, v in pb.parameters(request).items() if k == "lora_policy"}
+        encoded = pb.call("encode", list(inputs.values()), [*_ENCODED, "PIXELS"], policy)
         rendered = pb.call("render", [encoded[name] for name in _ENCODED], ["LATENTS", "STATS"])
         parts = [encoded["PLAN"], *rendered.values(), encoded["PIXELS"], inputs["MASK"]]
         return list(pb.call("decode", parts, ["IMAGE", "INFO"]).values())

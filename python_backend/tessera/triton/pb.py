@@ -10,7 +10,8 @@ import json
 import re
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -110,9 +111,12 @@ def answer_each(
 
 
 def call(
-    model: str, inputs: Sequence[TensorHandle], outputs: Sequence[str]
+    model: str,
+    inputs: Sequence[TensorHandle],
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, TensorHandle]:
-    """Run another model of this server on the inputs.
+    """Run another model of this server on the inputs, with those request parameters.
 
     Raises:
         TesseraError: of the same status and with the same sentence as that model's error.
@@ -122,7 +126,7 @@ def call(
         model_name=model,
         inputs=list(inputs),
         requested_output_names=list(outputs),
-        parameters={_CALLED: True},
+        parameters={**parameters, _CALLED: True},
     )
     response = request.exec()
     if response.has_error():

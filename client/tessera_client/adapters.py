@@ -1,0 +1,47 @@
+"""What the `adapters` model is asked and answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tessera.contract import ADAPTERS
+from tessera_client.messages import Array, encode
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA file of the server.
+
+    Attributes:
+        name: as `loras` names it.
+        bytes: of the file.
+        digest: of its content.
+        layout: kohya, diffusers or peft.
+        ranks: smallest and largest.
+        targets: how many weights it changes, by network.
+        family: of the checkpoints that it is for, as far as it fits the server's bundle.
+        problem: why it cannot be used; `None` if it can, and else nothing but name and bytes is
+            known.
+    """
+
+    name: str
+    bytes: int
+    digest: str | None = None
+    layout: str | None = None
+    ranks: tuple[int, int] | None = None
+    targets: dict[str, int] = field(default_factory=dict)
+    family: str | None = None
+    problem: str | None = None
+
+
+def adapter_inputs() -> dict[str, Array]:
+    """The inputs of `adapters` that list what there is."""
+    return {spec.name: encode(spec, "list") for spec in ADAPTERS.inputs}
+
+
+def read_adapters(outputs: Mapping[str, Array]) -> list[Adapter]:
+    """What `adapters` answers."""
+    rows = json.loads(outputs["RESULT"].reshape(-1)[0])["adapters"]
+    return [Adapter(**row | {"ranks": row["ranks"] and tuple(row["ranks"])}) for row in rows]

@@ -1,0 +1,95 @@
+"""`tessera adapters`, and the option that names LoRAs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tessera.errors import TesseraError
+from tessera_client.client import Client
+from tessera_client.messages import Lora
+from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, fail, output
+
+app = typer.Typer(help="The LoRAs that pictures may be made with.", no_args_is_help=True)
+
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="NAME[:WEIGHT[:TEXT_WEIGHT]]",
+        help="A LoRA, its weight (1), and its weight in the text encoders (the same); "
+        "may be given several times.",
+    ),
+]
+LoraPolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--lora-policy", help="exact, or bounded: may begin without LoRAs that are not at hand."
+    ),
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `list` a command of its own."""
+
+
+@app.command("list")
+def list_all(url: Url = LOCAL, timeout: Timeout = 300.0, as_json: AsJson = False) -> None:
+    """Every LoRA of the server, and why one cannot be used."""
+    try:
+        with Client(url, timeout=timeout) as client:
+            found = client.adapters()
+    except TesseraError as error:
+        fail(error)
+    if as_json:
+        for adapter in found:
+            typer.echo(json.dumps(dataclasses.asdict(adapter)))
+        return
+    table = Table("name", "rank", "targets", "MB", "digest", "layout", "for", box=None)
+    for adapter in found:
+        low, high = adapter.ranks or (0, 0)
+        table.add_row(
+            adapter.name,
+            (str(low) if low == high else f"{low}-{high}") if adapter.ranks else "",
+            ", ".join(f"{part} {count}" for part, count in adapter.targets.items()),
+            f"{adapter.bytes / 1e6:.1f}",
+            adapter.digest or "",
+            adapter.layout or "",
+            f"nothing: it {adapter.problem}" if adapter.problem else adapter.family,
+        )
+    output.print(table)
+
+
+def read_loras(texts: Sequence[str] | None) -> list[Lora]:
+    """What `--lora` stands for.
+
+    Raises:
+        ValueError: one is not of the form NAME[:WEIGHT[:TEXT_WEIGHT]].
+    """
+    return [_read(text) for text in texts or ()]
+
+
+def _read(text: str) -> Lora:
+    name, *parts = text.split(":")
+    weights = [_number(part) for part in parts]
+    if not name or len(weights) > 2 or None in weights:
+        raise ValueError(
+            f"--lora is {text!r}; accepted: NAME[:WEIGHT[:TEXT_WEIGHT]], the weights numbers"
+        )
+    weight = 1.0 if not weights or weights[0] is None else weights[0]
+    return Lora(name, weight, weights[1] if len(weights) == 2 else None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,44 @@
+"""What there is in a library, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tessera.adapters.library import Entry, Library
+from tessera.adapters.store import Store
+from tessera.adapters.targets import targets_of
+from tessera.bundle import Bundle
+from tessera.errors import InvalidInput
+
+
+class Overview:
+    """The LoRAs of a bundle, each file read once as long as it stays the same."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        targets = targets_of(bundle)
+        self._family = targets.family
+        self._store = Store(Library.of_bundle(bundle.folder), targets, parts=(), budget=0)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each file, by name: `name`, `bytes`, `family`, `problem`, and of those that can
+        be used (`problem` is `None`) `digest`, `layout`, `ranks` and the number of `targets` by
+        network.
+        """
+        return [self._row(entry) for entry in self._store.library.entries().values()]
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        row = {"name": entry.name, "bytes": entry.size}
+        nothing: dict[str, Any] = {"digest": None, "layout": None, "ranks": None, "targets": {}}
+        try:
+            adapter = self._store.load(entry.name)
+        except InvalidInput as error:
+            problem = self._store.refusal(entry.name) or str(error)
+            return row | nothing | {"family": None, "problem": problem}
+        return row | {
+            "digest": adapter.digest,
+            "layout": adapter.layout,
+            "ranks": list(adapter.ranks),
+            "targets": adapter.targets,
+            "family": self._family,
+            "problem": None,
+        }

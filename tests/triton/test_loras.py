@@ -1,0 +1,138 @@
+"""LoRAs on a real server: files that come while it runs, several at once, in company; against
+diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bench.server import DEMO_CHECKPOINT
+from tessera.errors import InvalidInput
+from tessera_client import Client, Lora, Result
+from tests.fakes import lora
+
+PROMPT = "a large red circle at the left on a blue background"
+OPTIONS: dict[str, Any] = {"steps": 6, "guidance": 4.0, "scheduler": "euler"}
+FILES = {"test-a": ("kohya", 4), "test-b": ("peft", 8), "test-c": ("diffusers", 2)}
+
+
+def pipeline() -> StableDiffusionPipeline:
+    pipe = StableDiffusionPipeline.from_pretrained(DEMO_CHECKPOINT)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def files(bundle: Path, server: object) -> Iterator[Path]:
+    """LoRAs of random numbers, put beside the running server's bundle."""
+    pipe, folder = pipeline(), bundle / "adapters"
+    for seed, (name, (layout, rank)) in enumerate(FILES.items()):
+        pairs = lora.random_pairs(pipe, rank=rank, seed=seed, size=0.7)
+        lora.save(folder / f"{name}.safetensors", lora.LAYOUTS[layout](pairs))
+    yield folder
+    for name in FILES:
+        (folder / f"{name}.safetensors").unlink()
+
+
+def draw(client: Client, *loras: Lora, seed: int = 5) -> Result:
+    return client.generate(PROMPT, seed=seed, loras=loras, **OPTIONS)
+
+
+def apart(one: Any, other: Any) -> int:
+    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        [Lora("test-a", 1.0)],
+        [Lora("test-a", 0.6, 0.2), Lora("test-b", -0.8), Lora("test-c", 1.3, 0.0)],
+    ],
+    ids=["one", "three"],
+)
+def test_pictures_equal_diffusers(http_client: Client, files: Path, chosen: list[Lora]) -> None:
+    pipe = pipeline()
+    for one in chosen:
+        path = files / f"{one.name}.safetensors"
+        pipe.load_lora_weights(str(path), adapter_name=one.name)
+    weights = [
+        {"unet": c.weight, "text_encoder": c.weight if c.text_weight is None else c.text_weight}
+        for c in chosen
+    ]
+    pipe.set_adapters([c.name for c in chosen], adapter_weights=weights)
+    expected = pipe(
+        PROMPT,
+        num_inference_steps=OPTIONS["steps"],
+        guidance_scale=OPTIONS["guidance"],
+        generator=torch.Generator("cpu").manual_seed(5),
+    ).images[0]
+    served = draw(http_client, *chosen).image
+    assert apart(served, draw(http_client).image) > 20, "no effect would prove nothing"
+    assert apart(served, expected) <= 2
+
+
+def test_a_b_a(client: Client, files: Path) -> None:
+    base, first = draw(client), draw(client, Lora("test-a"))
+    draw(client, Lora("test-b", 0.5), Lora("test-c"))
+    again, last = draw(client, Lora("test-a")), draw(client)
+    assert first.image.tobytes() == again.image.tobytes()
+    assert base.image.tobytes() == last.image.tobytes()
+    assert again.info.refit_ms > 0
+    assert again.info.loras[0]["name"] == "test-a"
+
+
+def test_eight_at_once_with_five_sets_equal_their_solo_runs(
+    http_client: Client, files: Path
+) -> None:
+    a, b, c = (Lora(name) for name in FILES)
+    sets: list[tuple[Lora, ...]] = [(), (a,), (b,), (), (Lora("test-a", 0.5),), (a,), (b, c), ()]
+    alone = [draw(http_client, *s, seed=i).image for i, s in enumerate(sets)]
+    with ThreadPoolExecutor(len(sets)) as pool:
+        together = list(pool.map(lambda i: draw(http_client, *sets[i], seed=i), range(len(sets))))
+    for one, other in zip(alone, together, strict=True):
+        assert apart(one, other.image) <= 1
+
+
+def test_the_list_of_loras(client: Client, files: Path) -> None:
+    found = {adapter.name: adapter for adapter in client.adapters()}
+    for name, (layout, rank) in FILES.items():
+        assert (found[name].problem, found[name].layout) == (None, layout)
+        assert found[name].ranks == (rank, rank)
+
+
+def test_the_policy_passes_through_the_ensemble(client: Client, files: Path) -> None:
+    picture = client.generate(PROMPT, loras=[Lora("test-a")], lora_policy="bounded", **OPTIONS)
+    assert picture.info.raw["adapted_at"] is not None
+    with pytest.raises(InvalidInput, match="lora_policy is 'lazy'; accepted: exact, bounded"):
+        client.generate(PROMPT, loras=[Lora("test-a")], lora_policy="lazy", **OPTIONS)
+
+
+def test_an_edit_with_loras_is_dense(client: Client, files: Path) -> None:
+    image, where = np.full((128, 128, 3), 90, np.uint8), (32, 32, 40, 40)
+    edited = client.edit(image, where, PROMPT, loras=[Lora("test-a")], seed=1, **OPTIONS)
+    plain = client.edit(image, where, PROMPT, mode="dense", seed=1, **OPTIONS)
+    assert edited.info.mode == "dense"
+    assert edited.image.tobytes() != plain.image.tobytes()
+    with pytest.raises(InvalidInput, match="MODE is 'sparse'"):
+        client.edit(image, where, PROMPT, mode="sparse", loras=[Lora("test-a")], **OPTIONS)
+
+
+def test_unknown_names_and_broken_files(client: Client, files: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"'test-d'.*close: test-a, test-b, test-c"):
+        draw(client, Lora("test-d"))
+    broken = files / "test-broken.safetensors"
+    broken.write_bytes((files / "test-a.safetensors").read_bytes()[:-100])
+    try:
+        with pytest.raises(InvalidInput, match="the file of this one is damaged or ends early"):
+            draw(client, Lora("test-broken"))
+    finally:
+        broken.unlink()
