@@ -101,6 +101,7 @@ def models_of(bundle: Path, board: Path) -> Iterator[Models]:
         patch.setenv("TESSERA_BUNDLE", str(bundle))
         patch.setenv("TESSERA_BOARD", str(board))
         patch.setenv("TESSERA_ENGINE", "onnxruntime")
+        patch.setenv("TESSERA_TEMPLATES", str(board.parent / "templates"))
         for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
             patch.delitem(sys.modules, name)
         loaded = {}
