@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -22,9 +23,8 @@ from tessera.adapters.store import Adapter
 from tessera.engines.base import Engine
 from tessera.plan import AdapterUse
 
-CHUNK_BYTES = 2**32
-"""Weights go into an engine by this much at a time, since an engine may have to be opened again for
-each time."""
+CHUNK_BYTES = 2**24
+"""Weights go into an engine by about this much at a time."""
 
 AdapterSet: TypeAlias = tuple[AdapterUse, ...]
 """What is merged; the empty set is the base."""
@@ -74,7 +74,7 @@ class Patcher:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._base: dict[tuple[int, str], torch.Tensor] = {}
         self._merged: ByteLru[AdapterSet, list[Weights]] = ByteLru(budget)
-        self._budget = budget
+        self._budget, self._scratch = budget, _Scratch()
         self.active: AdapterSet | None = BASE
         self.switches = 0
         self.refit_ms = 0.0
@@ -99,38 +99,45 @@ class Patcher:
         with _threads(self._threads), torch.inference_mode():
             self.active = None
             if kept is None and self._worth_keeping(terms):
-                kept = [dict(self._merge(i, terms)) for i in range(len(self._patchables))]
+                kept = [self._merge_all(i, terms) for i in range(len(self._patchables))]
                 size = sum(w.nbytes for weights in kept for w in weights.values())
                 self._merged.put(wanted, kept, size)
             for index, patchable in enumerate(self._patchables):
-                merged = kept[index].items() if kept is not None else self._merge(index, terms)
-                self._refit(index, patchable, merged)
+                names = terms.keys() & patchable.names if kept is None else kept[index].keys()
+                merged = (
+                    partial(self._merged_weight, index, terms)
+                    if kept is None
+                    else kept[index].__getitem__
+                )
+                self._refit(index, set(names), merged)
             self.active = wanted
         elapsed = 1e3 * (time.perf_counter() - began)
         self.switches += 1
         self.refit_ms += elapsed
         return elapsed
 
-    def _refit(
-        self, index: int, patchable: Patchable, merged: Iterable[tuple[str, torch.Tensor]]
-    ) -> None:
-        before, touched = set(patchable.dirty), set[str]()
+    def _refit(self, index: int, touched: set[str], merged: Callable[[str], torch.Tensor]) -> None:
+        """Put merged weights in, and base weights where the last set's still are."""
+        patchable = self._patchables[index]
 
         def weights() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, weight in merged:
-                touched.add(name)
-                yield name, weight
-            for name in sorted(before - touched):
-                yield name, self._base_of(index, name)
+            names = touched | patchable.dirty
+            for name in sorted(names, key=lambda n: (_many_points(self._base_of(index, n)), n)):
+                yield name, merged(name) if name in touched else self._base_of(index, name)
 
         for chunk in _chunks(weights()):
             patchable.dirty |= chunk.keys()
             patchable.engine.refit(chunk)
+            self._scratch.reuse()
         patchable.dirty = touched
 
-    def _merge(self, index: int, terms: Terms) -> Iterator[tuple[str, torch.Tensor]]:
-        for name in sorted(terms.keys() & self._patchables[index].names):
-            yield name, merge(self._base_of(index, name), terms[name])
+    def _merged_weight(self, index: int, terms: Terms, name: str) -> torch.Tensor:
+        base = self._base_of(index, name)
+        return merge(base, terms[name], self._scratch.like(base))
+
+    def _merge_all(self, index: int, terms: Terms) -> Weights:
+        names = terms.keys() & self._patchables[index].names
+        return {n: merge(self._base_of(index, n), terms[n]) for n in names}
 
     def _base_of(self, index: int, name: str) -> torch.Tensor:
         if (index, name) not in self._base:
@@ -146,17 +153,58 @@ class Patcher:
         return bool(terms) and sum(sizes) <= self._budget
 
 
-def merge(base: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
+def merge(
+    base: torch.Tensor, terms: Sequence[Term], out: torch.Tensor | None = None
+) -> torch.Tensor:
     """`base + sum(weight * scale * up @ down)`, each product of its own LoRA only, in float32.
 
     The result lies in memory as `base` does, row by row or column by column, so that an engine
-    that keeps a weight transposed need not turn it round.
+    that keeps a weight transposed need not turn it round. `out` is a tensor like `base` to put it
+    in.
     """
     up = torch.cat([u.up.float().flatten(1) * (weight * u.scale) for u, weight in terms], 1)
     down = torch.cat([u.down.float().flatten(1) for u, _ in terms])
-    if base.ndim == 2 and base.T.is_contiguous():
-        return torch.addmm(base.T, down.T, up.T).T
-    return torch.addmm(base.reshape(len(up), -1), up, down).view(base.shape)
+    out = torch.empty_like(base) if out is None else out
+    if _is_transposed(base):
+        torch.addmm(base.T, down.T, up.T, out=out.T)
+    else:
+        torch.addmm(base.reshape(len(up), -1), up, down, out=out.view(len(up), -1))
+    return out
+
+
+class _Scratch:
+    """Buffers for merged weights that an engine copies at once: fresh memory would cost more than
+    the merging.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[torch.Tensor] = []
+        self._used = 0
+
+    def like(self, weight: torch.Tensor) -> torch.Tensor:
+        """A tensor of the weight's shape and strides, until `reuse`."""
+        if self._used == len(self._buffers):
+            self._buffers.append(torch.empty(0))
+        if self._buffers[self._used].numel() < weight.numel():
+            self._buffers[self._used] = torch.empty(weight.numel())
+        buffer = self._buffers[self._used][: weight.numel()]
+        self._used += 1
+        return (
+            buffer.view(weight.T.shape).T if _is_transposed(weight) else buffer.view(weight.shape)
+        )
+
+    def reuse(self) -> None:
+        """What was given out may be overwritten."""
+        self._used = 0
+
+
+def _is_transposed(weight: torch.Tensor) -> bool:
+    return weight.ndim == 2 and not weight.is_contiguous() and weight.T.is_contiguous()
+
+
+def _many_points(weight: torch.Tensor) -> bool:
+    """Whether it is of a convolution of more than one point."""
+    return weight.ndim == 4 and weight[0, 0].numel() > 1
 
 
 def _terms(part: str, chosen: Sequence[tuple[Adapter, AdapterUse]]) -> Terms:
@@ -168,10 +216,13 @@ def _terms(part: str, chosen: Sequence[tuple[Adapter, AdapterUse]]) -> Terms:
 
 
 def _chunks(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Weights]:
+    """Small ones, so that what is merged is still in the processor's cache when it is copied; but
+    convolutions all at once, since an engine may have to be opened again for them.
+    """
     chunk: Weights = {}
     for name, weight in weights:
         chunk[name] = weight
-        if sum(w.nbytes for w in chunk.values()) >= CHUNK_BYTES:
+        if sum(w.nbytes for w in chunk.values()) >= CHUNK_BYTES and not _many_points(weight):
             yield chunk
             chunk = {}
     if chunk:

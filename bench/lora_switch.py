@@ -1,0 +1,197 @@
+"""What it costs to change a UNet's LoRA: Tessera's refit against diffusers on the same file.
+
+    python -m bench.lora_switch --config sd15 --rank 32 [--threads 2] [--rounds 3]
+
+The UNet has a published configuration and random float32 weights, the file changes all of its
+linear layers. Each side runs in a process of its own, since both need the memory. Tessera's engines
+are of the torch kind; what it restores from, the checkpoint's weights, lies in a mapped file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tessera.adapters.library import Library
+from tessera.adapters.merge import BASE, AdapterSet, Patchable, Patcher
+from tessera.adapters.store import Adapter, Store
+from tessera.adapters.targets import Targets, weights_of
+from tessera.engines.torch import TorchEngine
+from tessera.modules import UNetDecoder, UNetEncoder
+from tessera.plan import AdapterUse
+from tests.fakes.true_configs import CONFIGS
+
+NAMES = ("a", "b")
+Times = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides do."""
+
+    folder: Path
+    config: str
+    rank: int
+    rounds: int
+    threads: int
+
+
+def main() -> None:
+    """Measure and print one JSON object: median milliseconds and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", choices=CONFIGS, default="sd15")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(Path(folder), chosen.config, chosen.rank, chosen.rounds, chosen.threads)
+        sides = {side.__name__: _apart(side, setting) for side in (prepare, tessera, diffusers)}
+    found = {name: {k: round(median(v), 1) for k, v in t.items()} for name, t in sides.items()}
+    ours, theirs = found["tessera"], found["diffusers"]
+    switch = theirs["load"] + theirs["unfuse"]
+    found["ratio"] = {k: round(switch / ours[k], 1) for k in ("cold", "warm", "kept")}
+    print(json.dumps({"config": chosen.config, "rank": chosen.rank, **found}, indent=1))
+
+
+def prepare(setting: Setting) -> Times:
+    """Write the checkpoint's weights and two LoRA files."""
+    unet = _unet(setting)
+    save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, setting.folder / "base")
+    for seed, name in enumerate(NAMES):
+        torch.manual_seed(seed)
+        tensors = {}
+        for key, module in unet.named_modules():
+            if isinstance(module, nn.Linear):
+                down = 0.02 * torch.randn(setting.rank, module.in_features)
+                up = 0.02 * torch.randn(module.out_features, setting.rank)
+                tensors[f"unet.{key}.lora_A.weight"] = down.half()
+                tensors[f"unet.{key}.lora_B.weight"] = up.half()
+        save_file(tensors, setting.folder / f"{name}.safetensors")
+    size = (setting.folder / "a.safetensors").stat().st_size
+    return {"file_mb": [size / 1e6]}
+
+
+def tessera(setting: Setting) -> Times:
+    """A -> B -> A: with files read anew, with files parsed, and with merged weights kept."""
+    unet = _unet(setting)
+    unet.load_state_dict(load_file(setting.folder / "base"))
+    base = load_file(setting.folder / "base")
+    targets = Targets({"unet": weights_of(unet)}, setting.config)
+    halves = [TorchEngine(UNetEncoder(unet)), TorchEngine(UNetDecoder(unet))]
+    patchables = [
+        Patchable(h, h.describe().refittable & targets.shapes["unet"].keys(), base.__getitem__)
+        for h in halves
+    ]
+
+    def new_store() -> Store:
+        library = Library([setting.folder])
+        return Store(library, targets, parts=["unet"], budget=2 * 10**9)
+
+    times: Times = {"parse": [], "cold": [], "warm": [], "kept": [], "restore": []}
+    warm = Patcher("unet", patchables, budget=0, threads=setting.threads)
+    parsed = new_store()
+    sets = {n: (AdapterUse(n, parsed.load(n).digest, 0.8),) for n in NAMES}
+    _switch(warm, sets["b"], parsed)  # touches every base weight once
+    for _ in range(setting.rounds):
+        for name in NAMES:
+            anew = new_store()
+            with _clock(times["cold"]):
+                with _clock(times["parse"]):
+                    anew.load(name)
+                _switch(warm, sets[name], anew)
+        for name in NAMES:
+            with _clock(times["warm"]):
+                _switch(warm, sets[name], parsed)
+        with _clock(times["restore"]):
+            _switch(warm, BASE, parsed)
+    kept = Patcher("unet", patchables, budget=2**40, threads=setting.threads)
+    for _ in range(setting.rounds):
+        for name in NAMES:
+            _switch(kept, sets[name], parsed)
+            _switch(kept, BASE, parsed)
+            with _clock(times["kept"]):
+                _switch(kept, sets[name], parsed)
+    assert all(torch.equal(p, base[n]) == (n not in _touched(parsed)) for n, p in _some(unet))
+    return times
+
+
+def diffusers(setting: Setting) -> Times:
+    """Load and fuse, then unfuse and unload."""
+    unet = _unet(setting)
+    times: Times = {"load": [], "unfuse": []}
+    for _ in range(setting.rounds):
+        for name in NAMES:
+            with _clock(times["load"]):
+                unet.load_lora_adapter(
+                    str(setting.folder),
+                    prefix="unet",
+                    adapter_name=name,
+                    weight_name=f"{name}.safetensors",
+                )
+                unet.set_adapters([name], [0.8])
+                unet.fuse_lora()
+            with _clock(times["unfuse"]):
+                unet.unfuse_lora()
+                unet.unload_lora()
+    return times
+
+
+def _unet(setting: Setting) -> UNet2DConditionModel:
+    torch.set_num_threads(setting.threads)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**CONFIGS[setting.config]["unet"])
+    unet = unet.to_empty(device="cpu").eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.uniform_(-0.05, 0.05)
+    return unet.requires_grad_(False)
+
+
+def _switch(patcher: Patcher, wanted: AdapterSet, store: Store) -> None:
+    def load(use: AdapterUse) -> Adapter:
+        return store.load_digest(use.name, use.digest)
+
+    patcher.apply(wanted, load)
+
+
+def _touched(store: Store) -> set[str]:
+    return set(store.load("b").updates["unet"])
+
+
+def _some(unet: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(unet.named_parameters())[::50]
+
+
+@contextmanager
+def _clock(times: list[float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    times.append(1e3 * (time.perf_counter() - began))
+
+
+def _apart(side: Callable[[Setting], Times], setting: Setting) -> Times:
+    """Run a side in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        result: Any = pool.apply(side, (setting,))
+    return dict(result)
+
+
+if __name__ == "__main__":
+    main()
