@@ -267,8 +267,10 @@ def test_verify_finds_all_well_and_writes_it_down(
     manifest = read_manifest(bundle)
     assert set(manifest.verification) == set(manifest.graphs)
     for graph, found in manifest.verification.items():
-        assert 0 < found.difference <= 1e-4, graph
+        assert 0 <= found.difference <= 1e-4, graph
         assert found.cases == 2
+        if graph != "unet_text":  # matrix products alone: some machines give the same bits
+            assert found.difference > 0, f"{graph}: not compared with itself"
 
 
 def test_verify_takes_other_engines_as_well(small: Make, tmp_path: Path) -> None:
