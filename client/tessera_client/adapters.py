@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tessera.contract import ADAPTERS
-from tessera_client.messages import Array, encode
+from tessera_client.messages import encode_all
+from tessera_client.wire import Array, Call
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Adapter:
     problem: str | None = None
 
 
-def adapter_inputs() -> dict[str, Array]:
-    """The inputs of `adapters` that list what there is."""
-    return {spec.name: encode(spec, "list") for spec in ADAPTERS.inputs}
+def adapters_call() -> Call:
+    """The call of `adapters` that lists what there is."""
+    return Call("adapters", encode_all(ADAPTERS, {"ACTION": "list"}))
 
 
 def read_adapters(outputs: Mapping[str, Array]) -> list[Adapter]:

@@ -5,35 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
-from tessera_client.adapters import Adapter, adapter_inputs, read_adapters
+from tessera_client.adapters import Adapter, adapters_call, read_adapters
 from tessera_client.aio_transport import AsyncTransport, connect_async
-from tessera_client.client import NEEDED_MODELS, POLL_S, RETRY_S, Outputs
-from tessera_client.edits import Mask, Picture, edit_inputs
+from tessera_client.client import JOB_TIMEOUT, NEEDED_MODELS, POLL_S, RETRY_S
+from tessera_client.edits import Mask, Picture, edit_call
 from tessera_client.messages import (
     EditOptions,
     GenerateOptions,
     Health,
     JobStatus,
     Result,
-    generate_inputs,
-    job_inputs,
-    parameters_of,
+    generate_call,
+    job_call,
     read_result,
     read_status,
 )
 from tessera_client.templates import (
     Recorded,
-    evict_inputs,
-    list_inputs,
+    evict_call,
+    list_call,
     read_answer,
-    register_inputs,
+    register_call,
 )
-from tessera_client.transport import Parameters
+from tessera_client.wire import Array, Call
 
 
 class AsyncClient:
@@ -80,10 +79,7 @@ class AsyncClient:
         too.
         """
         job = job_id or uuid.uuid4().hex
-        inputs = generate_inputs(prompt, job, options)
-        return await self._picture(
-            "generate", inputs, job, timeout, on_progress, parameters_of(options)
-        )
+        return await self._picture(generate_call(prompt, job, options), job, timeout, on_progress)
 
     async def edit(
         self,
@@ -98,45 +94,30 @@ class AsyncClient:
     ) -> Result:
         """See `Client.edit`; cancelling the awaiting task cancels the job on the server, too."""
         job = job_id or uuid.uuid4().hex
-        inputs = edit_inputs(image, mask, prompt, job, options)
-        return await self._picture(
-            "edit", inputs, job, timeout, on_progress, parameters_of(options)
-        )
+        call = edit_call(image, mask, prompt, job, options)
+        return await self._picture(call, job, timeout, on_progress)
 
     async def _picture(
         self,
-        model: str,
-        inputs: Outputs,
+        call: Call,
         job: str,
         timeout: float | None,
         on_progress: Callable[[JobStatus], None] | None,
-        parameters: Parameters,
     ) -> Result:
         async with self._reporting(job, on_progress), self._cancelling(job):
-            outputs = await self._retrying(
-                lambda: self._transport.infer(
-                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout, parameters
-                )
-            )
-        return read_result(outputs)
+            return read_result(await self._ask(call, timeout))
 
     async def status(self, job_id: str) -> JobStatus:
         """See `Client.status`."""
-        return await self._job("status", job_id)
+        return read_status(await self._ask(job_call("status", job_id), JOB_TIMEOUT))
 
     async def cancel(self, job_id: str) -> JobStatus:
         """See `Client.cancel`."""
-        return await self._job("cancel", job_id)
+        return read_status(await self._ask(job_call("cancel", job_id), JOB_TIMEOUT))
 
     async def adapters(self) -> list[Adapter]:
         """See `Client.adapters`."""
-        return read_adapters(
-            await self._retrying(
-                lambda: self._transport.infer(
-                    "adapters", adapter_inputs(), ("RESULT",), self._timeout
-                )
-            )
-        )
+        return read_adapters(await self._ask(adapters_call()))
 
     async def register_template(
         self,
@@ -148,40 +129,26 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Recorded:
         """See `Client.register_template`."""
-        inputs = register_inputs(image, template, steps, scheduler)
-        return Recorded(**await self._templates(inputs, timeout))
+        call = register_call(image, template, steps, scheduler)
+        return Recorded(**read_answer(await self._ask(call, timeout)))
 
     async def templates(self) -> dict[str, Any]:
         """See `Client.templates`."""
-        return await self._templates(list_inputs())
+        return read_answer(await self._ask(list_call()))
 
     async def evict_template(self, template: str) -> int:
         """See `Client.evict_template`."""
-        return int((await self._templates(evict_inputs(template)))["bytes"])
-
-    async def _templates(self, inputs: Outputs, timeout: float | None = None) -> dict[str, Any]:
-        limit = timeout or self._timeout
-        return read_answer(
-            await self._retrying(
-                lambda: self._transport.infer("templates", inputs, ("RESULT",), limit)
-            )
-        )
+        return int(read_answer(await self._ask(evict_call(template)))["bytes"])
 
     async def health(self) -> Health:
         """See `Client.health`."""
         server = await self._transport.ready()
         return Health(server, {m: await self._transport.ready(m) for m in NEEDED_MODELS})
 
-    async def _job(self, action: str, job_id: str) -> JobStatus:
-        inputs = job_inputs(action, job_id)
-        return read_status(
-            await self._retrying(lambda: self._transport.infer("jobs", inputs, ("RESULT",), 10.0))
-        )
-
-    async def _retrying(self, attempt: Callable[[], Awaitable[Outputs]]) -> Outputs:
+    async def _ask(self, call: Call, timeout: float | None = None) -> dict[str, Array]:
         for number in range(self._retries + 1):
             try:
-                return await attempt()
+                return await self._transport.infer(call, timeout or self._timeout)
             except Unavailable as error:
                 if not error.undone or number == self._retries:
                     raise
@@ -194,9 +161,7 @@ class AsyncClient:
             yield
         except (asyncio.CancelledError, TimedOut):
             with contextlib.suppress(TesseraError):
-                cancel = self._transport.infer(
-                    "jobs", job_inputs("cancel", job_id), ("RESULT",), 5.0
-                )
+                cancel = self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
                 await asyncio.shield(asyncio.ensure_future(cancel))
             raise
 
@@ -204,15 +169,14 @@ class AsyncClient:
     async def _reporting(
         self, job_id: str, report: Callable[[JobStatus], None] | None
     ) -> AsyncIterator[None]:
+        question = job_call("status", job_id)
+
         async def poll(tell: Callable[[JobStatus], None]) -> None:
             """Ask for the job's status again and again; a failed question is skipped."""
             while True:
                 await asyncio.sleep(POLL_S)
                 with contextlib.suppress(TesseraError):
-                    outputs = await self._transport.infer(
-                        "jobs", job_inputs("status", job_id), ("RESULT",), 5.0
-                    )
-                    tell(read_status(outputs))
+                    tell(read_status(await self._transport.infer(question, JOB_TIMEOUT)))
 
         task = asyncio.create_task(poll(report)) if report else None
         try:

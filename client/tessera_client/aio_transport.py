@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from tessera_client.transport import NO_PARAMETERS, Parameters
-from tessera_client.wire import CHANNEL, Array, received, split_url, to_arrays, to_input
+from tessera_client.wire import CHANNEL, Array, Call, received, split_url
 
 
 class AsyncTransport(Protocol):
     """`Transport` for asyncio."""
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
+    async def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         """See `Transport.infer`."""
         ...
 
@@ -46,28 +37,15 @@ class AsyncHttpTransport:
         self._address = address
         self._opened: Any = None
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
+    async def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.http.aio as triton
 
         try:
-            call = self._client().infer(
-                model,
-                [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                parameters=dict(parameters),
-            )
-            answer = await asyncio.wait_for(call, timeout)
+            answer = await asyncio.wait_for(self._client().infer(**call.arguments(triton)), timeout)
         except Exception as error:
             raise received(error, self._address, timeout) from None
-        return to_arrays(answer, outputs)
+        return call.arrays(answer)
 
     async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         """See `Transport.ready`."""
@@ -100,28 +78,15 @@ class AsyncGrpcTransport:
         self._address = address
         self._opened: Any = None
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
+    async def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.grpc.aio as triton
 
         try:
-            answer = await self._client().infer(
-                model,
-                [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                parameters=dict(parameters),
-                client_timeout=timeout,
-            )
+            answer = await self._client().infer(**call.arguments(triton), client_timeout=timeout)
         except Exception as error:
             raise received(error, self._address, timeout) from None
-        return to_arrays(answer, outputs)
+        return call.arrays(answer)
 
     async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         """See `Transport.ready`."""

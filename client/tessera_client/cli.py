@@ -17,7 +17,20 @@ from tessera_client import cli_adapters, cli_edit, cli_templates
 from tessera_client.cli_adapters import LoraPolicy, Loras, read_loras
 from tessera_client.client import Client
 from tessera_client.messages import GenerateOptions
-from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, fail, output, save, with_progress
+from tessera_client.terminal import (
+    LOCAL,
+    AsJson,
+    Guidance,
+    NegativePrompt,
+    Scheduler,
+    Steps,
+    Timeout,
+    Url,
+    fail,
+    output,
+    save,
+    with_progress,
+)
 
 app = typer.Typer(help="Talk to a Tessera server.", no_args_is_help=True, add_completion=False)
 app.command()(cli_edit.edit)
@@ -31,17 +44,15 @@ def generate(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Picture to write; -1, -2 ... is added with --n.")
     ] = Path("out.png"),
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative", help="What not to draw.")
-    ] = None,
+    negative_prompt: NegativePrompt = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first picture; further ones count up.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")] = None,
+    scheduler: Scheduler = None,
     lora: Loras = None,
     lora_policy: LoraPolicy = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many pictures.")] = 1,

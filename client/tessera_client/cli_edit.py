@@ -14,7 +14,20 @@ from tessera_client.client import Client
 from tessera_client.edits import Mask, Rectangle, mask_of
 from tessera_client.messages import EditOptions
 from tessera_client.sheet import before_and_after
-from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, console, fail, save, with_progress
+from tessera_client.terminal import (
+    LOCAL,
+    AsJson,
+    Guidance,
+    NegativePrompt,
+    Scheduler,
+    Steps,
+    Timeout,
+    Url,
+    console,
+    fail,
+    save,
+    with_progress,
+)
 
 
 def edit(
@@ -35,13 +48,11 @@ def edit(
         float | None, typer.Option(help="Above 0 and up to 1; less stays closer to the picture.")
     ] = None,
     mode: Annotated[str | None, typer.Option(help="auto, sparse or dense.")] = None,
-    negative_prompt: Annotated[
-        str | None, typer.Option("--negative", help="What not to draw.")
-    ] = None,
+    negative_prompt: NegativePrompt = None,
     seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps at full strength.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    scheduler: Scheduler = None,
     lora: Loras = None,
     lora_policy: LoraPolicy = None,
     url: Url = LOCAL,

@@ -11,29 +11,28 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
-from tessera_client.adapters import Adapter, adapter_inputs, read_adapters
-from tessera_client.edits import Mask, Picture, edit_inputs
+from tessera_client.adapters import Adapter, adapters_call, read_adapters
+from tessera_client.edits import Mask, Picture, edit_call
 from tessera_client.messages import (
-    Array,
     EditOptions,
     GenerateOptions,
     Health,
     JobStatus,
     Result,
-    generate_inputs,
-    job_inputs,
-    parameters_of,
+    generate_call,
+    job_call,
     read_result,
     read_status,
 )
 from tessera_client.templates import (
     Recorded,
-    evict_inputs,
-    list_inputs,
+    evict_call,
+    list_call,
     read_answer,
-    register_inputs,
+    register_call,
 )
-from tessera_client.transport import Parameters, Transport, connect
+from tessera_client.transport import Transport, connect
+from tessera_client.wire import Array, Call
 
 NEEDED_MODELS = (
     "generate",
@@ -48,7 +47,7 @@ NEEDED_MODELS = (
 )
 POLL_S = 0.1
 RETRY_S = 0.5
-Outputs = dict[str, Array]
+JOB_TIMEOUT = 10.0
 
 
 class Client:
@@ -116,8 +115,7 @@ class Client:
         A job whose caller stops waiting (timeout, Ctrl-C) is cancelled on the server.
         """
         job = job_id or uuid.uuid4().hex
-        inputs = generate_inputs(prompt, job, options)
-        return self._picture("generate", inputs, job, timeout, on_progress, parameters_of(options))
+        return self._picture(generate_call(prompt, job, options), job, timeout, on_progress)
 
     def edit(
         self,
@@ -147,25 +145,18 @@ class Client:
             TesseraError: as `generate`.
         """
         job = job_id or uuid.uuid4().hex
-        inputs = edit_inputs(image, mask, prompt, job, options)
-        return self._picture("edit", inputs, job, timeout, on_progress, parameters_of(options))
+        call = edit_call(image, mask, prompt, job, options)
+        return self._picture(call, job, timeout, on_progress)
 
     def _picture(
         self,
-        model: str,
-        inputs: Outputs,
+        call: Call,
         job: str,
         timeout: float | None,
         on_progress: Callable[[JobStatus], None] | None,
-        parameters: Parameters,
     ) -> Result:
         with self._reporting(job, on_progress), self._cancelling(job):
-            outputs = self._retrying(
-                lambda: self._transport.infer(
-                    model, inputs, ("IMAGE", "INFO"), timeout or self._timeout, parameters
-                )
-            )
-        return read_result(outputs)
+            return read_result(self._ask(call, timeout))
 
     def status(self, job_id: str) -> JobStatus:
         """How far a job is.
@@ -173,7 +164,7 @@ class Client:
         Raises:
             UnknownJob: there is none of that id.
         """
-        return self._job("status", job_id)
+        return read_status(self._ask(job_call("status", job_id), JOB_TIMEOUT))
 
     def cancel(self, job_id: str) -> JobStatus:
         """Ask for a job's end; it frees its place at the next denoising step.
@@ -181,17 +172,11 @@ class Client:
         Raises:
             UnknownJob: there is none of that id.
         """
-        return self._job("cancel", job_id)
+        return read_status(self._ask(job_call("cancel", job_id), JOB_TIMEOUT))
 
     def adapters(self) -> list[Adapter]:
         """The LoRAs that requests may name, and those that cannot be used with the reason."""
-        return read_adapters(
-            self._retrying(
-                lambda: self._transport.infer(
-                    "adapters", adapter_inputs(), ("RESULT",), self._timeout
-                )
-            )
-        )
+        return read_adapters(self._ask(adapters_call()))
 
     def register_template(
         self,
@@ -215,12 +200,12 @@ class Client:
             InvalidInput: a value is not accepted.
             Unavailable: there is no room for it.
         """
-        inputs = register_inputs(image, template, steps, scheduler)
-        return Recorded(**self._templates(inputs, timeout))
+        call = register_call(image, template, steps, scheduler)
+        return Recorded(**read_answer(self._ask(call, timeout)))
 
     def templates(self) -> dict[str, Any]:
         """What is known and recorded: `templates`, `disk` and `memory`, as the server tells it."""
-        return self._templates(list_inputs())
+        return read_answer(self._ask(list_call()))
 
     def evict_template(self, template: str) -> int:
         """Remove a template; returns how many bytes of the disk became free.
@@ -228,28 +213,17 @@ class Client:
         Raises:
             InvalidInput: it is not known.
         """
-        return int(self._templates(evict_inputs(template))["bytes"])
-
-    def _templates(self, inputs: Outputs, timeout: float | None = None) -> dict[str, Any]:
-        limit = timeout or self._timeout
-        return read_answer(
-            self._retrying(lambda: self._transport.infer("templates", inputs, ("RESULT",), limit))
-        )
+        return int(read_answer(self._ask(evict_call(template)))["bytes"])
 
     def health(self) -> Health:
         """Readiness of the server and its models; never raises."""
         return Health(self._transport.ready(), {m: self._transport.ready(m) for m in NEEDED_MODELS})
 
-    def _job(self, action: str, job_id: str) -> JobStatus:
-        inputs = job_inputs(action, job_id)
-        return read_status(
-            self._retrying(lambda: self._transport.infer("jobs", inputs, ("RESULT",), 10.0))
-        )
-
-    def _retrying(self, attempt: Callable[[], Outputs]) -> Outputs:
+    def _ask(self, call: Call, timeout: float | None = None) -> dict[str, Array]:
+        """The answer; a call that had no effect is sent again."""
         for number in range(self._retries + 1):
             try:
-                return attempt()
+                return self._transport.infer(call, timeout or self._timeout)
             except Unavailable as error:
                 if not error.undone or number == self._retries:
                     raise
@@ -263,7 +237,7 @@ class Client:
             yield
         except (KeyboardInterrupt, TimedOut):
             with contextlib.suppress(TesseraError):
-                self._transport.infer("jobs", job_inputs("cancel", job_id), ("RESULT",), 5.0)
+                self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
             raise
 
     @contextlib.contextmanager
@@ -271,19 +245,13 @@ class Client:
         if report is None:
             yield
             return
-        over = threading.Event()
+        over, question = threading.Event(), job_call("status", job_id)
 
         def poll() -> None:
             """Ask for the job's status again and again; a failed question is skipped."""
             while not over.wait(POLL_S):
                 with contextlib.suppress(TesseraError):
-                    report(
-                        read_status(
-                            self._transport.infer(
-                                "jobs", job_inputs("status", job_id), ("RESULT",), 5.0
-                            )
-                        )
-                    )
+                    report(read_status(self._transport.infer(question, JOB_TIMEOUT)))
 
         thread = threading.Thread(target=poll, name=f"progress of {job_id}", daemon=True)
         thread.start()

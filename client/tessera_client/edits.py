@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from tessera.contract import EDIT
-from tessera_client.messages import Array, EditOptions, inputs_of
+from tessera_client.messages import EditOptions, picture_call
+from tessera_client.wire import Array, Call
 
 Picture = Image.Image | Array
 Rectangle = tuple[int, int, int, int]
@@ -21,10 +22,10 @@ Mask = Picture | Rectangle | None
 edited, a rectangle, or `None`: where the image is transparent."""
 
 
-def edit_inputs(
+def edit_call(
     image: Picture | None, mask: Mask, prompt: str, job_id: str, options: EditOptions
-) -> dict[str, Array]:
-    """The inputs of `edit`, by name, with their batch dimension.
+) -> Call:
+    """The call of `edit`.
 
     Raises:
         TypeError: an option is not one of `EditOptions`, or something has the wrong type.
@@ -33,7 +34,7 @@ def edit_inputs(
     given: dict[str, Any] = {"PROMPT": prompt, "JOB_ID": job_id, "MASK": mask_of(mask, image)}
     if image is not None:
         given["IMAGE"] = rgb_of(image)
-    return inputs_of(EDIT, given, options, EditOptions)
+    return picture_call("edit", EDIT, given, options, EditOptions)
 
 
 def rgb_of(image: Picture) -> Array:

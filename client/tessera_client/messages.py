@@ -1,5 +1,5 @@
-"""What goes to a server and what comes back, without any network: requests as named arrays, answers
-as dataclasses.
+"""What goes to a server and what comes back, without any network: requests as calls, answers as
+dataclasses.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from tessera.contract import GENERATE, JOBS, ModelSpec, TensorSpec
+from tessera_client.wire import Array, Call
 
-Array = npt.NDArray[Any]
 _NUMPY = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
 
 
@@ -139,19 +138,25 @@ class Health:
         return self.server and all(self.models.values())
 
 
-def generate_inputs(prompt: str, job_id: str, options: GenerateOptions) -> dict[str, Array]:
-    """The inputs of `generate`, by name, with their batch dimension.
+def generate_call(prompt: str, job_id: str, options: GenerateOptions) -> Call:
+    """The call of `generate`.
 
     Raises:
         TypeError: an option is not one of `GenerateOptions`, or has the wrong type.
     """
-    return inputs_of(GENERATE, {"PROMPT": prompt, "JOB_ID": job_id}, options, GenerateOptions)
+    given = {"PROMPT": prompt, "JOB_ID": job_id}
+    return picture_call("generate", GENERATE, given, options, GenerateOptions)
 
 
-def inputs_of(
-    model: ModelSpec, given: dict[str, Any], options: GenerateOptions, known: type[GenerateOptions]
-) -> dict[str, Array]:
-    """The inputs of a model: what is given by input's name, and options by keyword.
+def picture_call(
+    name: str,
+    model: ModelSpec,
+    given: dict[str, Any],
+    options: GenerateOptions,
+    known: type[GenerateOptions],
+) -> Call:
+    """The call of a model that answers with a picture: what is given by input's name, and options
+    by keyword.
 
     Raises:
         TypeError: an option is not one of the `known`, or something has the wrong type.
@@ -162,26 +167,19 @@ def inputs_of(
             f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(known.__annotations__)}"
         )
     given = given | {key.upper(): value for key, value in options.items() if value is not None}
-    for name in ("LORAS", "CONTROLS"):
-        if name in given:
-            given[name] = json.dumps([_without_none(item) for item in given[name]])
+    for listed in ("LORAS", "CONTROLS"):
+        if listed in given:
+            given[listed] = json.dumps([_without_none(item) for item in given[listed]])
     if "CONTROL_IMAGES" in given:
         given["CONTROL_IMAGES"] = np.stack([np.asarray(image) for image in given["CONTROL_IMAGES"]])
-    return {
-        spec.name: encode(spec, given[spec.name]) for spec in model.inputs if spec.name in given
-    }
-
-
-def parameters_of(options: GenerateOptions) -> dict[str, str]:
-    """The request parameters that options stand for: what is no input of a model."""
     policy = options.get("lora_policy")
-    return {} if policy is None else {"lora_policy": policy}
+    parameters = {} if policy is None else {"lora_policy": policy}
+    return Call(name, encode_all(model, given), ("IMAGE", "INFO"), parameters)
 
 
-def job_inputs(action: str, job_id: str) -> dict[str, Array]:
-    """The inputs of `jobs`."""
-    given = {"ACTION": action, "JOB_ID": job_id}
-    return {spec.name: encode(spec, given[spec.name]) for spec in JOBS.inputs}
+def job_call(action: str, job_id: str) -> Call:
+    """The call of `jobs`."""
+    return Call("jobs", encode_all(JOBS, {"ACTION": action, "JOB_ID": job_id}))
 
 
 def read_result(outputs: Mapping[str, Array]) -> Result:
@@ -194,6 +192,12 @@ def read_result(outputs: Mapping[str, Array]) -> Result:
 def read_status(outputs: Mapping[str, Array]) -> JobStatus:
     """The answer of `jobs`."""
     return JobStatus(**_json(outputs["RESULT"]))
+
+
+def encode_all(model: ModelSpec, given: Mapping[str, Any]) -> dict[str, Array]:
+    """Values by input's name as the tensors of a model; those that are `None` are left out."""
+    wanted = {name: value for name, value in given.items() if value is not None}
+    return {s.name: encode(s, wanted[s.name]) for s in model.inputs if s.name in wanted}
 
 
 def encode(spec: TensorSpec, value: Any) -> Array:

@@ -9,7 +9,8 @@ from typing import Any
 
 from tessera.contract import TEMPLATES
 from tessera_client.edits import Picture, rgb_of
-from tessera_client.messages import Array, encode
+from tessera_client.messages import encode_all
+from tessera_client.wire import Array, Call
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,24 @@ class Recorded:
     seconds: float
 
 
-def register_inputs(
+def register_call(
     image: Picture | None, template: str | None, steps: int | None, scheduler: str | None
-) -> dict[str, Array]:
-    """The inputs of `templates` that record a template."""
+) -> Call:
+    """The call of `templates` that records one."""
     pixels = None if image is None else rgb_of(image)
-    return _inputs(
+    return _call(
         ACTION="register", IMAGE=pixels, TEMPLATE=template, STEPS=steps, SCHEDULER=scheduler
     )
 
 
-def list_inputs() -> dict[str, Array]:
-    """The inputs of `templates` that list what there is."""
-    return _inputs(ACTION="list")
+def list_call() -> Call:
+    """The call of `templates` that lists what there is."""
+    return _call(ACTION="list")
 
 
-def evict_inputs(template: str) -> dict[str, Array]:
-    """The inputs of `templates` that remove a template."""
-    return _inputs(ACTION="evict", TEMPLATE=template)
+def evict_call(template: str) -> Call:
+    """The call of `templates` that removes one."""
+    return _call(ACTION="evict", TEMPLATE=template)
 
 
 def read_answer(outputs: Mapping[str, Array]) -> dict[str, Any]:
@@ -60,6 +61,5 @@ def read_answer(outputs: Mapping[str, Array]) -> dict[str, Any]:
     return content
 
 
-def _inputs(**given: Any) -> dict[str, Array]:
-    wanted = {name: value for name, value in given.items() if value is not None}
-    return {s.name: encode(s, wanted[s.name]) for s in TEMPLATES.inputs if s.name in wanted}
+def _call(**given: Any) -> Call:
+    return Call("templates", encode_all(TEMPLATES, given))

@@ -24,6 +24,10 @@ Url = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for one picture.")]
+NegativePrompt = Annotated[str | None, typer.Option("--negative", help="What not to draw.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps; of an edit, at full strength.")]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
+Scheduler = Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")]
 LOCAL = "http://localhost:8000"
 
 

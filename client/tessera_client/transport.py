@@ -6,28 +6,16 @@ A transport is the seam of the client: tests put a fake in its place.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Protocol
 
-from tessera_client.wire import CHANNEL, Array, received, split_url, to_arrays, to_input
-
-Parameters = Mapping[str, str]
-NO_PARAMETERS: Parameters = MappingProxyType({})
+from tessera_client.wire import CHANNEL, Array, Call, received, split_url
 
 
 class Transport(Protocol):
     """A connection to one server; usable from several threads."""
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
-        """Run a model with request parameters; `timeout` in seconds.
+    def infer(self, call: Call, timeout: float) -> dict[str, Array]:
+        """Run a model; `timeout` in seconds.
 
         Raises:
             TesseraError: the server's answer, or why there is none.
@@ -61,27 +49,15 @@ class HttpTransport:
         self._local = threading.local()
         self._all: list[Any] = []
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
+    def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.http as triton
 
         try:
-            answer = self._client(timeout).infer(
-                model,
-                [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                parameters=dict(parameters),
-            )
+            answer = self._client(timeout).infer(**call.arguments(triton))
         except Exception as error:
             raise received(error, self._address, timeout) from None
-        return to_arrays(answer, outputs)
+        return call.arrays(answer)
 
     def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         """See `Transport.ready`."""
@@ -118,28 +94,15 @@ class GrpcTransport:
         self._address = address
         self._client = triton.InferenceServerClient(address, channel_args=CHANNEL)
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
+    def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         """See `Transport.infer`."""
         import tritonclient.grpc as triton
 
         try:
-            answer = self._client.infer(
-                model,
-                [to_input(triton.InferInput, name, array) for name, array in inputs.items()],
-                outputs=[triton.InferRequestedOutput(name) for name in outputs],
-                parameters=dict(parameters),
-                client_timeout=timeout,
-            )
+            answer = self._client.infer(**call.arguments(triton), client_timeout=timeout)
         except Exception as error:
             raise received(error, self._address, timeout) from None
-        return to_arrays(answer, outputs)
+        return call.arrays(answer)
 
     def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         """See `Transport.ready`."""

@@ -1,9 +1,11 @@
-"""What HTTP and gRPC share: URLs, arrays as tritonclient tensors, its errors as Tessera errors."""
+"""What HTTP and gRPC share: URLs, calls as tritonclient takes them, its errors as ours."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -36,6 +38,34 @@ _BY_STATUS: dict[str, type[TesseraError]] = {
     "CANCELLED": Cancelled,
     "UNAVAILABLE": Unavailable,
 }
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a model: named arrays to send, names of those to get, request parameters."""
+
+    model: str
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...] = ("RESULT",)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+    def arguments(self, triton: ModuleType) -> dict[str, Any]:
+        """What `infer` takes of the client in a module of tritonclient."""
+        inputs = []
+        for name, array in self.inputs.items():
+            tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+            inputs.append(tensor)
+        return {
+            "model_name": self.model,
+            "inputs": inputs,
+            "outputs": [triton.InferRequestedOutput(name) for name in self.outputs],
+            "parameters": dict(self.parameters),
+        }
+
+    def arrays(self, answer: Any) -> dict[str, Array]:
+        """The arrays that were asked for, of what `infer` returned."""
+        return {name: answer.as_numpy(name) for name in self.outputs}
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -109,15 +139,3 @@ def _no_connection(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def to_input(kind: Any, name: str, array: Array) -> Any:
-    """An array as an input tensor of the given tritonclient class."""
-    tensor = kind(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    tensor.set_data_from_numpy(np.ascontiguousarray(array))
-    return tensor
-
-
-def to_arrays(answer: Any, outputs: Sequence[str]) -> dict[str, Array]:
-    """The named outputs of an answer."""
-    return {name: answer.as_numpy(name) for name in outputs}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tessera_client.transport import NO_PARAMETERS, Parameters
-from tessera_client.wire import Array
+from tessera_client.wire import Array, Call
 
 INFO = {
     "job_id": "j",
@@ -97,17 +96,11 @@ class FakeTransport:
         self._during = during
         self._lock = threading.Lock()
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
+    def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         with self._lock:
-            self.calls.append((model, dict(inputs)))
-            self.parameters.append(dict(parameters))
+            self.calls.append((call.model, dict(call.inputs)))
+            self.parameters.append(dict(call.parameters))
+        model, inputs = call.model, call.inputs
         if model == "jobs":
             return {"RESULT": np.array([[json.dumps(STATUS).encode()]], object)}
         if model == "adapters":
@@ -143,15 +136,8 @@ class AsyncFakeTransport:
     def __init__(self, *failures: BaseException) -> None:
         self.inner = FakeTransport(*failures)
 
-    async def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        timeout: float,
-        parameters: Parameters = NO_PARAMETERS,
-    ) -> dict[str, Array]:
-        return self.inner.infer(model, inputs, outputs, timeout, parameters)
+    async def infer(self, call: Call, timeout: float) -> dict[str, Array]:
+        return self.inner.infer(call, timeout)
 
     async def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         return self.inner.ready(model)

@@ -17,6 +17,7 @@ import pytest
 from bench.server import Server
 from tessera.errors import Cancelled, InvalidInput, TimedOut, UnknownJob
 from tessera_client import AsyncClient, Client, JobStatus, Result
+from tessera_client.messages import job_call
 
 LONG = 400
 
@@ -113,7 +114,7 @@ def test_unknown_jobs_and_actions(client: Client) -> None:
     with pytest.raises(UnknownJob):
         client.cancel("nobody")
     with pytest.raises(InvalidInput, match="ACTION is 'stop'; accepted: status, cancel"):
-        client._job("stop", "nobody")
+        client._ask(job_call("stop", "nobody"))
 
 
 def test_a_job_id_is_taken_while_its_job_runs(http_client: Client) -> None:

@@ -24,7 +24,7 @@ from tessera.errors import (
     UnknownJob,
 )
 from tessera_client import AsyncClient, Client, Control, Lora, aio, cli, client
-from tessera_client.messages import generate_inputs
+from tessera_client.messages import generate_call
 from tessera_client.wire import received, split_url
 from tests.fakes.transport import AsyncFakeTransport, FakeTransport
 
@@ -53,7 +53,7 @@ def test_only_what_is_given_is_sent() -> None:
 
 def test_types_and_shapes_on_the_wire() -> None:
     picture = np.zeros((5, 6, 3), np.uint8)
-    arrays = generate_inputs(
+    arrays = generate_call(
         "é",
         "j",
         {
@@ -63,7 +63,7 @@ def test_types_and_shapes_on_the_wire() -> None:
             "controls": [Control("edges", end=0.5)],
             "control_images": [picture, picture],
         },
-    )
+    ).inputs
     assert arrays["PROMPT"][0, 0] == "é".encode()
     assert arrays["STEPS"].dtype == np.int32
     assert arrays["GUIDANCE"].dtype == np.float32
