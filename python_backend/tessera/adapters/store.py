@@ -107,22 +107,26 @@ class Store:
 
     def read_ahead(self, name: str, digest: str) -> None:
         """Load in another thread what will be wanted soon; what goes wrong will be said then."""
-
-        def load() -> None:
-            try:
-                self.load_digest(name, digest)
-            except (InvalidInput, Unavailable):
-                return
-            finally:
-                self._ahead.discard(digest)
-
         if digest not in self._held and digest not in self._ahead:
             self._ahead.add(digest)
-            threading.Thread(target=load, name=f"read ahead {name}", daemon=True).start()
+            threading.Thread(
+                target=self._load_ahead,
+                args=(name, digest),
+                name=f"read ahead {name}",
+                daemon=True,
+            ).start()
 
     def reading(self, digest: str) -> bool:
         """Whether a LoRA is being read ahead and not there yet."""
         return digest in self._ahead
+
+    def _load_ahead(self, name: str, digest: str) -> None:
+        try:
+            self.load_digest(name, digest)
+        except (InvalidInput, Unavailable):
+            return
+        finally:
+            self._ahead.discard(digest)
 
     def _read(self, entry: Entry, field: str) -> Adapter:
         self.reads += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import tensorrt as trt
@@ -143,21 +144,23 @@ class TensorRtEngine:
         return tensor
 
     def _new_call(self) -> Call:
-        """What binds tensors to a context of its own and queues the plan."""
+        """What queues the plan in a context of its own."""
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        return partial(self._queue, context)
 
-        def call(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-            for name, tensor in zip(self._inputs, inputs, strict=True):
-                self._bind(context, name, tensor)
-            outputs = [self._new_output(context, name) for name in self._outputs]
-            if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-                shapes = [tuple(tensor.shape) for tensor in inputs]
-                raise InternalError(f"TensorRT could not run with inputs of shapes {shapes}")
-            return outputs
-
-        return call
+    def _queue(
+        self, context: trt.IExecutionContext, inputs: Sequence[torch.Tensor]
+    ) -> Sequence[torch.Tensor]:
+        """Bind tensors to a context and queue the plan on the current stream."""
+        for name, tensor in zip(self._inputs, inputs, strict=True):
+            self._bind(context, name, tensor)
+        outputs = [self._new_output(context, name) for name in self._outputs]
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            shapes = [tuple(tensor.shape) for tensor in inputs]
+            raise InternalError(f"TensorRT could not run with inputs of shapes {shapes}")
+        return outputs
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         dtype = _TYPES[self._engine.get_tensor_dtype(name)]
