@@ -18,11 +18,19 @@ python=$(command -v "${PYTHON:-python3}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Beside what is installed, and before it: numpy 1.26 has to hide a newer one.
+# An environment of its own, as Triton's Python stub heeds no PYTHONPATH: the wheels come first (numpy 1.26 has to hide a newer
+# one), then this checkout, then what is installed.
+beside=$("$python" -c 'import site; print(site.getsitepackages() + [site.getusersitepackages()] * bool(site.ENABLE_USER_SITE))')
+"$python" -m venv --without-pip "$work/env"
 if ls "$wheels"/*.whl >/dev/null 2>&1; then
-    "$python" -m pip install --quiet --no-index --no-deps --disable-pip-version-check --target "$work/site" "$wheels"/*.whl
+    "$python" -m pip --python "$work/env/bin/python" install --quiet --no-index --no-deps --disable-pip-version-check "$wheels"/*.whl
 fi
-export PYTHONPATH="$work/site:$root/python_backend:$root/build:$root/client:$root"
+python="$work/env/bin/python"
+{
+    printf '%s\n' "$root/python_backend" "$root/build" "$root/client" "$root"
+    echo "import site; [site.addsitedir(folder) for folder in $beside]"
+} >"$("$python" -c 'import site; print(site.getsitepackages()[0])')/tessera.pth"
+unset PYTHONPATH
 "$python" - <<'CHECK'
 import importlib.util, sys
 needed = ("numpy torch transformers diffusers accelerate safetensors tokenizers onnx pydantic typer rich PIL tritonclient.http "
