@@ -1,5 +1,9 @@
 """One client, one picture at a time: the server over HTTP against diffusers' pipeline in this
 process, on the same weights, steps and number of threads, taking turns.
+
+Virtual cores are at times the threads of one physical core. So a product is timed with one thread
+and with all of them before every turn, and figures are also given for the turns in which the
+threads had cores of their own.
 """
 
 from __future__ import annotations
@@ -7,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -22,11 +27,19 @@ GUIDANCE = 4.0
 
 @dataclass(frozen=True)
 class Turn:
-    """Milliseconds of one picture from each side; `info` is what the server says of its own."""
+    """Milliseconds of one picture from each side; `info` is what the server says of its own, and
+    `scaling` the speed-up by all threads just before, as a share of their number.
+    """
 
     server_ms: float
     diffusers_ms: float
     info: Info
+    scaling: float
+
+    @property
+    def own_cores(self) -> bool:
+        """Whether the threads had cores of their own."""
+        return self.scaling >= 0.75
 
     @property
     def outside_ms(self) -> float:
@@ -42,6 +55,7 @@ def measure(server: Server, *, rounds: int, steps: int, threads: int) -> list[Tu
     turns = []
     with Client(server.http) as client:
         for number in track(range(rounds + 2), description="latency against diffusers"):
+            scaling = _scaling(threads)
             began = time.perf_counter()
             result = client.generate(PROMPT, seed=number, steps=steps, guidance=GUIDANCE)
             between = time.perf_counter()
@@ -52,12 +66,24 @@ def measure(server: Server, *, rounds: int, steps: int, threads: int) -> list[Tu
                 generator=torch.Generator("cpu").manual_seed(number),
             )
             ended = time.perf_counter()
-            turns.append(Turn(1e3 * (between - began), 1e3 * (ended - between), result.info))
+            server_ms, diffusers_ms = 1e3 * (between - began), 1e3 * (ended - between)
+            turns.append(Turn(server_ms, diffusers_ms, result.info, scaling))
     return turns[2:]
 
 
-def summary(turns: list[Turn]) -> dict[str, list[float]]:
-    """Quartiles (lower, median, upper) of every figure."""
+def summary(turns: list[Turn]) -> dict[str, dict[str, Any]]:
+    """Quartiles (lower, median, upper) of every figure, over all turns and over the kinds of turns
+    of which there are at least three.
+    """
+    kinds = {
+        "all": turns,
+        "own cores": [t for t in turns if t.own_cores],
+        "shared cores": [t for t in turns if not t.own_cores],
+    }
+    return {k: {"turns": len(t), **_figures(t)} for k, t in kinds.items() if len(t) >= 3}
+
+
+def _figures(turns: list[Turn]) -> dict[str, list[float]]:
     return {
         "server_ms": _quartiles([t.server_ms for t in turns]),
         "diffusers_ms": _quartiles([t.diffusers_ms for t in turns]),
@@ -65,18 +91,35 @@ def summary(turns: list[Turn]) -> dict[str, list[float]]:
         "engine_ms": _quartiles([t.info.engine_ms for t in turns]),
         "outside_engines_share": _quartiles([t.outside_ms / t.server_ms for t in turns]),
         "outside_denoise_ms": _quartiles([t.server_ms - t.info.denoise_ms for t in turns]),
+        "scaling": _quartiles([t.scaling for t in turns]),
     }
 
 
 def table(turns: list[Turn]) -> Table:
     """The summary, for people."""
-    shown = Table(title=f"One picture at a time, {len(turns)} turns")
+    found = summary(turns)
+    shown = Table(title="One picture at a time: median (quartiles)")
     shown.add_column("figure", no_wrap=True)
-    for name in ("lower quartile", "median", "upper quartile"):
-        shown.add_column(name, justify="right")
-    for name, values in summary(turns).items():
-        shown.add_row(name, *(f"{v:.1f}" if name.endswith("ms") else f"{v:.3f}" for v in values))
+    for kind, figures in found.items():
+        shown.add_column(f"{kind}, {figures['turns']} turns", justify="right")
+    for name in list(found["all"])[1:]:
+        form = "{1:.1f} ({0:.1f}-{2:.1f})" if name.endswith("ms") else "{1:.3f} ({0:.3f}-{2:.3f})"
+        shown.add_row(name, *(form.format(*figures[name]) for figures in found.values()))
     return shown
+
+
+def _scaling(threads: int) -> float:
+    """Of a matrix product: the speed-up by all threads over one, as a share of their number."""
+    one, many = (min(_product_s(count) for _ in range(3)) for count in (1, threads))
+    return one / many / threads
+
+
+def _product_s(threads: int) -> float:
+    torch.set_num_threads(threads)
+    factor = torch.ones(1024, 1024)
+    began = time.perf_counter()
+    factor @ factor
+    return time.perf_counter() - began
 
 
 def _quartiles(values: list[float]) -> list[float]:

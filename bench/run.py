@@ -29,7 +29,7 @@ console = Console(highlight=False)
 def main() -> None:
     """Measure, print, write the report."""
     parser = argparse.ArgumentParser(description="Tessera against diffusers on this machine")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each side")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the report")
     options = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
     report = {
         "date": date.today().isoformat(),
         "machine": machine,
-        "latency": latency.summary(turns) | {"steps": options.steps},
+        "latency": {"steps": options.steps, **latency.summary(turns)},
         "load": {name: [asdict(level) for level in found] for name, found in levels.items()},
         "sparse": [asdict(ratio) for ratio in ratios],
     }
