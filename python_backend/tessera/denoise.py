@@ -86,7 +86,7 @@ class Running:
     @property
     def goes_sparsely(self) -> bool:
         """Whether the next step is run sparsely."""
-        return self.sparse is not None and self.plan.first_step + self.step >= self.sparse.first
+        return self.sparse is not None and self.sparse.kinds[self.step]
 
     @property
     def finished(self) -> bool:

@@ -1,4 +1,5 @@
-"""Dense or sparse: what a step of a request costs either way, in milliseconds.
+"""Dense or sparse: what a step of a request costs either way, in milliseconds, and which of its
+steps are to be which.
 
 Costs are lines: a dense step costs so much per token, a sparse one a constant and so much per
 active token, both per branch. They are measured when the server starts and corrected by what the
@@ -10,11 +11,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 Size = tuple[int, int]
 """(height, width) of the latents."""
+
+Kinds = tuple[bool, ...]
+"""Whether each step is sparse."""
 
 _WEIGHT = 0.2
 """Of the latest step among what a size's correction remembers."""
@@ -39,6 +43,56 @@ class Line:
         return cls(max(0.0, y0 - slope * x0), slope)
 
 
+@dataclass(frozen=True)
+class Step:
+    """Milliseconds of one step: reading its recording, computing with it, computing densely."""
+
+    load: float
+    sparse: float
+    dense: float
+
+
+def optimum(steps: Sequence[Step]) -> Kinds:
+    """The kinds of steps that end soonest.
+
+    Recordings are read one after the other while earlier steps compute; a sparse step starts when
+    the step before has ended and its own recording and those of all sparse steps before it are
+    there. So a request may compute densely while its cache is on the way. Taking each recording
+    that is there in time is not optimal; after each step all pairs (time of reading so far, end of
+    computing) are kept that no other pair beats in both.
+    """
+    front: list[tuple[float, float, Kinds]] = [(0.0, 0.0, ())]
+    for step in steps:
+        grown = [(read, end + step.dense, (*kinds, False)) for read, end, kinds in front]
+        for read, end, kinds in front:
+            there = read + step.load
+            grown.append((there, max(there, end) + step.sparse, (*kinds, True)))
+        front = _pareto(grown)
+    return min(front, key=lambda entry: entry[1])[2]
+
+
+def duration(steps: Sequence[Step], kinds: Kinds) -> float:
+    """Milliseconds until the last step ends if the steps are of these kinds."""
+    read = end = 0.0
+    for step, sparse in zip(steps, kinds, strict=True):
+        if sparse:
+            read += step.load
+            end = max(read, end) + step.sparse
+        else:
+            end += step.dense
+    return end
+
+
+def _pareto(entries: list[tuple[float, float, Kinds]]) -> list[tuple[float, float, Kinds]]:
+    """Those that no other beats in both numbers, by ascending first number."""
+    entries.sort(key=lambda entry: entry[:2])
+    best = [entries[0]]
+    for entry in entries[1:]:
+        if entry[1] < best[-1][1]:
+            best.append(entry)
+    return best
+
+
 @dataclass
 class Planner:
     """Chooses the cheaper path.
@@ -54,9 +108,26 @@ class Planner:
     sparse: Line
     factors: dict[tuple[str, Size], dict[int, float]] = field(default_factory=dict)
 
-    def prefers_sparse(self, size: Size, active: int) -> bool:
-        """Whether a step with so many active latents is cheaper sparsely."""
-        return self.cost("sparse", size, active) < self.cost("dense", size, size[0] * size[1])
+    def kinds(
+        self, size: Size, active: int, loads: Sequence[float | None], *, branches: int
+    ) -> Kinds:
+        """For each step, whether it is to be sparse.
+
+        Args:
+            size: of the latents.
+            active: latents of a sparse step.
+            loads: milliseconds that reading each step's recording takes, 0 if it is at hand; `None`
+                for a step that has to be dense.
+            branches: of the request.
+        """
+        dense = branches * self.cost("dense", size, size[0] * size[1])
+        sparse = branches * self.cost("sparse", size, active)
+        return optimum(
+            [
+                Step(0.0, math.inf, dense) if load is None else Step(load, sparse, dense)
+                for load in loads
+            ]
+        )
 
     def cost(self, path: str, size: Size, tokens: float) -> float:
         """Expected milliseconds of one branch of one step."""

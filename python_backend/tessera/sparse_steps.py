@@ -23,6 +23,7 @@ from torch.nn.functional import max_pool2d
 from tessera.denoise import PathLost, Running
 from tessera.edits import TEMPLATE_SEED, Canvas
 from tessera.plan import Plan
+from tessera.planner import Kinds, Planner
 from tessera.sparse.batch import Batch, Part, Tensors
 from tessera.sparse.program import Program
 from tessera.sparse.tables import make_tables
@@ -59,20 +60,24 @@ class SparsePath:
         part: its mask.
         recording: of its template.
         conditions: of the network, with the text's keys and values in place of the text.
-        first: the first step of the schedule that is run sparsely.
+        kinds: for each of its steps, whether it is run sparsely.
         number: tells paths apart.
     """
 
     part: Part
     recording: Recording
     conditions: Conditions
-    first: int = 0
+    kinds: Kinds
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property
     def active(self) -> int:
         """How many latents are computed."""
         return self.part.tables.levels[0].count
+
+    def sparse_from(self, step: int) -> list[int]:
+        """Its sparse steps from `step` on."""
+        return [i for i in range(step, len(self.kinds)) if self.kinds[i]]
 
 
 @dataclass
@@ -113,18 +118,36 @@ class SparseSteps:
         self._assembler = ThreadPoolExecutor(1, thread_name_prefix="caches")
         self._calls: dict[tuple[int, ...], _Call] = {}
 
-    def admit(self, plan: Plan, canvas: Canvas, conditions: Conditions) -> SparsePath | None:
-        """What `plan` needs; `None` if its template has not been recorded for these steps."""
+    def admit(
+        self, plan: Plan, canvas: Canvas, conditions: Conditions, planner: Planner | None = None
+    ) -> SparsePath | None:
+        """What `plan` needs; `None` if its template has not been recorded for these steps, or if it
+        is better off without.
+
+        Args:
+            plan: with mode `sparse`: every step that may be sparse is to be.
+            canvas: of the edit.
+            conditions: of the network.
+            planner: decides for mode `auto`.
+        """
         key = Key(self._bundle, plan.template, plan.scheduler, plan.steps, TEMPLATE_SEED)
         recording = self._store.find(key)
         if recording is None:
             return None
-        first = max(math.ceil(WARM_UP * plan.steps), plan.first_step)
-        self._read_ahead(recording, first, plan.steps)
-        tables = make_tables(widened(canvas.active, MARGIN), self._program.paddings)
+        mask = widened(canvas.active, MARGIN)
         branches = conditions["encoder_hidden_states"].shape[0]
-        projected = self._engines.project_text(conditions)
-        return SparsePath(Part(tables, branches), recording, projected, first)
+        loads = self._loads(recording, plan)
+        if plan.mode == "sparse" or planner is None:
+            kinds = tuple(load is not None for load in loads)
+        else:
+            height, width = mask.shape
+            kinds = planner.kinds((height, width), int(mask.sum()), loads, branches=branches)
+        if not any(kinds):
+            return None
+        part = Part(make_tables(mask, self._program.paddings), branches)
+        path = SparsePath(part, recording, self._engines.project_text(conditions), kinds)
+        self._read_ahead(path, plan, 0)
+        return path
 
     def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
         """Requests that share a call: of one latent size, with little padding."""
@@ -193,17 +216,18 @@ class SparseSteps:
         return self._calls[key]
 
     def _cached(self, call: _Call, group: list[Running], *, ahead: int) -> Future[Tensors]:
-        """The cached inputs of the group's current step, or of the one `ahead` of it."""
+        """The cached inputs of the group's current step, or of its sparse steps `ahead` of it."""
         paths = [_path(r) for r in group]
-        steps = [min(r.plan.first_step + r.step + ahead, r.plan.steps - 1) for r in group]
+        nexts = [p.sparse_from(r.step)[: ahead + 1][-1] for p, r in zip(paths, group, strict=True)]
+        steps = [r.plan.first_step + step for r, step in zip(group, nexts, strict=True)]
         kept = tuple(p.recording.storage.source(step) for p, step in zip(paths, steps, strict=True))
         if kept not in call.ready:
             for old in list(call.ready)[:-1]:
                 del call.ready[old]  # all but the one that is being used
             sources = [(p.recording, step) for p, step in zip(paths, kept, strict=True)]
             call.ready[kept] = self._assembler.submit(self._assemble, call.batch, sources)
-            for request, path, step in zip(group, paths, steps, strict=True):
-                self._read_ahead(path.recording, step + 1, request.plan.steps)
+            for request, path, step in zip(group, paths, nexts, strict=True):
+                self._read_ahead(path, request.plan, step + 1)
         return call.ready[kept]
 
     def _assemble(self, batch: Batch, sources: list[tuple[Recording, int]]) -> Tensors:
@@ -211,9 +235,25 @@ class SparseSteps:
             reads = [self._read(recording, step) for recording, step in sources]
             return batch.cached([StepCache(read.result()) for read in reads])
 
-    def _read_ahead(self, recording: Recording, step: int, steps: int) -> None:
-        kept = {recording.storage.source(s) for s in range(step, min(step + READ_AHEAD, steps))}
-        for source in sorted(kept):
+    def _loads(self, recording: Recording, plan: Plan) -> list[float | None]:
+        """For each step, milliseconds until its recording is in memory; `None` for the noisiest."""
+        loads: list[float | None] = []
+        coming: set[int] = set()
+        for step in range(plan.first_step, plan.steps):
+            source = recording.storage.source(step)
+            if step < math.ceil(WARM_UP * plan.steps):
+                loads.append(None)
+            elif source in coming or self.memory.holds((recording.key.digest, source)):
+                loads.append(0.0)
+            else:
+                coming.add(source)
+                loads.append(self.memory.read_ms)
+        return loads
+
+    def _read_ahead(self, path: SparsePath, plan: Plan, step: int) -> None:
+        recording = path.recording
+        soon = path.sparse_from(step)[:READ_AHEAD]
+        for source in sorted({recording.storage.source(plan.first_step + i) for i in soon}):
             self.memory.ahead(
                 (recording.key.digest, source), partial(self._store.load, recording, source)
             )
@@ -229,11 +269,6 @@ def widened(active: torch.Tensor, margin: int) -> npt.NDArray[np.bool_]:
     wide = max_pool2d(active.float(), 2 * margin + 1, 1, margin)
     mask: npt.NDArray[np.bool_] = wide[0, 0].bool().numpy()
     return mask
-
-
-def computed_latents(canvas: Canvas) -> int:
-    """How many latents of an edit are computed."""
-    return int(widened(canvas.active, MARGIN).sum())
 
 
 def _path(request: Running) -> SparsePath:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tessera.edits import TEMPLATE_SEED, Canvas, canvas_of, encode_template
 from tessera.engines.torch import TorchEngine
 from tessera.errors import Unavailable
 from tessera.modules import UNetDecoder, UNetEncoder
-from tessera.planner import Line, Planner, measure
+from tessera.planner import Line, Planner
 from tessera.sampler import Sampler
 from tessera.sparse.network import SparseUNet, TextProjections
 from tessera.sparse.unet import SparseUNetEngines
@@ -296,48 +295,6 @@ def test_every_form_of_keeping_gives_about_the_same(
     part = edit(world, PART)
     run([part], world)
     assert part.latents.isfinite().all()
-
-
-class TestPlanner:
-    """Which path is cheaper."""
-
-    def planner(self) -> Planner:
-        return Planner(dense=Line(0, 1.0), sparse=Line(10, 1.5))
-
-    @pytest.mark.parametrize(("active", "sparse"), [(1, True), (50, True), (59, True), (61, False)])
-    def test_takes_the_cheaper_path(self, active: int, sparse: bool) -> None:
-        assert self.planner().prefers_sparse((10, 10), active) is sparse
-
-    def test_learns_what_steps_take(self) -> None:
-        planner = self.planner()
-        for _ in range(30):
-            planner.observe("dense", (10, 10), 100, 300.0)
-        assert planner.cost("dense", (10, 10), 100) == pytest.approx(300, rel=0.01)
-        assert planner.prefers_sparse((10, 10), 99)
-        assert not planner.prefers_sparse((5, 20), 99)
-
-    def test_never_loses_more_than_a_twentieth_once_it_has_seen_both(self) -> None:
-        """True costs that the lines do not describe: quadratic."""
-        true: dict[str, Callable[[float], float]] = {
-            "dense": lambda n: 3 + 0.8 * n + 0.002 * n * n,
-            "sparse": lambda n: 20 + 1.1 * n + 0.002 * n * n,
-        }
-        size = (16, 16)
-        planner = Planner(Line(0, 1.0), Line(10, 1.2))
-        rng = np.random.default_rng(0)
-        for active in rng.integers(1, 256, 200):
-            chosen = "sparse" if planner.prefers_sparse(size, int(active)) else "dense"
-            tokens = float(active) if chosen == "sparse" else 256.0
-            planner.observe(chosen, size, tokens, true[chosen](tokens))
-        for active in range(1, 257):
-            costs = {"sparse": true["sparse"](active), "dense": true["dense"](256)}
-            chosen = "sparse" if planner.prefers_sparse(size, active) else "dense"
-            assert costs[chosen] <= 1.05 * min(costs.values()), active
-
-    def test_measures_lines(self) -> None:
-        planner = measure(lambda: 100.0, lambda share: 5 + 80 * share, tokens=100)
-        assert planner.cost("dense", (20, 10), 200) == pytest.approx(200)
-        assert planner.cost("sparse", (10, 10), 30) == pytest.approx(29)
 
 
 def test_a_replaced_process_knows_what_the_first_has_measured(

@@ -142,23 +142,6 @@ class Program:
             yield from self._norm("conv_norm_out", op.level)
             yield self._halo("conv_out", op.level, same)
 
-    def work_of(self, op: Op) -> tuple[int, int]:
-        """Multiply-adds of an entry per row that it computes: those of its weights, and those per
-        token that the row attends to. The text's tokens are left out: at most 2 % of the others.
-        """
-        if op.kind in ("push", "pop"):
-            return 0, 0
-        weights = sum(
-            parameter.numel()
-            for name, parameter in self._modules[op.name].named_parameters()
-            if parameter.ndim > 1
-            and not name.startswith("time_emb_proj")
-            and "attn2.to_k" not in name
-            and "attn2.to_v" not in name
-        )
-        keys = [s.width for s in self.sites_of(op) if s.kind in ("key", "value")]
-        return weights, sum(keys)
-
     def _halo(self, module: str, level: int, table: str) -> Site:
         return Site("halo", module, level, self._modules[module].in_channels, table=table)
 

@@ -5,6 +5,7 @@ threads of their own.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,6 +45,8 @@ class Memory:
     def __init__(self, *, budget: int, threads: int = 2) -> None:
         self.budget = budget
         self.counters = Counters()
+        self.read_ms = 0.0
+        """What a read takes, as of late; 0 before the first."""
         self._entries: OrderedDict[Name, Future[Arrays]] = OrderedDict()
         self._sizes: dict[Name, int] = {}
         self._lock = threading.RLock()
@@ -69,6 +72,11 @@ class Memory:
             self._entries.move_to_end(name)
             return found
 
+    def holds(self, name: Name) -> bool:
+        """Whether an entry is here, not only on its way."""
+        with self._lock:
+            return name in self._sizes
+
     def drop(self, digest: str) -> None:
         """Forget a recording."""
         with self._lock:
@@ -76,11 +84,18 @@ class Memory:
                 self._forget(name)
 
     def _begin(self, name: Name, read: Callable[[], Arrays]) -> Future[Arrays]:
-        future = self._readers.submit(read)
+        future = self._readers.submit(self._timed, read)
         self._entries[name] = future
         self.counters.entries = len(self._entries)
         future.add_done_callback(lambda done: self._arrived(name, done))
         return future
+
+    def _timed(self, read: Callable[[], Arrays]) -> Arrays:
+        began = time.perf_counter()
+        arrays = read()
+        took = 1e3 * (time.perf_counter() - began)
+        self.read_ms += (0.2 if self.read_ms else 1.0) * (took - self.read_ms)
+        return arrays
 
     def _arrived(self, name: Name, future: Future[Arrays]) -> None:
         with self._lock:

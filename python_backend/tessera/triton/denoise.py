@@ -22,7 +22,6 @@ from tessera.errors import Cancelled, Unavailable
 from tessera.plan import Plan
 from tessera.sampler import Sampler
 from tessera.sparse_engine import open_sparse
-from tessera.sparse_steps import computed_latents
 from tessera.triton import pb
 from tessera.triton.unet_adapters import UNetAdapters
 from tessera.unet import UNet, conditions_of
@@ -168,16 +167,10 @@ class TritonPythonModel:
             shape=(latents.channels, plan.height // latents.pixels, plan.width // latents.pixels),
             canvas=_canvas(inputs) if plan.template else None,
         )
-        if self._sparse and running.canvas and self._shall_be_sparse(plan, running.canvas):
-            running.sparse = self._sparse.admit(plan, running.canvas, conditions)
+        if self._sparse and running.canvas and plan.mode != "dense":
+            running.sparse = self._sparse.admit(plan, running.canvas, conditions, self._planner)
         self._running[identity] = running
         self._queued_ticks[identity] = int(inputs["QUEUED_TICK"].as_numpy().item())
-
-    def _shall_be_sparse(self, plan: Plan, canvas: Canvas) -> bool:
-        if plan.mode != "auto" or self._planner is None:
-            return plan.mode == "sparse"
-        height, width = canvas.active.shape[2:]
-        return self._planner.prefers_sparse((height, width), computed_latents(canvas))
 
     def _conclude(self, request: pb.Request, error: Exception | None) -> pb.Response | None:
         """Answer a request that has ended; reschedule one that has not (`None`)."""
@@ -246,10 +239,15 @@ def _canvas(inputs: dict[str, pb.TensorHandle]) -> Canvas:
 
 
 def _mode(running: Running) -> str:
-    """How it was denoised: `mixed` if its recording was lost on the way."""
+    """How it was denoised: `mixed` if there were dense steps behind the first sparse one, since its
+    recording was not yet there, or lost.
+    """
     if not running.sparse_steps:
         return "dense"
-    return "sparse" if running.sparse else "mixed"
+    if running.sparse is None:
+        return "mixed"
+    kinds = running.sparse.kinds
+    return "sparse" if all(kinds[kinds.index(True) :]) else "mixed"
 
 
 def _gauges() -> dict[str, pb.Gauge]:
