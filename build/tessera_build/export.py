@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
+from onnxscript import opset20 as op
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
 from tessera_build.trace import Axes, trace_graph
@@ -97,9 +98,38 @@ def _capture(module: torch.nn.Module, signature: Signature) -> torch.onnx.ONNXPr
         verbose=False,
         input_names=list(signature.inputs),
         output_names=list(signature.outputs),
+        custom_translation_table={
+            torch.ops.aten.scaled_dot_product_attention.default: _attention,
+        },
     )
     assert program is not None
     return program
+
+
+def _attention(
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    attn_mask: ir.Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> ir.Value:
+    """Torch's scaled_dot_product_attention in plain operators; the exporter's own translation
+    transposes the keys by ten of them, through shapes that are computed at every call.
+    """
+    if is_causal or enable_gqa or dropout_p:
+        raise NotImplementedError("attention with is_causal, enable_gqa or dropout")
+    factor = scale if scale is not None else float(query.shape[-1]) ** -0.5  # type: ignore[index, arg-type]
+    scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        if attn_mask.dtype == ir.DataType.BOOL:
+            lowest = op.Constant(value=ir.tensor(-np.inf, dtype=query.dtype))
+            scores = op.Where(attn_mask, scores, lowest)
+        else:
+            scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def _fold_layouts(model: ir.Model, parameters: set[str]) -> Layout:
