@@ -15,7 +15,7 @@ from tessera_build.bundle import Choices, build_bundle, is_current
 from tests.fakes.checkpoint import controlnet, topology
 
 KEPT = Path(__file__).resolve().parents[1] / "out" / "test-bundles"
-CHOICES = Choices(steps=4)
+CHOICES = Choices(steps=4, lora_bound=0.3)
 CONTROL_WIDTHS = (8, 8, 16, 16)
 
 # How long an example takes says how busy the machine is, nothing of the code.

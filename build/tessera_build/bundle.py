@@ -55,6 +55,8 @@ class Choices:
         steps, guidance, scheduler, size: of a request that does not say.
         min_size, max_size: limits of width and height in pixels.
         max_rows: largest batch of one UNet call (two rows for a request with guidance).
+        lora_bound: share of the steps that a request with `lora_policy` bounded may be without its
+            LoRAs.
     """
 
     steps: int | None = None
@@ -64,6 +66,7 @@ class Choices:
     min_size: int | None = None
     max_size: int | None = None
     max_rows: int = 16
+    lora_bound: float = 0.2
 
 
 def build_bundle(
@@ -257,6 +260,7 @@ def _defaults(pipe: DiffusionPipeline, variant: str, choices: Choices) -> Defaul
         width=size,
         height=size,
         scheduler=choices.scheduler or (own[0] if own else row.scheduler),
+        lora_bound=choices.lora_bound,
     )
 
 

@@ -75,13 +75,19 @@ def bundle(
     max_rows: Annotated[
         int, typer.Option(min=1, help="Largest batch of one UNet call (2 rows for a request).")
     ] = 16,
+    lora_bound: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the steps that lora_policy bounded may do without LoRAs."
+        ),
+    ] = 0.2,
     force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
 ) -> None:
     """Build a bundle from a diffusers checkpoint; what is left out follows from the checkpoint."""
     from tessera_build.addons import AddOns, read_controlnets
     from tessera_build.bundle import Choices
 
-    choices = Choices(steps, guidance, scheduler, size, min_size, max_size, max_rows)
+    choices = Choices(steps, guidance, scheduler, size, min_size, max_size, max_rows, lora_bound)
     addons = AddOns(read_controlnets(controlnet or []), lora or [])
     _build(checkpoint, out, choices, addons, force=force, config=config)
 
@@ -202,16 +208,25 @@ def train_demo(
         Path | None, typer.Option(help="A checkpoint of the demo model to go on from.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    only_loras: Annotated[
+        bool, typer.Option("--only-loras", help="Train its LoRAs on a checkpoint that is there.")
+    ] = False,
 ) -> None:
-    """Train the demo model, from nothing or from a checkpoint: hours on a laptop."""
+    """Train the demo model, from nothing or from a checkpoint, and its LoRAs: hours on a laptop."""
+    from tessera_build.demo.lora_training import JUDGED, train_loras
     from tessera_build.demo.training import Recipe
     from tessera_build.demo.training import train_demo as train
 
     _quiet()
-    score = train(Recipe(unet_steps=steps, seed=seed, start=start), out, work)
-    console.print(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
-    for name, (right, asked) in score.right.items():
-        console.print(f"  {name:<10} {right}/{asked}")
+    if not only_loras:
+        score = train(Recipe(unet_steps=steps, seed=seed, start=start), out, work)
+        console.print(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
+        for name, (right, asked) in score.right.items():
+            console.print(f"  {name:<10} {right}/{asked}")
+    for style, (without, having) in train_loras(
+        out, out.parent / "loras", work / "loras", seed=seed
+    ).items():
+        console.print(f"{style}: {having} of {JUDGED} pictures in its style, {without} without it")
 
 
 def main() -> None:

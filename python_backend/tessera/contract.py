@@ -131,9 +131,6 @@ MAX_LORA_WEIGHT = 100.0
 LORA_POLICIES = ("exact", "bounded")
 """Values of the request parameter `lora_policy`: LoRAs from the first step on, or without them for
 some steps if they are not at hand."""
-
-LORA_BOUND = 0.2
-"""Share of the steps that a `bounded` request may be without its LoRAs."""
 MAX_CONTROLS = 4
 MAX_JOB_ID = 64
 """Bytes in JOB_ID."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from tessera.errors import BundleError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "bundle.json"
 ADAPTERS = "adapters"
 """Folder of a bundle's LoRAs, one .safetensors file each, named by its stem. They are not listed in
@@ -35,13 +35,18 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a request gets when it leaves a field out."""
+    """What a request gets when it leaves a field out.
+
+    `lora_bound` is the share of the steps that one with `lora_policy` bounded may be without its
+    LoRAs.
+    """
 
     steps: int
     guidance: float
     width: int
     height: int
     scheduler: str
+    lora_bound: float = 0.2
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tessera.sparse.program import Program
 from tessera.sparse.tables import level_sizes, make_tables
 from tessera.sparse.unet import SparseUNetEngines
 from tessera.sparse_steps import SparseSteps
-from tessera.templates.memory import Memory
+from tessera.templates.memory import DeviceMemory, Memory
 from tessera.templates.settings import TemplateSettings
 from tessera.templates.store import Store
 from tessera.unet import Conditions, UNet
@@ -52,13 +52,21 @@ def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner
         engines,
         program,
         Store(settings.folder, budget=settings.disk),
-        Memory(budget=settings.memory),
+        _memory(settings, engines.device),
         bundle=manifest.digest,
         max_rows=manifest.limits.max_rows,
     )
     bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
     costs = settings.folder / f"costs-{board_path().name}.json"
     return steps, _remembered(costs, lambda: _planner(bench, manifest))
+
+
+def _memory(settings: TemplateSettings, device: str) -> Memory:
+    """Of recorded steps: the host's, and where the engine is on a GPU that GPU's before it."""
+    if not device.startswith("cuda"):
+        return Memory(budget=settings.memory)
+    host = Memory(budget=settings.memory, pinned=True)
+    return DeviceMemory(host, device=device, budget=settings.device)
 
 
 def _remembered(costs: Path, measured: Callable[[], Planner]) -> Planner:

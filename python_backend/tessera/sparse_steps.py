@@ -233,7 +233,8 @@ class SparseSteps:
     def _assemble(self, batch: Batch, sources: list[tuple[Recording, int]]) -> Tensors:
         with torch.inference_mode():
             reads = [self._read(recording, step) for recording, step in sources]
-            return batch.cached([StepCache(read.result()) for read in reads])
+            caches = [StepCache(read.result()) for read in reads]
+            return batch.cached(caches, device=self._engines.device)
 
     def _loads(self, recording: Recording, plan: Plan) -> list[float | None]:
         """For each step, milliseconds until its recording is in memory; `None` for the noisiest."""

@@ -14,8 +14,8 @@ Run = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 class FakeEngine:
     """An `Engine` around a function; remembers the batch sizes and refits it was called with."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, device: str = "cpu") -> None:
+        self._run, self._device = run, device
         self.batches: list[int] = []
         self.refits: list[dict[str, torch.Tensor]] = []
 
@@ -27,7 +27,7 @@ class FakeEngine:
         self.refits.append(dict(weights))
 
     def describe(self) -> EngineInfo:
-        return EngineInfo(kind="fake", device="cpu", inputs={}, outputs={})
+        return EngineInfo(kind="fake", device=self._device, inputs={}, outputs={})
 
 
 def text_engine(width: int = 8) -> FakeEngine:

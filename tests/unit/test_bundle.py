@@ -28,7 +28,7 @@ from tessera_build.verify import tolerance_of, verify_bundle
 from tests.conftest import Small
 
 Make = Callable[[str], Small]
-CHOICES = Choices(steps=4)
+CHOICES = Choices(steps=4, lora_bound=0.3)
 
 
 def build(checkpoint: Path, out: Path, fail_at: str = "", choices: Choices = CHOICES) -> Manifest:

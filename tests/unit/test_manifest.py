@@ -68,9 +68,9 @@ def test_an_interrupted_write_leaves_the_old_manifest(
     [
         ("{", "cannot be read"),
         ("[]", "has schema None"),
-        ('{"schema": 99}', "has schema 99, this Tessera reads 2; build the bundle again"),
-        ('{"schema": 2}', "is damaged"),
-        ('{"schema": 2, "defaults": {"stepz": 1}}', "is damaged"),
+        ('{"schema": 99}', "has schema 99, this Tessera reads 3; build the bundle again"),
+        ('{"schema": 3}', "is damaged"),
+        ('{"schema": 3, "defaults": {"stepz": 1}}', "is damaged"),
     ],
     ids=["not JSON", "a list", "another schema", "fields missing", "fields unknown"],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tessera.sparse.network import SparseUNet, TextProjections
 from tessera.sparse.unet import SparseUNetEngines
 from tessera.sparse_steps import SparseSteps
 from tessera.templates import recorder as recorder_module
-from tessera.templates.memory import Memory
+from tessera.templates.memory import DeviceMemory, Memory
 from tessera.templates.recorder import Networks, Recorder
 from tessera.templates.storage import CHOICES, Storage
 from tessera.templates.store import Key, Recording, Store
@@ -41,18 +42,27 @@ DENSE = UNet(TorchEngine(UNetEncoder(UNET)), TorchEngine(UNetDecoder(UNET)), max
 
 
 class World:
-    """A store with a recorder and the sparse path on it."""
+    """A store with a recorder and the sparse path on it, its network on any device."""
 
-    def __init__(self, root: Path, *, budget: int = 10**9) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        budget: int = 10**9,
+        memory: Memory | None = None,
+        device: str = "cpu",
+    ) -> None:
         self.store = Store(root, budget=10**9)
         self.opened = 0
         self.recorder = Recorder(self.store, MANIFEST, DEMO, self.open, budget=budget)
-        self.engine = FakeEngine(TorchEngine(SparseUNet(UNET)).run)
+        network = copy.deepcopy(UNET)
+        self.engine = FakeEngine(TorchEngine(SparseUNet(network), device=device).run, device)
+        text = TorchEngine(TextProjections(network), device=device)
         self.steps = SparseSteps(
-            SparseUNetEngines(self.engine, TorchEngine(TextProjections(UNET))),
+            SparseUNetEngines(self.engine, text),
             SparseUNet(UNET).program,
             self.store,
-            Memory(budget=10**9),
+            memory or Memory(budget=10**9),
             bundle=MANIFEST.digest,
             max_rows=16,
         )
@@ -274,6 +284,24 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     poor.store.evict(gone.template)
     with pytest.raises(Unavailable, match="was evicted; send its image again"):
         poor.recorder.ensure(gone)
+
+
+def test_a_tier_on_the_device_answers_before_the_hosts(world: World, tmp_path: Path) -> None:
+    host = Memory(budget=10**9)
+    device = DeviceMemory(host, device="cpu", budget=10**9)
+    tiered = World(tmp_path / "tiered", memory=device)
+    for each in (world, tiered):
+        each.recorder.ensure(each.key())
+    plain, first, second = edit(world, PART), edit(tiered, PART), edit(tiered, PART)
+    run([plain], world)
+    run([first], tiered)
+    asked = host.counters.hits + host.counters.misses
+    run([second], tiered)
+    assert torch.equal(first.latents, plain.latents)
+    assert torch.equal(second.latents, plain.latents)
+    assert (device.counters.entries, host.counters.entries) == (STEPS, STEPS)
+    assert host.counters.hits + host.counters.misses == asked == STEPS
+    assert device.counters.hits > STEPS
 
 
 def test_without_a_recording_there_is_no_sparse_path(world: World) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from tessera.errors import InvalidInput
 from tessera.templates import store as store_module
-from tessera.templates.memory import Memory
+from tessera.templates.memory import DeviceMemory, Memory
 from tessera.templates.pictures import find_picture
 from tessera.templates.storage import CHOICES, Arrays, Storage, choose_storage, pack, take, unpack
 from tessera.templates.store import Damaged, Key, Recording, Store
@@ -296,6 +296,19 @@ class TestMemory:
         memory.get(("e", 1), lambda: {}).result()
         assert memory.counters.bytes <= 2 * size
         assert memory.counters.evictions == 2
+
+    def test_what_leaves_the_device_stays_in_host_memory(self) -> None:
+        size = sum(a.nbytes for a in arrays(0).values())
+        host = Memory(budget=10 * size)
+        device = DeviceMemory(host, device="cpu", budget=size)
+        for step in (0, 1):
+            device.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
+        assert device.tiers["device"].evictions == 1
+        assert device.holds(("d", 0))
+        again = device.get(("d", 0), lambda: pytest.fail("it is in host memory")).result()
+        assert torch.equal(again["norm.n"], arrays(0)["norm.n"])
+        device.drop("d")
+        assert [tier.entries for tier in device.tiers.values()] == [0, 0]
 
     def test_a_failed_read_is_told_and_forgotten(self) -> None:
         memory = Memory(budget=10**9)

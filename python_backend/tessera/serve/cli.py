@@ -58,6 +58,9 @@ def serve(
     template_size: Annotated[
         float, typer.Option(min=0, help="GB of one recorded template.")
     ] = TEMPLATES.size / 1e9,
+    template_device: Annotated[
+        float, typer.Option(min=0, help="GB of recorded steps held on a GPU, where there is one.")
+    ] = TEMPLATES.device / 1e9,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for readiness.")] = 600.0,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tritonserver's own log.")
@@ -68,7 +71,8 @@ def serve(
 ) -> None:
     """Serve a bundle with tritonserver until a signal ends it."""
     ports = Ports(http_port, grpc_port, metrics_port)
-    budgets = [int(1e9 * gb) for gb in (template_disk, template_memory, template_size)]
+    sizes = (template_disk, template_memory, template_size, template_device)
+    budgets = [int(1e9 * gb) for gb in sizes]
     loras = AdapterSettings(tuple(adapters or ()), int(1e9 * adapter_memory))
     kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *budgets)
     log_flags = [] if verbose else ["--log-info=false"]

@@ -164,7 +164,7 @@ class Batch:
         device: torch.device | str = "cpu",
     ) -> Tensors:
         """The inputs that one step needs from the caches, one per part."""
-        made = {"norms": self._norms(caches)}
+        made = {"norms": self._norms(caches, device)}
         for site in self.program.sites:
             if site.kind == "halo":
                 made[site.name] = self._halo(site, caches, dtype, device)
@@ -190,7 +190,7 @@ class Batch:
             start += len(index)
         return rows
 
-    def _norms(self, caches: Sequence[Cache]) -> torch.Tensor:
+    def _norms(self, caches: Sequence[Cache], device: torch.device | str) -> torch.Tensor:
         """(branches, norms, 2, groups): the statistics' cached part."""
         statistics = {s.module: s for s in self.program.sites if s.kind == "norm"}
         shares = {s.module: s for s in self.program.sites if s.kind == "norm_rows"}
@@ -198,18 +198,20 @@ class Batch:
         for i, (part, cache) in enumerate(zip(self.parts, caches, strict=True)):
             per_norm = []
             for name in self.program.norms:
-                value = cache.whole(statistics[name]).float()
+                value = cache.whole(statistics[name]).float().to(device)
                 if part.live_norms:
-                    value = value - self._live_share(i, shares[name], cache)
+                    value = value - self._live_share(i, shares[name], cache, device)
                 per_norm.append(value)
             found.append(torch.stack(per_norm))
         return torch.stack([found[i] for i in self.branches])
 
-    def _live_share(self, part: int, site: Site, cache: Cache) -> torch.Tensor:
+    def _live_share(
+        self, part: int, site: Site, cache: Cache, device: torch.device | str
+    ) -> torch.Tensor:
         """What the template's own active tokens contribute to a norm's statistics."""
         level = self.parts[part].tables.levels[site.level]
         index = self._tokens(part, site.level)
-        rows = torch.empty(len(index), 2, site.width // 2)
+        rows = torch.empty(len(index), 2, site.width // 2, device=device)
         cache.rows(site, index, rows)
         return torch.stack([rows[:, 0].sum(0), rows[:, 1].square().sum(0)]) / level.total
 

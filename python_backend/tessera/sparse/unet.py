@@ -25,6 +25,7 @@ class SparseUNetEngines:
 
     def __init__(self, step: Engine, text: Engine) -> None:
         self._step, self._text = step, text
+        self.device = step.describe().device
 
     def project_text(self, conditions: Conditions) -> Tensors:
         """The conditions with the text's keys and values in place of the text itself; made once per

@@ -1,5 +1,5 @@
-"""Recorded steps in host memory: least recently used ones go first, readers wait for the disk in
-threads of their own.
+"""Recorded steps in memory, the host's and a GPU's: least recently used ones go first, readers wait
+for the tier below in threads of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+import torch
 
 from tessera.templates.storage import Arrays
 
@@ -35,22 +37,33 @@ class Counters:
 
 
 class Memory:
-    """A tier of recorded steps.
+    """The tier in host memory.
 
     Args:
         budget: bytes. One entry may be larger; it is then kept until the next one comes.
         threads: how many entries are read at the same time.
+        pinned: whether entries are page-locked, so that they can be copied to a GPU while it
+            computes.
     """
 
-    def __init__(self, *, budget: int, threads: int = 2) -> None:
-        self.budget = budget
+    def __init__(self, *, budget: int, threads: int = 2, pinned: bool = False) -> None:
+        self.budget, self._pinned = budget, pinned
         self.counters = Counters()
-        self.read_ms = 0.0
-        """What a read takes, as of late; 0 before the first."""
+        self._read_ms = 0.0
         self._entries: OrderedDict[Name, Future[Arrays]] = OrderedDict()
         self._sizes: dict[Name, int] = {}
         self._lock = threading.RLock()
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="templates")
+
+    @property
+    def read_ms(self) -> float:
+        """What a read from the disk takes, as of late; 0 before the first."""
+        return self._read_ms
+
+    @property
+    def tiers(self) -> dict[str, Counters]:
+        """The counters of this tier and of those below, by name."""
+        return {"memory": self.counters}
 
     def ahead(self, name: Name, read: Callable[[], Arrays]) -> None:
         """Begin to read an entry that will be needed soon, unless it is here."""
@@ -73,7 +86,7 @@ class Memory:
             return found
 
     def holds(self, name: Name) -> bool:
-        """Whether an entry is here, not only on its way."""
+        """Whether an entry is in memory, not only on its way there."""
         with self._lock:
             return name in self._sizes
 
@@ -92,10 +105,13 @@ class Memory:
 
     def _timed(self, read: Callable[[], Arrays]) -> Arrays:
         began = time.perf_counter()
-        arrays = read()
+        arrays = {name: self._placed(array) for name, array in read().items()}
         took = 1e3 * (time.perf_counter() - began)
-        self.read_ms += (0.2 if self.read_ms else 1.0) * (took - self.read_ms)
+        self._read_ms += (0.2 if self._read_ms else 1.0) * (took - self._read_ms)
         return arrays
+
+    def _placed(self, array: torch.Tensor) -> torch.Tensor:
+        return array.pin_memory() if self._pinned else array
 
     def _arrived(self, name: Name, future: Future[Arrays]) -> None:
         with self._lock:
@@ -117,3 +133,42 @@ class Memory:
         self._entries.pop(name, None)
         self.counters.bytes -= self._sizes.pop(name, 0)
         self.counters.entries = len(self._entries)
+
+
+class DeviceMemory(Memory):
+    """The tier on a GPU, in front of the one in host memory, through which everything comes.
+
+    Args:
+        host: the tier below.
+        device: `cuda:0` ...
+        budget: bytes on the device.
+    """
+
+    def __init__(self, host: Memory, *, device: str, budget: int) -> None:
+        super().__init__(budget=budget)
+        self.host, self._device = host, torch.device(device)
+
+    @property
+    def read_ms(self) -> float:
+        """See `Memory.read_ms`."""
+        return self.host.read_ms
+
+    @property
+    def tiers(self) -> dict[str, Counters]:
+        """See `Memory.tiers`."""
+        return {"device": self.counters, **self.host.tiers}
+
+    def holds(self, name: Name) -> bool:
+        """See `Memory.holds`."""
+        return super().holds(name) or self.host.holds(name)
+
+    def drop(self, digest: str) -> None:
+        """See `Memory.drop`."""
+        super().drop(digest)
+        self.host.drop(digest)
+
+    def _begin(self, name: Name, read: Callable[[], Arrays]) -> Future[Arrays]:
+        return super()._begin(name, lambda: self.host.get(name, read).result())
+
+    def _placed(self, array: torch.Tensor) -> torch.Tensor:
+        return array.to(self._device, non_blocking=True)

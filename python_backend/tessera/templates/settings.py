@@ -13,6 +13,7 @@ _VARIABLES = {
     "disk": "TESSERA_TEMPLATE_DISK",
     "memory": "TESSERA_TEMPLATE_MEMORY",
     "size": "TESSERA_TEMPLATE_SIZE",
+    "device": "TESSERA_TEMPLATE_DEVICE",
 }
 FOLDER_VARIABLE = "TESSERA_TEMPLATES"
 
@@ -26,12 +27,14 @@ class TemplateSettings:
         disk: bytes of all recordings.
         memory: bytes of the recorded steps that are held in memory.
         size: bytes of one recording.
+        device: bytes of the recorded steps that are held on a GPU.
     """
 
     folder: Path
     disk: int = 20 * 10**9
     memory: int = 4 * 10**9
     size: int = 10 * 10**9
+    device: int = 4 * 10**9
 
     @classmethod
     def from_environment(cls) -> TemplateSettings:

@@ -85,7 +85,8 @@ def pack(arrays: Arrays, kind: Kind) -> dict[str, torch.Tensor]:
 
 
 def take(arrays: Arrays, name: str, index: torch.Tensor) -> torch.Tensor:
-    """Rows of a packed array along its first axis, as numbers."""
+    """Rows of a packed array along its first axis, as numbers, where the array lies."""
+    index = index.to(arrays[name].device)
     rows = arrays[name].index_select(0, index)
     if rows.dtype != torch.int8:
         return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class TritonPythonModel:
         self._adapters = UNetAdapters(bundle, halves)
         self._board = Board(board_path())
         self._sparse, self._planner = open_sparse(bundle, self._unet)
-        self._gauges = _gauges() if self._sparse else {}
+        self._gauges = _gauges(self._sparse.memory.tiers) if self._sparse else {}
         self._slots = int(json.loads(args["model_config"])["max_batch_size"])
         self._running: dict[int, Running] = {}
         self._queued_ticks: dict[int, int] = {}
@@ -212,13 +213,13 @@ class TritonPythonModel:
         }
 
     def _tell(self) -> None:
-        """Publish how the memory of recorded steps does."""
+        """Publish how the tiers of recorded steps do."""
         if self._sparse is None:
             return
-        counters = vars(self._sparse.memory.counters)
-        self._board.tell_cache(**counters)
-        for name, gauge in self._gauges.items():
-            gauge.set(counters[name])
+        tiers = self._sparse.memory.tiers
+        self._board.tell_cache(**vars(tiers["memory"]))
+        for (tier, name), gauge in self._gauges.items():
+            gauge.set(getattr(tiers[tier], name))
 
     def _forget(self, identity: int) -> None:
         for table in (self._running, self._queued_ticks, self._seen):
@@ -250,15 +251,20 @@ def _mode(running: Running) -> str:
     return "sparse" if all(kinds[kinds.index(True) :]) else "mixed"
 
 
-def _gauges() -> dict[str, pb.Gauge]:
+def _gauges(tiers: Iterable[str]) -> dict[tuple[str, str], pb.Gauge]:
+    """By tier (`memory` is the host's) and name."""
     what = {
-        "hits": "reads of recorded steps that memory answered",
-        "misses": "reads of recorded steps that the disk answered",
-        "evictions": "recorded steps that left memory for others",
-        "bytes": "of recorded steps in memory",
-        "entries": "recorded steps in memory",
+        "hits": "reads of recorded steps that found them",
+        "misses": "reads of recorded steps that had to ask the tier below",
+        "evictions": "recorded steps that left for others",
+        "bytes": "of recorded steps",
+        "entries": "recorded steps",
     }
+    prefixes = {tier: "" if tier == "memory" else f"{tier}_" for tier in tiers}
     return {
-        name: pb.Gauge(f"tessera_template_{name}", f"Template activations: {text}")
+        (tier, name): pb.Gauge(
+            f"tessera_template_{prefix}{name}", f"Template activations in {tier}: {text}"
+        )
+        for tier, prefix in prefixes.items()
         for name, text in what.items()
     }

@@ -12,7 +12,6 @@ from tessera.adapters.hints import send_hint
 from tessera.adapters.settings import AdapterSettings
 from tessera.board import board_path
 from tessera.bundle import Bundle
-from tessera.contract import LORA_BOUND
 from tessera.engines.base import Engine
 from tessera.request import LoraChoice
 
@@ -35,7 +34,7 @@ class TextEncoderAdapters:
             return TextAdapters(bundle, engines, budget=AdapterSettings.from_environment().memory)
 
         self._adapters: Future[TextAdapters] = ThreadPoolExecutor(1).submit(open_adapters)
-        self._used = False
+        self._used, self._bound = False, bundle.manifest.defaults.lora_bound
         self._board = board_path()
 
     def apply(self, loras: Sequence[LoraChoice], *, policy: str, steps: int) -> dict[str, Any]:
@@ -56,6 +55,6 @@ class TextEncoderAdapters:
         return {
             "loras": chosen.report,
             "adapters": unet,
-            "adapters_by": int(LORA_BOUND * steps) if policy == "bounded" else 0,
+            "adapters_by": int(self._bound * steps) if policy == "bounded" else 0,
             "text_refit_ms": adapters.apply(chosen),
         }
