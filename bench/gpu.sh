@@ -20,15 +20,16 @@ trap 'rm -rf "$work"' EXIT
 
 # An environment of its own, as Triton's Python stub heeds no PYTHONPATH: the wheels come first (numpy 1.26 has to hide a newer
 # one), then this checkout, then what is installed.
-beside=$("$python" -c 'import site; print(site.getsitepackages() + [site.getusersitepackages()] * bool(site.ENABLE_USER_SITE))')
+beside=$("$python" -c 'import site
+for folder in site.getsitepackages() + [site.getusersitepackages()] * bool(site.ENABLE_USER_SITE):
+    print(f"import site; site.addsitedir({folder!r})")')
 "$python" -m venv --without-pip "$work/env"
 if ls "$wheels"/*.whl >/dev/null 2>&1; then
     "$python" -m pip --python "$work/env/bin/python" install --quiet --no-index --no-deps --disable-pip-version-check "$wheels"/*.whl
 fi
 python="$work/env/bin/python"
 {
-    printf '%s\n' "$root/python_backend" "$root/build" "$root/client" "$root"
-    echo "import site; [site.addsitedir(folder) for folder in $beside]"
+    printf '%s\n' "$root/python_backend" "$root/build" "$root/client" "$root" "$beside"
 } >"$("$python" -c 'import site; print(site.getsitepackages()[0])')/tessera.pth"
 unset PYTHONPATH
 "$python" - <<'CHECK'
