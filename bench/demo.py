@@ -17,7 +17,7 @@ from rich.table import Table
 
 from bench.pictures import Tile, sheet
 from bench.server import DEMO_BUNDLE, ROOT, serving
-from tessera_client import Client, JobStatus, Result
+from tessera_client import Client, JobStatus, Lora, Result
 
 OUT = ROOT / "out" / "demo"
 PROMPTS = (
@@ -34,6 +34,13 @@ PROMPTS = (
 )
 SCHEDULERS = ("euler", "ddim", "dpmpp_2m_karras", "unipc")
 EDIT_PROMPT = "a large yellow star at the left on a blue background"
+LORAS = (
+    (),
+    (Lora("outline"),),
+    (Lora("halved"),),
+    (Lora("night"),),
+    (Lora("outline"), Lora("night")),
+)
 EDITS = (("dense", 5), ("sparse", 5), ("sparse", 6))
 console = Console(highlight=False)
 
@@ -51,10 +58,12 @@ def main() -> None:
         alone = _alone(client, table)
         together = _together(client, table)
         schedulers = _schedulers(client, table)
+        loras = _loras(client, table)
         edits = _edits(client, table, alone)
         console.print("stopping the server ...")
     _save("generate", "Text to image: eight requests, one running batch", together, columns=4)
     _save("schedulers", "One seed, four schedulers", schedulers, columns=4)
+    _save("loras", "The same requests with LoRAs: one, or two at once", loras, columns=len(LORAS))
     _save("edits", "One picture, edited inside a mask", edits, columns=4)
     alone.image.save(OUT / "first.png")
     console.print(table)
@@ -101,6 +110,24 @@ def _schedulers(client: Client, table: Table) -> list[Tile]:
             _row(table, name, [result], result.info.total_ms)
             tiles.append(Tile(result.image, name, f"{result.info.total_ms:.0f} ms"))
     return tiles
+
+
+def _loras(client: Client, table: Table) -> list[Tile]:
+    """Two requests without LoRAs, with each, and with two at once; they all share the server."""
+    wanted = [(prompt, chosen) for prompt in PROMPTS[6:8] for chosen in LORAS]
+    began = time.perf_counter()
+    with _bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
+        jobs = [pool.submit(client.generate, p, seed=3, loras=chosen) for p, chosen in wanted]
+        results = [job.result() for job in bar.track(jobs, description="LoRAs")]
+    _row(table, "LoRAs, ten at once", results, 1e3 * (time.perf_counter() - began))
+    return [
+        Tile(
+            result.image,
+            " and ".join(lora.name for lora in chosen) or "without",
+            f"{result.info.total_ms:.0f} ms, {result.info.raw['refit_ms']:.0f} of them refits",
+        )
+        for (_, chosen), result in zip(wanted, results, strict=True)
+    ]
 
 
 def _edits(client: Client, table: Table, before: Result) -> list[Tile]:

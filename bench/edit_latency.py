@@ -2,6 +2,10 @@
 inpainting pipeline in this process, on the same weights, steps and number of threads, taking turns.
 
     python -m bench.edit_latency --rounds 7
+    python -m bench.edit_latency sdxl --rounds 3 --steps 6
+
+The second is SDXL's topology at half its width with random weights, 512 x 512 pixels; its bundle is
+built first (minutes, 6 GB).
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,22 +24,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionInpaintPipeline
+from diffusers import (
+    DiffusionPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import sparse
 from bench.edit_quality import square
 from bench.server import DEMO_BUNDLE, DEMO_CHECKPOINT, ROOT, Server, serving
 from tessera_build.demo.draw import render
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_client import Client
+from tests.fakes.checkpoint import topology
 
 RATIOS = (0.02, 0.05, 0.11, 0.2, 0.35, 0.6)
 MODES = ("dense", "sparse", "auto")
 GUIDANCE = 4.0
-RESULTS = ROOT / "bench" / "results" / "edit_latency.json"
+_CONDITIONS = (
+    "cross_attention_dim",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)
+RESULTS = ROOT / "bench" / "results"
+FOLDER = ROOT / "out" / "bench-edits"
 console = Console(highlight=False)
 
 
@@ -60,36 +80,70 @@ class Level:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="edits against diffusers on this machine")
-    parser.add_argument("--bundle", type=Path, default=DEMO_BUNDLE)
+    parser.add_argument("network", nargs="?", choices=("demo", "sdxl"), default="demo")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
     options = parser.parse_args()
-    log = ROOT / "out" / "bench-edits" / "log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with serving(options.bundle, log, f"--threads={options.threads}") as server:
-        found = measure(server, rounds=options.rounds, steps=options.steps, threads=options.threads)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    bundle, pipe, scale = _demo() if options.network == "demo" else _sdxl()
+    pipe.set_progress_bar_config(disable=True)
+    with serving(bundle, FOLDER / "log", f"--threads={options.threads}") as server:
+        found = measure(
+            server,
+            pipe,
+            options.ratios,
+            rounds=options.rounds,
+            steps=options.steps,
+            scale=scale,
+        )
     console.print(table(found))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     levels = [asdict(level) | {"auto_loss": level.auto_loss} for level in found]
     settings = {"threads": options.threads, "steps": options.steps, "rounds": options.rounds}
-    options.out.write_text(json.dumps({**settings, "levels": levels}, indent=1) + "\n")
-    console.print(f"written: {options.out}")
+    out = RESULTS / f"edit_latency_{options.network}.json"
+    out.write_text(json.dumps({**settings, "levels": levels}, indent=1) + "\n")
+    console.print(f"written: {out}")
 
 
-def measure(server: Server, *, rounds: int, steps: int, threads: int) -> list[Level]:
+def _demo() -> tuple[Path, DiffusionPipeline, int]:
+    """Bundle, pipeline, and how many times as large as the demo's the picture is."""
+    return DEMO_BUNDLE, StableDiffusionInpaintPipeline.from_pretrained(str(DEMO_CHECKPOINT)), 1
+
+
+def _sdxl() -> tuple[Path, DiffusionPipeline, int]:
+    """SDXL's topology at half its width, between small text encoders and a small autoencoder."""
+    checkpoint, bundle = FOLDER / "sdxl-checkpoint", FOLDER / "sdxl"
+    if not checkpoint.exists():
+        pipe = topology("sdxl")
+        own = {k: v for k, v in pipe.unet.config.items() if k in _CONDITIONS}
+        unet = UNet2DConditionModel(**{**sparse.CONFIG, **own, "sample_size": 64})
+        pipe.register_modules(unet=unet)
+        pipe.save_pretrained(checkpoint)
+    build = [str(Path(sys.executable).parent / "tessera-build"), "bundle", str(checkpoint)]
+    subprocess.run([*build, "-o", str(bundle)], check=True)
+    return bundle, StableDiffusionXLInpaintPipeline.from_pretrained(str(checkpoint)), 4
+
+
+def measure(
+    server: Server,
+    pipe: DiffusionPipeline,
+    ratios: Sequence[float],
+    *,
+    rounds: int,
+    steps: int,
+    scale: int,
+) -> list[Level]:
     """Every side in turn at every ratio, the template recorded beforehand."""
-    torch.set_num_threads(threads)
-    pipe = StableDiffusionInpaintPipeline.from_pretrained(str(DEMO_CHECKPOINT))
-    pipe.set_progress_bar_config(disable=True)
     before, after = held_out_scenes(2, seed=3)
     image, prompt = (render(before) * 255).round().astype(np.uint8), describe(after)
+    image = np.kron(image, np.ones((scale, scale, 1), np.uint8))
     levels = []
-    with Client(server.http) as client:
+    with Client(server.http, timeout=900) as client:
         client.register_template(image, steps=steps)
-        for ratio in track(RATIOS, description="edits against diffusers", console=console):
-            mask = square((64, 64), ratio)
+        for ratio in track(ratios, description="edits against diffusers", console=console):
+            mask = np.kron(square((64, 64), ratio), np.ones((scale, scale), np.uint8))
 
             def edit(mode: str, seed: int, mask: Any = mask) -> Any:
                 options: dict[str, Any] = {"steps": steps, "guidance": GUIDANCE, "mode": mode}

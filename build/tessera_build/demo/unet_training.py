@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tessera_build.demo.draw import render
+from tessera_build.demo.draw import Picture, render
 from tessera_build.demo.networks import new_scheduler
 from tessera_build.demo.readouts import Readouts, label_maps
 from tessera_build.demo.scenes import SIZES, Scene, paraphrase, sample_scene
@@ -106,8 +106,9 @@ def make_latents(
     seed: int,
     device: torch.device,
     report: Callable[[int], None],
+    draw: Callable[[Scene], Picture] = render,
 ) -> LatentSet:
-    """Render and encode `count` scenes that are not held out."""
+    """Draw and encode `count` scenes that are not held out."""
     rng = random.Random(seed)
     scenes: list[Scene] = []
     latents = torch.empty(count, 4, 32, 32, dtype=torch.float16)
@@ -116,9 +117,7 @@ def make_latents(
         chunk = [s for s in (sample_scene(rng) for _ in range(40)) if not s.held_out][
             : count - len(scenes)
         ]
-        pictures = torch.stack(
-            [torch.from_numpy(render(s)).permute(2, 0, 1) * 2 - 1 for s in chunk]
-        )
+        pictures = torch.stack([torch.from_numpy(draw(s)).permute(2, 0, 1) * 2 - 1 for s in chunk])
         rows = slice(len(scenes), len(scenes) + len(chunk))
         latents[rows] = encode_pictures(vae, pictures.to(device)).cpu().half()
         shares[rows] = torch.stack([_shares(scene) for scene in chunk])
@@ -166,7 +165,7 @@ def train_unet(
         torch.manual_seed(seed * 1_000_003 + step)
         rng = random.Random(seed * 1_000_003 + step)
         _set_rate(optimizer, step, steps)
-        batch = tuple(tensor.to(device) for tensor in _batch(data, tokenizer, rng))
+        batch = tuple(tensor.to(device) for tensor in make_batch(data, tokenizer, rng))
         lowest = LAYOUT_FROM if step < LAYOUT_SHARE * steps else 0
         losses = _losses(networks, readouts, noise_schedule, batch, lowest)
         loss = (losses * losses.new_tensor(WEIGHTS)).sum()
@@ -200,17 +199,31 @@ def _losses(
     outlines, and the readouts' of place and of things.
     """
     latents, shares, labels, ids = batch
+    error = velocity_errors(
+        networks.unet, networks.text_encoder, noise_schedule, latents, ids, lowest
+    )
+    with torch.autocast(latents.device.type, dtype=torch.bfloat16):
+        place, things = readouts.loss(labels)
+    outlines = (error * shares).sum((1, 2)).mean()
+    return torch.stack([error.mean(), outlines, place, things])
+
+
+def velocity_errors(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    noise_schedule: DDPMScheduler,
+    latents: torch.Tensor,
+    ids: torch.Tensor,
+    lowest: int = 0,
+) -> torch.Tensor:
+    """Mean squared errors of the velocity (batch, 32, 32) at timesteps from `lowest` on."""
     timesteps = _stratified_timesteps(latents.shape[0], lowest).to(latents.device)
     noise = torch.randn_like(latents)
     noisy = noise_schedule.add_noise(latents, noise, timesteps)
     with torch.autocast(latents.device.type, dtype=torch.bfloat16):
-        hidden = networks.text_encoder(ids)[0]
-        predicted = networks.unet(noisy, timesteps, hidden).sample
-        place, things = readouts.loss(labels)
+        predicted = unet(noisy, timesteps, text_encoder(ids)[0]).sample
     target = noise_schedule.get_velocity(latents, noise, timesteps)
-    error = (predicted.float() - target).square().mean(1)  # (batch, 32, 32)
-    outlines = (error * shares).sum((1, 2)).mean()
-    return torch.stack([error.mean(), outlines, place, things])
+    return (predicted.float() - target).square().mean(1)
 
 
 @contextlib.contextmanager
@@ -227,9 +240,10 @@ def averaged(networks: Networks) -> Iterator[None]:
         networks.train(True)
 
 
-def _batch(
+def make_batch(
     data: LatentSet, tokenizer: CLIPTokenizer, rng: random.Random
 ) -> tuple[torch.Tensor, ...]:
+    """Latents, shares, label maps and token ids of `BATCH` scenes drawn at random."""
     picks = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
     prompts = ["" if rng.random() < DROP_PROMPT else paraphrase(data.scenes[i], rng) for i in picks]
     labels = label_maps([data.scenes[i] for i in picks])

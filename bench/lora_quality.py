@@ -1,0 +1,166 @@
+"""What the demo's LoRAs change, and what `lora_policy` bounded costs: pictures whose LoRA comes in
+at step K against those that had it from the start.
+
+    python -m bench.lora_quality --pictures 40
+
+By diffusers, whose pictures Tessera's are (tests). Writes `bench/results/lora_quality.json` and
+`docs/images/lora-bounded.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import StableDiffusionPipeline
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench.edit_quality import ssim
+from bench.server import DEMO_CHECKPOINT, ROOT
+from tessera_build.demo.checker import score
+from tessera_build.demo.scenes import Scene, describe, held_out_scenes
+from tessera_build.demo.styles import STYLES, shows
+
+STEPS, GUIDANCE = 20, 4.0
+WITHOUT = (0, 1, 2, 3, 4, 6, 8, 12, 20)
+"""Steps without the LoRA; 0 is `exact`."""
+
+RESULTS = ROOT / "bench" / "results" / "lora_quality.json"
+FIGURE = ROOT / "docs" / "images" / "lora-bounded.png"
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Pictures of one LoRA that came in after `without` steps.
+
+    Attributes:
+        ssim: with the pictures that had it from the start, one of each prompt.
+        styled: share that is in the LoRA's style.
+        right: share of the prompts' attributes that the judge finds.
+    """
+
+    style: str
+    without: int
+    ssim: list[float]
+    styled: float
+    right: float
+
+
+def main() -> None:
+    """Draw, print and write what came out."""
+    parser = argparse.ArgumentParser(description="what the demo's LoRAs change")
+    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--figure", type=Path, default=FIGURE)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    scenes = held_out_scenes(options.pictures, seed=7)
+    found = [m for style in STYLES for m in measure(style, scenes)]
+    console.print(table(found))
+    options.out.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+    draw_curves(found, options.figure)
+    console.print(f"written: {options.out}, {options.figure}")
+
+
+def measure(style: str, scenes: Sequence[Scene]) -> list[Measured]:
+    """One LoRA, coming in after each number of steps."""
+    pipe = StableDiffusionPipeline.from_pretrained(DEMO_CHECKPOINT)
+    pipe.set_progress_bar_config(disable=True)
+    folder = DEMO_CHECKPOINT.parent / "loras"
+    pipe.load_lora_weights(str(folder), weight_name=f"{style}.safetensors")
+    found: list[Measured] = []
+    exact: list[npt.NDArray[Any]] = []
+    for without in track(WITHOUT, description=style, console=console):
+        pictures = [_draw(pipe, s, seed, without) for seed, s in enumerate(scenes)]
+        exact = exact or pictures
+        everywhere = np.full(pictures[0].shape[:2], 255, np.uint8)
+        both = list(zip(pictures, scenes, strict=True))
+        checked = [score(p / np.float32(255), s).fraction for p, s in both]
+        found.append(
+            Measured(
+                style,
+                without,
+                [ssim(p, e, everywhere) for p, e in zip(pictures, exact, strict=True)],
+                statistics.mean(shows(p / np.float32(255), s, style) for p, s in both),
+                statistics.mean(checked),
+            )
+        )
+    return found
+
+
+def _draw(
+    pipe: StableDiffusionPipeline, scene: Scene, seed: int, without: int
+) -> npt.NDArray[np.uint8]:
+    """A picture (h, w, 3) whose UNet gets its LoRA after some steps; the text encoder has it."""
+
+    def bring_in(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if step + 1 == without:
+            pipe.unet.enable_adapters()
+        return values
+
+    if without:
+        pipe.unet.disable_adapters()
+    else:
+        pipe.unet.enable_adapters()
+    result = pipe(
+        describe(scene),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        callback_on_step_end=bring_in,
+    )
+    return np.asarray(result.images[0])
+
+
+def table(found: Sequence[Measured]) -> Table:
+    """Medians by LoRA and steps without it."""
+    shown = Table(title=f"LoRAs that come in late, of {STEPS} steps")
+    for column in ("LoRA", "steps without", "SSIM with exact", "in its style", "attributes right"):
+        shown.add_column(column, justify="left" if column == "LoRA" else "right")
+    for m in found:
+        similar = statistics.median(m.ssim)
+        shown.add_row(
+            m.style,
+            str(m.without),
+            f"{similar:.3f}",
+            f"{100 * m.styled:.0f} %",
+            f"{100 * m.right:.0f} %",
+        )
+    return shown
+
+
+def draw_curves(found: Sequence[Measured], path: Path) -> None:
+    """SSIM and share in style over K, a curve for each LoRA."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharex=True)
+    for style in dict.fromkeys(m.style for m in found):
+        mine = [m for m in found if m.style == style]
+        steps = [m.without for m in mine]
+        axes[0].plot(steps, [statistics.median(m.ssim) for m in mine], marker="o", label=style)
+        axes[1].plot(steps, [m.styled for m in mine], marker="o", label=style)
+    axes[0].set(xlabel=f"steps without the LoRA, of {STEPS}", ylabel="SSIM with exact")
+    axes[1].set(xlabel=f"steps without the LoRA, of {STEPS}", ylabel="share in its style")
+    axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
