@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
 
 from tessera_build.demo.draw import Picture
@@ -164,5 +164,10 @@ def _state(pipe: StableDiffusionPipeline, recipe: LoraRecipe) -> dict[str, torch
     if recipe.layout == "kohya":
         state = convert_state_dict_to_kohya(state)
     elif recipe.layout == "diffusers":
-        state = convert_state_dict_to_diffusers(state)
+        state = {_diffusers_name(name): tensor for name, tensor in state.items()}
     return {name: tensor.to("cpu", torch.float16).contiguous() for name, tensor in state.items()}
+
+
+def _diffusers_name(peft: str) -> str:
+    """Of the UNet's; `convert_state_dict_to_diffusers` knows those of attention only."""
+    return peft.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
