@@ -16,6 +16,9 @@ from tests.fakes.checkpoint import controlnet, topology
 
 KEPT = Path(__file__).resolve().parents[1] / "out" / "test-bundles"
 CHOICES = Choices(steps=4, lora_bound=0.3)
+OPTIONS = ("--steps", "4", "--lora-bound", "0.3")
+"""The same on the command line."""
+
 CONTROL_WIDTHS = (8, 8, 16, 16)
 
 # How long an example takes says how busy the machine is, nothing of the code.

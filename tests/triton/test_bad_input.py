@@ -28,7 +28,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "height 264": ("a", {"height": 264}, "HEIGHT is 264; accepted: a multiple of 8"),
     "negative seed": ("a", {"seed": -1}, "SEED is -1; accepted: an integer from 0"),
     "scheduler": ("a", {"scheduler": "magic"}, "SCHEDULER is 'magic'; accepted: euler, "),
-    "lora": ("a", {"loras": [Lora("x")]}, "LORAS[0].name is 'x'; accepted: nothing, since no"),
+    "lora": ("a", {"loras": [Lora("x")]}, "LORAS[0].name is 'x'; accepted: halved, night, outline"),
     "control": ("a", {"controls": [Control("x")]}, "CONTROLS[0].name is 'x'; accepted: nothing"),
     "control image": (
         "a",

@@ -21,7 +21,7 @@ from tessera_build.addons import AddOns, install_loras, open_controlnet, read_co
 from tessera_build.bundle import build_bundle
 from tessera_build.cli import app
 from tessera_build.graphs import latents_of
-from tests.conftest import CHOICES, Small
+from tests.conftest import CHOICES, OPTIONS, Small
 from tests.fakes.checkpoint import controlnet, topology
 
 Make = Callable[[str], Small]
@@ -187,7 +187,7 @@ def test_a_current_bundle_gets_its_loras_all_the_same(
     shutil.copytree(made.bundle, out)
     control = f"edges={made.addons.controlnets['edges']}"
     line = ["bundle", str(made.checkpoint), "-o", str(out), "--controlnet", control]
-    result = CliRunner().invoke(app, [*line, "--lora", str(lora), "--steps", "4"])
+    result = CliRunner().invoke(app, [*line, "--lora", str(lora), *OPTIONS])
     assert result.exit_code == 0, result.output
     assert "is up to date" in " ".join(result.output.split())
     assert (out / "adapters" / lora.name).read_bytes() == lora.read_bytes()

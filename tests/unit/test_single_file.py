@@ -22,7 +22,7 @@ from tessera.variants import VARIANTS
 from tessera_build.checkpoint import open_checkpoint
 from tessera_build.cli import app
 from tessera_build.graphs import GraphSpec, graphs_of
-from tests.conftest import Small
+from tests.conftest import OPTIONS, Small
 from tests.fakes.single_file import write_single_file
 
 Make = Callable[[str], Small]
@@ -70,7 +70,7 @@ def test_its_bundle_is_the_folders(
 
     monkeypatch.setattr(module, "graphs_of", quick)
     line = ["bundle", str(file), "-o", str(tmp_path / "bundle"), "--config", str(made.checkpoint)]
-    result = CliRunner().invoke(app, [*line, "--steps", "4"])
+    result = CliRunner().invoke(app, [*line, *OPTIONS])
     assert result.exit_code == 0, result.output
     manifest = read_manifest(tmp_path / "bundle")
     assert {"graphs/vae_decoder.onnx", "tokenizer/tokenizer.json"} <= set(manifest.files)
