@@ -29,6 +29,7 @@ def sparse_inputs(module: SparseUNet, live: Tensors) -> Tensors:
     batch = Batch(program, [Part(make_tables(mask, program.paddings)) for mask in masks])
     caches = [ArrayCache(_random_arrays(program, (height, width))) for _ in masks]
     made = live | batch.sample(sample) | batch.fixed | batch.cached(caches)
+    made |= batch.residuals(_random_maps(program, len(masks), (height, width)))
     text = live["encoder_hidden_states"]
     made |= {name: _random_text(module, name, text) for name in module.inputs if name not in made}
     return {name: made[name] for name in module.inputs}
@@ -55,6 +56,8 @@ def sparse_axes(program: Program, name: str) -> dict[int, str]:
         return {0: "branches", 1: f"rows_{level}"}
     if kind == "down":
         return {0: "branches", 1: f"rows_{int(level) + 1}"}
+    if name in program.residuals:
+        return {0: f"rows_of_{name}"}
     if name == "halo.conv_in":
         return {0: "halo_same_0"}
     site = next(s for s in program.sites if s.name == name)
@@ -93,9 +96,12 @@ def sparse_ranges(
     likely = _lengths(program, usual, branches=2)
     limit = _lengths(program, largest, branches=most)
     tables = make_tables(_square(usual, 0.2), program.paddings)
-    for i, level in enumerate(tables.levels):
-        least[f"rows_{i}"], likely[f"rows_{i}"] = 1, level.count
+    for i, entry in enumerate(tables.levels):
+        least[f"rows_{i}"], likely[f"rows_{i}"] = 1, entry.count
         limit[f"rows_{i}"] = limit[f"tokens_{i}"]
+    for name, (level, _) in program.residuals.items():
+        least[f"rows_of_{name}"] = likely[f"rows_of_{name}"] = 1
+        limit[f"rows_of_{name}"] = most * limit[f"tokens_{level}"]
     for name in {s.table for s in program.sites if s.table}:
         source = {s.table: s.level for s in program.sites}[name]
         least[f"halo_{name}"] = 1
@@ -133,6 +139,13 @@ def _square(size: tuple[int, int], ratio: float) -> Mask:
 def _random_arrays(program: Program, size: Sequence[int]) -> Tensors:
     tokens = [h * w for h, w in level_sizes((size[0], size[1]), program.paddings)]
     return {site.name: _random(site, (1, *site.shape(tokens))) for site in program.sites}
+
+
+def _random_maps(program: Program, branches: int, size: tuple[int, int]) -> list[torch.Tensor]:
+    sizes = level_sizes(size, program.paddings)
+    return [
+        torch.randn(branches, width, *sizes[level]) for level, width in program.residuals.values()
+    ]
 
 
 def _random(site: Site, shape: tuple[int, ...]) -> torch.Tensor:

@@ -30,6 +30,7 @@ from tessera.errors import InvalidInput, Unavailable, UnknownJob
 
 CAPACITY = 1024
 _SHARED = Path("/dev/shm")
+_CONTROLS = ".controls"
 ARRIVES_WITHIN_S = 5.0
 ABANDONED_S = 900.0
 """A running job that nothing has touched for this long has vanished: its row may be reused."""
@@ -96,10 +97,17 @@ def board_path() -> Path:
     return _SHARED / f"tessera-board-{_namespace()}-{server}-{_start_time(server)}"
 
 
+def control_table_path() -> Path:
+    """Where this server's processes keep which ControlNets are loaded: beside the board."""
+    return Path(f"{board_path()}{_CONTROLS}")
+
+
 def sweep_boards() -> None:
-    """Remove the boards of servers that have ended (`tessera-serve` removes its own)."""
+    """Remove the boards of servers that have ended (`tessera-serve` removes its own), and what lies
+    beside them.
+    """
     for path in _SHARED.glob(f"tessera-board-{_namespace()}-*"):
-        _, _, _, server, started = path.name.split("-")
+        _, _, _, server, started = path.name.removesuffix(_CONTROLS).split("-")
         if _start_time(int(server)) != started:
             path.unlink(missing_ok=True)
 

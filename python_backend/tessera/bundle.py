@@ -11,9 +11,8 @@ from typing import Any
 from tessera.engines.base import Engine
 from tessera.engines.registry import Source, chosen_kind, open_engine
 from tessera.errors import BundleError
-from tessera.manifest import Manifest, check_file, read_manifest
+from tessera.manifest import Manifest, check_file, read_manifest, served_folder
 
-BUNDLE_VARIABLE = "TESSERA_BUNDLE"
 THREADS_VARIABLE = "TESSERA_THREADS"
 
 
@@ -45,10 +44,7 @@ class Bundle:
         Raises:
             BundleError: the variable is not set, or the bundle cannot be served.
         """
-        folder = os.environ.get(BUNDLE_VARIABLE)
-        if not folder:
-            raise BundleError(f"{BUNDLE_VARIABLE} is not set; set it to the folder of a bundle")
-        return cls(Path(folder), threads=int(os.environ.get(THREADS_VARIABLE) or 0))
+        return cls(served_folder(), threads=int(os.environ.get(THREADS_VARIABLE) or 0))
 
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files, after comparing its digest with the manifest.
@@ -61,8 +57,10 @@ class Bundle:
         check_file(self.folder, name, self.manifest.files[name])
         return self.folder / name
 
-    def engine(self, graph: str) -> Engine:
-        """The engine that runs one of the bundle's graphs, of the kind `TESSERA_ENGINE` names."""
+    def engine(self, graph: str, kind: str | None = None) -> Engine:
+        """The engine that runs one of the bundle's graphs, of that kind or the one that
+        `TESSERA_ENGINE` names.
+        """
         if graph not in self.manifest.graphs:
             raise BundleError(f"the bundle {self.folder} has no graph {graph!r}")
         entry = self.manifest.graphs[graph]
@@ -71,7 +69,7 @@ class Bundle:
                 self.file(name)  # external data lies beside the graph, its name with a suffix
         self.file(entry.config)
         source = Source.of(self.folder, self.manifest, graph, threads=self._threads)
-        return open_engine(chosen_kind(self.folder), source)
+        return open_engine(kind or chosen_kind(self.folder), source)
 
     def tokenizer(self, folder: str) -> Path:
         """The folder with a tokenizer's files, each compared with the manifest."""

@@ -16,15 +16,34 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from tessera.edits import Canvas
-from tessera.plan import Plan
+from tessera.plan import ControlUse, Plan
 from tessera.sampler import Sampler
 
 if TYPE_CHECKING:
     from tessera.sparse_steps import SparsePath
+    from tessera.unet import Join
 
 Conditions = Mapping[str, torch.Tensor]
-Predict = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
-"""(sample (n, c, h, w), timestep (n,), conditions of n rows) -> prediction (n, c, h, w)."""
+Predict = Callable[[torch.Tensor, torch.Tensor, Conditions, "Join | None"], torch.Tensor]
+"""(sample (n, c, h, w), timestep (n,), conditions of n rows, what is added at the join) ->
+prediction (n, c, h, w)."""
+
+
+@dataclass
+class Guide:
+    """A ControlNet that guides a request.
+
+    Attributes:
+        use: which, how strongly and when.
+        key: names the request's picture and text to the ControlNet; no two guides have the same.
+        image: the control picture (h, w, 3), UINT8.
+        told: ControlNets that know the key.
+    """
+
+    use: ControlUse
+    key: int
+    image: torch.Tensor
+    told: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -36,12 +55,15 @@ class Running:
             are two, the negative one first.
         latents: (1, c, h, w), as of the last finished step.
         canvas: what an edit starts from; `None` for a generation.
+        guides: its ControlNets.
         first_tick, last_tick: numbers of the ticks that ran its first and latest step.
         batch_sizes: how many requests shared the engine call, per step.
         network_ms: time inside the engines, summed over its steps.
         sparse: what it is denoised sparsely with; `None` for the dense UNet.
         sparse_steps: how many of its steps were.
         cache_ms: time that its steps waited for cached inputs.
+        control_ms, control_steps: time that its steps waited for ControlNets beyond the encoder
+            half's own, and how many asked any.
         refit_ms, switches: time and number of the refits that its own turns began with.
         passed_over: ticks in which the engine had another adapter set.
         adapted_at: the first step that was run with its LoRAs.
@@ -53,6 +75,7 @@ class Running:
     sampler: Sampler
     latents: torch.Tensor
     canvas: Canvas | None = None
+    guides: tuple[Guide, ...] = ()
     step: int = 0
     first_tick: int = 0
     last_tick: int = 0
@@ -61,6 +84,8 @@ class Running:
     sparse: SparsePath | None = None
     sparse_steps: int = 0
     cache_ms: float = 0.0
+    control_ms: float = 0.0
+    control_steps: int = 0
     refit_ms: float = 0.0
     switches: int = 0
     passed_over: int = 0
@@ -89,6 +114,12 @@ class Running:
         return self.sparse is not None and self.sparse.kinds[self.step]
 
     @property
+    def guides_now(self) -> list[Guide]:
+        """The ControlNets that take part in the next step."""
+        steps = len(self.sampler.timesteps)
+        return [g for g in self.guides if g.use.scale and g.use.active(self.step, steps)]
+
+    @property
     def finished(self) -> bool:
         """Whether every step is done or the request has failed."""
         return self.error is not None or self.step == len(self.sampler.timesteps)
@@ -101,6 +132,7 @@ def start(
     *,
     shape: tuple[int, int, int],
     canvas: Canvas | None = None,
+    guides: tuple[Guide, ...] = (),
 ) -> Running:
     """A request before its first step.
 
@@ -111,16 +143,20 @@ def start(
         shape: of its latents: (c, h, w).
         canvas: what it starts from, if it is an edit: its active latents get noise of the request's
             seed, the others the canvas's own.
+        guides: its ControlNets.
     """
     noise = sampler.initial_noise(*shape)
     if canvas is None:
-        return Running(plan, conditions, sampler, sampler.noised(noise, noise, 0))
+        latents = sampler.noised(noise, noise, 0)
+        return Running(plan, conditions, sampler, latents, guides=guides)
     latents = sampler.noised(canvas.clean, canvas.compose(noise, canvas.noise), 0)
-    return Running(plan, conditions, sampler, latents, canvas)
+    return Running(plan, conditions, sampler, latents, canvas, guides)
 
 
 class PathLost(Exception):
-    """Some requests of a group can no longer be denoised sparsely and say so: group them anew."""
+    """Some requests of a group cannot go on as they were and say so, by their error or by having no
+    sparse path any more: group them anew.
+    """
 
 
 class Observer(Protocol):
@@ -128,6 +164,14 @@ class Observer(Protocol):
 
     def observe(self, path: str, size: tuple[int, int], tokens: float, milliseconds: float) -> None:
         """Told of each network call, per branch."""
+        ...
+
+
+class Controls(Protocol):
+    """Runs ControlNets: see `tessera.controls.fanout`."""
+
+    def start(self, group: Sequence[Running]) -> Join | None:
+        """Begin to run those of a group's next step; `None` if it has none."""
         ...
 
 
@@ -157,26 +201,28 @@ def tick(
     *,
     sparse: Sparse | None = None,
     planner: Observer | None = None,
+    controls: Controls | None = None,
 ) -> None:
     """Advance every request by one step; those that share a size and a path share the network call.
 
     A request whose sampler fails gets its `error`; a failing network call fails the requests in it.
     The others are unaffected.
     """
-    work = _calls(running, predict, sparse)
+    dense = partial(_predict_group, predict, controls)
+    work = _calls(running, dense, sparse)
     while work:
         call, group = work.pop(0)
         began = time.perf_counter()
         try:
             branches = call(group)
         except PathLost:
-            work += _calls(group, predict, sparse)
+            work += _calls([r for r in group if r.error is None], dense, sparse)
             continue
         except Exception as error:
             for request in group:
                 request.error = error
             continue
-        if planner is not None:
+        if planner is not None and not any(r.guides_now for r in group):
             _observe(planner, group, 1e3 * (time.perf_counter() - began))
         for request, prediction in zip(group, branches, strict=True):
             request.first_tick = request.first_tick or number
@@ -196,13 +242,11 @@ def _observe(planner: Observer, group: list[Running], milliseconds: float) -> No
 
 
 def _calls(
-    running: Sequence[Running], predict: Predict, sparse: Sparse | None
+    running: Sequence[Running], dense: Call, sparse: Sparse | None
 ) -> list[tuple[Call, list[Running]]]:
     """The network calls of a tick: which, and for whom."""
-    dense = [r for r in running if not r.goes_sparsely]
-    calls: list[tuple[Call, list[Running]]] = [
-        (partial(_predict_group, predict), group) for group in _groups(dense)
-    ]
+    whole = [r for r in running if not r.goes_sparsely]
+    calls: list[tuple[Call, list[Running]]] = [(dense, group) for group in _groups(whole)]
     if sparse is not None:
         others = [r for r in running if r.goes_sparsely]
         calls += [(sparse.predict, group) for group in sparse.groups(others)]
@@ -217,14 +261,17 @@ def _groups(running: Sequence[Running]) -> Iterable[list[Running]]:
     return groups.values()
 
 
-def _predict_group(predict: Predict, group: list[Running]) -> list[torch.Tensor]:
+def _predict_group(
+    predict: Predict, controls: Controls | None, group: list[Running]
+) -> list[torch.Tensor]:
     """Predictions (branches, c, h, w), one per request, from one network call for the group."""
+    join = controls.start(group) if controls else None
     samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
     timesteps = [r.timesteps[r.step] for r in group]
     conditions = {k: _join([r.conditions[k] for r in group]) for k in group[0].conditions}
     inputs = _join(samples), _join(timesteps), conditions
     began = time.perf_counter()
-    output = predict(*inputs)
+    output = predict(*inputs, join)
     network_ms = 1e3 * (time.perf_counter() - began)
     for request in group:
         request.network_ms += network_ms

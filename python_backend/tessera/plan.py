@@ -69,6 +69,7 @@ class Plan:
         adapters: what is merged into the UNet, in an order that does not depend on the request's.
         adapters_by: the step from which on it has to be; 0 without `lora_policy` bounded.
         controls: the ControlNets, in the order of the images in CONTROL.
+        control_load_ms: time that `render` waited for them to be loaded.
     """
 
     slot: int
@@ -94,6 +95,7 @@ class Plan:
     adapters: tuple[AdapterUse, ...] = ()
     adapters_by: int = 0
     controls: tuple[ControlUse, ...] = ()
+    control_load_ms: float = 0.0
 
     @property
     def guided(self) -> bool:

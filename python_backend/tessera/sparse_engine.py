@@ -15,6 +15,7 @@ import torch
 from tessera import networks
 from tessera.board import board_path
 from tessera.bundle import Bundle
+from tessera.controls.fanout import FanOut
 from tessera.edit_request import can_be_sparse
 from tessera.manifest import Manifest
 from tessera.planner import Planner, Size, measure
@@ -36,7 +37,9 @@ SHARES = (0.05, 0.125, 0.25, 0.5, 1.0)
 """Of active latents, at the usual size."""
 
 
-def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner | None]:
+def open_sparse(
+    bundle: Bundle, unet: UNet, controls: FanOut
+) -> tuple[SparseSteps | None, Planner | None]:
     """The sparse path of a bundle and a planner for it; nothing if the bundle has no graphs for
     it.
     """
@@ -55,6 +58,7 @@ def open_sparse(bundle: Bundle, unet: UNet) -> tuple[SparseSteps | None, Planner
         _memory(settings, engines.device),
         bundle=manifest.digest,
         max_rows=manifest.limits.max_rows,
+        controls=controls,
     )
     bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
     costs = settings.folder / f"costs-{board_path().name}.json"

@@ -20,13 +20,14 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import max_pool2d
 
+from tessera.controls.fanout import FanOut
 from tessera.denoise import PathLost, Running
 from tessera.edits import TEMPLATE_SEED, Canvas
 from tessera.plan import Plan
 from tessera.planner import Kinds, Planner
 from tessera.sparse.batch import Batch, Part, Tensors
 from tessera.sparse.program import Program
-from tessera.sparse.tables import make_tables
+from tessera.sparse.tables import level_sizes, make_tables
 from tessera.sparse.unet import SparseUNetEngines
 from tessera.templates.cache import StepCache
 from tessera.templates.memory import Memory
@@ -100,6 +101,7 @@ class SparseSteps:
         memory: holds recorded steps that have been read.
         bundle: the bundle's digest.
         max_rows: largest number of branches in a call.
+        controls: runs the requests' ControlNets.
     """
 
     def __init__(
@@ -111,10 +113,12 @@ class SparseSteps:
         *,
         bundle: str,
         max_rows: int,
+        controls: FanOut | None = None,
     ) -> None:
         self._engines, self._program = engines, program
         self._store, self.memory = store, memory
         self._bundle, self._max_rows = bundle, max_rows
+        self._controls = controls
         self._assembler = ThreadPoolExecutor(1, thread_name_prefix="caches")
         self._calls: dict[tuple[int, ...], _Call] = {}
 
@@ -168,9 +172,11 @@ class SparseSteps:
         """The network's predictions (branches, c, h, w), zero where nothing is active.
 
         Raises:
-            PathLost: a recording could not be read; its requests have lost their path.
+            PathLost: a recording could not be read, and its requests have lost their path; or a
+                ControlNet failed, and its requests have its error.
         """
         call = self._call(group)
+        join = self._controls.start(group) if self._controls else None
         began = time.perf_counter()
         try:
             cached = self._cached(call, group, ahead=0).result()
@@ -187,7 +193,8 @@ class SparseSteps:
         conditions = {
             name: torch.cat([p.conditions[name] for p in paths]) for name in paths[0].conditions
         }
-        rows = self._engines.predict(call.batch, sample, timestep, conditions, cached)
+        maps = join.maps(self._shapes(group[0]), len(sample)) if join else None
+        rows = self._engines.predict(call.batch, sample, timestep, conditions, cached, maps)
         ended = time.perf_counter()
         for request in group:
             request.sparse_steps += 1
@@ -195,6 +202,13 @@ class SparseSteps:
             request.network_ms += 1e3 * (ended - called)
         prediction = call.batch.scatter(rows, torch.zeros_like(sample))
         return list(prediction.split([r.branches for r in group]))
+
+    def _shapes(self, request: Running) -> list[torch.Size]:
+        """Of the residuals that a ControlNet gives for a request: (c, h, w) each."""
+        height, width = request.latents.shape[2:]
+        sizes = level_sizes((height, width), self._program.paddings)
+        places = self._program.residuals.values()
+        return [torch.Size((channels, *sizes[level])) for level, channels in places]
 
     def _lose(self, group: list[Running], error: Damaged) -> None:
         """Let requests go on without a recording that is to be made again."""

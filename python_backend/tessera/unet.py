@@ -6,6 +6,7 @@ Knows engines and tensors, nothing of requests.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
@@ -14,6 +15,14 @@ from tessera.variants import Variant
 
 Conditions = Mapping[str, torch.Tensor]
 """Inputs of the network beside sample and timestep, by name; one row per branch."""
+
+
+class Join(Protocol):
+    """Adds to what the encoder half gives, for rows from `first` on, before the decoder half."""
+
+    def add(self, encoded: dict[str, torch.Tensor], first: int = 0) -> None:
+        """In place."""
+        ...
 
 
 class UNet:
@@ -30,7 +39,11 @@ class UNet:
         self._encoder, self._decoder, self._max_rows = encoder, decoder, max_rows
 
     def predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: Conditions,
+        join: Join | None = None,
     ) -> torch.Tensor:
         """The network's prediction (n, c, h, w).
 
@@ -38,17 +51,20 @@ class UNet:
             sample: scaled latents (n, c, h, w), float32.
             timestep: (n,) float32.
             conditions: what `conditions_of` makes, n rows each.
+            join: adds what ControlNets find between the halves.
         """
         inputs = {"sample": sample, "timestep": timestep, **conditions}
         rows = sample.shape[0]
         if rows <= self._max_rows:
-            return self._call(inputs)
+            return self._call(inputs, join, 0)
         starts = range(0, rows, self._max_rows)
-        chunks = [{k: v[i : i + self._max_rows] for k, v in inputs.items()} for i in starts]
-        return torch.cat([self._call(chunk) for chunk in chunks])
+        chunks = [(i, {k: v[i : i + self._max_rows] for k, v in inputs.items()}) for i in starts]
+        return torch.cat([self._call(chunk, join, first) for first, chunk in chunks])
 
-    def _call(self, inputs: Conditions) -> torch.Tensor:
+    def _call(self, inputs: Conditions, join: Join | None, first: int) -> torch.Tensor:
         encoded = self._encoder.run(inputs)
+        if join:
+            join.add(encoded, first)
         text = inputs["encoder_hidden_states"]
         outputs = self._decoder.run({**encoded, "encoder_hidden_states": text})
         return outputs["prediction"].float().cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from tessera.manifest import Latents
 from tessera.modules import UNetDecoder, UNetEncoder
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.network import SparseUNet, TextProjections
+from tessera.sparse.program import Site
 from tessera.sparse.record import Recording, record
-from tessera.sparse.tables import Mask, make_tables
+from tessera.sparse.tables import Mask, level_sizes, make_tables
 from tessera_build.examples import Tensors, example_inputs
 from tests.fakes.checkpoint import TOPOLOGIES, randomised, topology
 
@@ -53,20 +55,65 @@ def mask_of(kind: str, height: int, width: int) -> Mask:
     return mask
 
 
-def dense_pass(
+def random_residuals(
     unet: UNet2DConditionModel, *, rows: int, height: int, width: int
+) -> list[torch.Tensor]:
+    """What a ControlNet could add to the skips and the mid block's result."""
+    program = SparseUNet(unet).program
+    sizes = level_sizes((height, width), program.paddings)
+    places = program.residuals.values()
+    return [torch.randn(rows, channels, *sizes[level]) for level, channels in places]
+
+
+def dense_pass(
+    unet: UNet2DConditionModel,
+    *,
+    rows: int,
+    height: int,
+    width: int,
+    residuals: list[torch.Tensor] | None = None,
 ) -> tuple[Tensors, Recording, torch.Tensor]:
-    """Random inputs, the recording of all sites, and diffusers' own answer."""
+    """Random inputs, the recording of all sites, and diffusers' own answer, with residuals or
+    without.
+    """
     torch.manual_seed(rows)
     encoder, decoder = UNetEncoder(unet).eval(), UNetDecoder(unet).eval()
     size = {"rows": rows, "height": height, "width": width}
     inputs = example_inputs(encoder, Latents(4, 8, 1.0), **size)
-    recording, _ = record(encoder, decoder, inputs, sites=SparseUNet(unet).program.sites)
+    sites = SparseUNet(unet).program.sites
+    if residuals:
+        recording = _record_with(residuals, encoder, decoder, inputs, sites)
+    else:
+        recording, _ = record(encoder, decoder, inputs, sites=sites)
     added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
     basic = [inputs[k] for k in ("sample", "timestep", "encoder_hidden_states")]
+    controls: dict[str, Any] = {}
+    if residuals:
+        controls["down_block_additional_residuals"] = tuple(residuals[:-1])
+        controls["mid_block_additional_residual"] = residuals[-1]
     with torch.no_grad():
-        answer: torch.Tensor = unet(*basic, added_cond_kwargs=added or None).sample
+        answer: torch.Tensor = unet(*basic, added_cond_kwargs=added or None, **controls).sample
     return inputs, recording, answer
+
+
+def _record_with(
+    residuals: list[torch.Tensor],
+    encoder: UNetEncoder,
+    decoder: UNetDecoder,
+    inputs: Tensors,
+    sites: tuple[Site, ...],
+) -> Recording:
+    """`record`, with the decoder half given what the encoder half found and the residuals."""
+
+    def joined(
+        mid: torch.Tensor, emb: torch.Tensor, text: torch.Tensor, *skips: torch.Tensor
+    ) -> Any:
+        pairs = zip(skips, residuals[:-1], strict=True)
+        return forward(mid + residuals[-1], emb, text, *(a + b for a, b in pairs))
+
+    forward = decoder.forward
+    decoder.forward = joined  # type: ignore[method-assign]
+    return record(encoder, decoder, inputs, sites=sites)[0]
 
 
 def batch_of(unet: UNet2DConditionModel, masks: list[Mask], *, live_norms: bool = True) -> Batch:

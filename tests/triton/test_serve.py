@@ -93,8 +93,8 @@ def test_killed_outright_it_leaves_no_process(bundle: Path, tmp_path: Path) -> N
 def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) -> None:
     found = find_server(tmp_path)
     http, grpc, metrics = free_ports(3)
-    line = command(found, [model_repository()], Ports(http, grpc, metrics), extra=[])
-    line = [a for a in line if "model-control-mode" not in a and "load-model" not in a]
+    line = command(found, [model_repository()], Ports(http, grpc, metrics), load=[])
+    line = [a for a in line if "model-control-mode" not in a]
     variables = environment(found, TESSERA_BUNDLE=str(bundle))
     with (
         (tmp_path / "log").open("wb") as log,
@@ -117,8 +117,8 @@ def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) ->
 def test_without_a_bundle_the_log_says_what_to_set(tmp_path: Path) -> None:
     found = find_server(tmp_path)
     http, grpc, metrics = free_ports(3)
-    line = command(found, [model_repository()], Ports(http, grpc, metrics), extra=[])
-    line = [a for a in line if "model-control-mode" not in a and "load-model" not in a]
+    line = command(found, [model_repository()], Ports(http, grpc, metrics), load=[])
+    line = [a for a in line if "model-control-mode" not in a]
     variables = {k: v for k, v in environment(found).items() if k != "TESSERA_BUNDLE"}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(line, env=variables, stdout=log, stderr=log)

@@ -11,7 +11,7 @@ from tessera.contract import SCHEDULERS
 from tessera.denoise import Running, start, tick
 from tessera.plan import Plan
 from tessera.sampler import Sampler
-from tessera.unet import Conditions, UNet, conditions_of
+from tessera.unet import Conditions, Join, UNet, conditions_of
 from tessera.variants import VARIANTS
 from tests.fakes.engine import unet_engines
 from tests.unit.test_sampler import DEMO
@@ -109,7 +109,7 @@ def test_guidance_is_negative_plus_scaled_difference() -> None:
     request = running(plan(guidance=3.0, steps=1))
     before = request.latents.clone()
     outputs = torch.stack([torch.full((4, 16, 16), 2.0), torch.full((4, 16, 16), 5.0)])
-    tick([request], lambda sample, timestep, conditions: outputs, 1)
+    tick([request], lambda sample, timestep, conditions, join: outputs, 1)
     again = running(plan(guidance=3.0, steps=1))
     guided = torch.full((1, 4, 16, 16), 2.0 + 3.0 * (5.0 - 2.0))
     assert torch.equal(request.latents, again.sampler.step(guided, before, 0))
@@ -120,11 +120,11 @@ def test_a_failing_network_call_fails_its_group_only() -> None:
     network = unet()
 
     def predict(
-        sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions
+        sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, join: Join | None
     ) -> torch.Tensor:
         if sample.shape[-1] == 24:
             raise RuntimeError("no memory")
-        return network.predict(sample, timestep, conditions)
+        return network.predict(sample, timestep, conditions, join)
 
     tick([wide, narrow], predict, 1)
     assert wide.finished

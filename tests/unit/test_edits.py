@@ -212,7 +212,7 @@ def test_edits_as_diffusers_does(
     sampler = Sampler(name, config, steps=steps, seed=3, first=first)
     request = start(wanted, {}, sampler, shape=(4, 8, 12), canvas=canvas_of(clean, active))
     for number in range(steps - first):
-        tick([request], lambda s, t, c: network(s, t[0]), number)
+        tick([request], lambda s, t, c, join: network(s, t[0]), number)
     assert request.error is None
     assert request.finished
     torch.testing.assert_close(request.latents, expected, atol=2e-5, rtol=1e-5)

@@ -32,7 +32,9 @@ SLOTS = 3
 
 def test_the_command_line_has_what_was_asked_for() -> None:
     server = TritonServer(Path("/bin/server"), Path("/backends"), {})
-    line = command(server, [Path("/a"), Path("/b")], Ports(1, 2, 3), host="::1", extra=["--x=1"])
+    folders, ports = [Path("/a"), Path("/b")], Ports(1, 2, 3)
+    line = command(server, folders, ports, load=["m"], host="::1", extra=["--x=1"])
+    assert "--load-model=m" in line
     assert line[0] == "/bin/server"
     assert {"--model-repository=/a", "--model-repository=/b", "--http-port=1"} <= set(line)
     assert {"--grpc-port=2", "--metrics-port=3", "--http-address=::1"} <= set(line)

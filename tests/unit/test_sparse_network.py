@@ -19,6 +19,7 @@ from tests.fakes.sparse import (
     dense_pass,
     largest_difference,
     mask_of,
+    random_residuals,
     small_unet,
     sparse_feed,
 )
@@ -40,6 +41,22 @@ def test_sparse_is_dense_when_the_cache_is_its_own(
     inputs, recording, answer = dense_pass(unet, rows=len(masks), height=height, width=width)
     batch = batch_of(unet, masks, live_norms=live_norms)
     feed = sparse_feed(unet, inputs, batch, [ArrayCache(recording, i) for i in range(len(masks))])
+    prediction = SparseUNet(unet).eval()(*feed.values())
+    assert largest_difference(batch, prediction, answer, masks) <= 1e-4
+
+
+@torch.no_grad()
+@every_topology
+def test_residuals_of_controlnets_go_in_at_active_tokens(name: str) -> None:
+    unet, size = small_unet(name), {"height": 9, "width": 13}
+    masks = [mask_of(kind, 9, 13) for kind in ("islands", "pixel", "borders")]
+    maps = random_residuals(unet, rows=3, **size)
+    inputs, recording, answer = dense_pass(unet, rows=3, residuals=maps, **size)
+    without = dense_pass(unet, rows=3, **size)[2]
+    assert (answer - without).abs().max() > 0.1
+    batch = batch_of(unet, masks)
+    feed = sparse_feed(unet, inputs, batch, [ArrayCache(recording, i) for i in range(3)])
+    feed |= batch.residuals(maps)
     prediction = SparseUNet(unet).eval()(*feed.values())
     assert largest_difference(batch, prediction, answer, masks) <= 1e-4
 

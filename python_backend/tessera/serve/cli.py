@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +11,12 @@ from rich.console import Console
 from rich.status import Status
 
 from tessera.adapters.settings import AdapterSettings
-from tessera.errors import BundleError, TesseraError
+from tessera.controls.models import engine_is_half, read_placements, write_models
+from tessera.controls.settings import ControlSettings
+from tessera.errors import BundleError, TesseraError, brief, listing
 from tessera.manifest import Manifest, check_files, read_manifest
-from tessera.serve.supervisor import Supervisor
-from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
-from tessera.serve.warmup import warm_up
+from tessera.serve.launch import Launch
+from tessera.serve.tritonserver import Ports
 from tessera.templates.settings import TemplateSettings, default_folder
 from tessera.variants import VARIANTS
 
@@ -46,6 +44,24 @@ def serve(
         float,
         typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
     ] = AdapterSettings.memory / 1e9,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(help="Where a ControlNet runs: NAME=cpu, NAME=gpu:1, NAME=gpu:0,gpu:1."),
+    ] = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(help="A ControlNet that is loaded at once and stays; may be given again."),
+    ] = None,
+    control_memory: Annotated[
+        float, typer.Option(min=0, help="GB of loaded ControlNets.")
+    ] = ControlSettings.memory / 1e9,
+    write_models_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-models",
+            help="Write the ControlNets' models there and end: for a plain tritonserver.",
+        ),
+    ] = None,
     templates: Annotated[
         Path | None, typer.Option(help="Folder of templates; by default in the user's cache.")
     ] = None,
@@ -78,72 +94,33 @@ def serve(
     log_flags = [] if verbose else ["--log-info=false"]
     try:
         manifest = _checked(bundle)
-        _check_ports(ports, host)
         _check_engine(engine)
+        placements = read_placements(place or [], manifest.controlnets)
+        controls = ControlSettings(int(1e9 * control_memory), _pinned(pin or [], manifest))
+        if write_models_to:
+            half = engine_is_half(engine)
+            write_models(write_models_to, manifest.controlnets, placements, half=half)
+            raise typer.Exit
+        _check_ports(ports, host)
         settings = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
-        settings |= {**kept.to_environment(), **loras.to_environment()}
-        flags = [*log_flags, *(triton_args or [])]
-        code = _serve(bundle, manifest, ports, host, settings, start_timeout, flags)
+        for chosen in (kept, loras, controls):
+            settings |= chosen.to_environment()
+        launch = Launch(
+            bundle,
+            manifest,
+            ports,
+            host,
+            settings,
+            placements=placements,
+            pinned=controls.pinned,
+            timeout=start_timeout,
+            flags=[*log_flags, *(triton_args or [])],
+        )
+        code = launch.run(console)
     except TesseraError as error:
         console.print(f"tessera-serve: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(code)
-
-
-def _serve(
-    bundle: Path,
-    manifest: Manifest,
-    ports: Ports,
-    host: str,
-    settings: dict[str, str],
-    timeout: float,
-    extra: list[str],
-) -> int:
-    run_folder = Path(tempfile.mkdtemp(prefix="tessera-", dir=_memory_folder()))
-    try:
-        server = find_server(run_folder)
-        variables = {
-            "TESSERA_BUNDLE": str(bundle.resolve()),
-            "TESSERA_BOARD": str(run_folder / "board"),
-            **settings,
-        }
-        supervisor = Supervisor(
-            command(server, [model_repository()], ports, host=host, extra=extra),
-            environment(server, **variables),
-            ports.http,
-            lambda line: console.print(f"tessera-serve: {line}", soft_wrap=True),
-        )
-        try:
-            return _run(supervisor, manifest, ports, timeout)
-        finally:
-            supervisor.stop()
-    finally:
-        shutil.rmtree(run_folder, ignore_errors=True)
-
-
-def _run(supervisor: Supervisor, manifest: Manifest, ports: Ports, timeout: float) -> int:
-    began = time.monotonic()
-    supervisor.start()
-    with Status(f"starting tritonserver on bundle {manifest.name} ...", console=console) as status:
-        ready = supervisor.wait_ready(
-            timeout,
-            lambda s: status.update(f"loading the models of bundle {manifest.name} ... {s:.0f} s"),
-        )
-    if supervisor.interrupted:
-        return supervisor.watch()  # until it has ended
-    if not ready:
-        raise TesseraError(
-            "tritonserver did not become ready; its log above says why (-v shows all of it)"
-        )
-    with Status("making the first pictures ...", console=console):
-        warm_up(ports.http, manifest.limits.min_size)
-    console.print(
-        f"tessera-serve: bundle {manifest.name} ({manifest.digest[:12]}) is ready after "
-        f"{time.monotonic() - began:.1f} s: HTTP {ports.http}, gRPC {ports.grpc}, "
-        f"metrics {ports.metrics}",
-        soft_wrap=True,
-    )
-    return supervisor.watch()
 
 
 def _checked(bundle: Path) -> Manifest:
@@ -163,6 +140,14 @@ def _checked(bundle: Path) -> Manifest:
     return manifest
 
 
+def _pinned(names: list[str], manifest: Manifest) -> tuple[str, ...]:
+    for name in names:
+        if name not in manifest.controlnets:
+            accepted = listing(manifest.controlnets)
+            raise TesseraError(f"--pin names the ControlNet {brief(name)}; accepted: {accepted}")
+    return tuple(dict.fromkeys(names))
+
+
 def _check_engine(kind: str) -> None:
     if kind not in ENGINES:
         raise TesseraError(f"--engine {kind} is unknown; accepted: {', '.join(ENGINES)}")
@@ -179,10 +164,6 @@ def _check_ports(ports: Ports, host: str) -> None:
                 raise TesseraError(
                     f"--{name}-port {port} cannot be used: {error.strerror}"
                 ) from None
-
-
-def _memory_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def main() -> None:

@@ -68,17 +68,18 @@ def command(
     repositories: Sequence[Path],
     ports: Ports,
     *,
+    load: Sequence[str],
     host: str = "0.0.0.0",
     extra: Sequence[str] = (),
 ) -> list[str]:
     """The command line: explicit model control, so that a model can be reloaded when its process
-    has died.
+    has died, and ControlNets when they are needed. `load` names the models to begin with.
     """
     line = [
         str(server.executable),
         *(f"--model-repository={path}" for path in repositories),
         "--model-control-mode=explicit",
-        "--load-model=*",
+        *(f"--load-model={name}" for name in load),
         "--disable-auto-complete-config",
         f"--http-address={host}",
         f"--grpc-address={host}",
@@ -112,6 +113,11 @@ def model_repository() -> Path:
         if (folder / "generate" / "config.pbtxt").exists():
             return folder
     raise NoServer(f"the model repository is not beside {package}; install tessera again")
+
+
+def models_of(repository: Path) -> list[str]:
+    """Names of the models in a repository."""
+    return sorted(config.parent.name for config in repository.glob("*/config.pbtxt"))
 
 
 def _from_wheel(package: Path, backends: Path) -> TritonServer:

@@ -124,11 +124,12 @@ class Batch:
         unused = {f"tokens_{level}" for level in range(self.program.levels)} - {
             f"tokens_{n}" for n in attending
         }
-        return {
+        given = {
             name: torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int32))
             for name, array in fixed.items()
             if name not in unused
         }
+        return given | self.residuals(None)
 
     def sample(self, latents: torch.Tensor) -> Tensors:
         """`sample` and the halo of the first convolution.
@@ -138,12 +139,29 @@ class Batch:
                 latents outside the masks.
         """
         maps = latents.flatten(2).transpose(1, 2)  # (branches, tokens, channels)
-        chosen = self._live_tokens
+        chosen = self._live_tokens[0]
         rows = torch.stack([m[t] for m, t in zip(maps, chosen, strict=True)])
         first = [int(n) for n in np.flatnonzero(np.diff(self.branches, prepend=-1))]
         near = [maps[b][self._index(i, "same_0")] for i, b in enumerate(first)]
         zero = maps.new_zeros(1, maps.shape[2])
         return {"sample": rows, "halo.conv_in": torch.cat([zero, *near])}
+
+    def residuals(self, maps: Sequence[torch.Tensor] | None) -> Tensors:
+        """What ControlNets add to the rows: of each level's active tokens; a row of zeros where
+        there is none.
+
+        Args:
+            maps: (branches, c, h, w) for each of `Program.residuals`, in its order.
+        """
+        places = self.program.residuals
+        if maps is None:
+            return {name: torch.zeros(1, width) for name, (_, width) in places.items()}
+        found = {}
+        for (name, (level, width)), whole in zip(places.items(), maps, strict=True):
+            tokens = self._live_tokens[level][:, None].expand(-1, width, -1)
+            rows = whole.flatten(2).gather(2, tokens)  # (branches, c, n)
+            found[name] = rows.transpose(1, 2).reshape(-1, width)
+        return found
 
     def scatter(self, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """`latents` (branches, channels, height, width) with the active ones replaced by
@@ -151,7 +169,7 @@ class Batch:
         """
         out = latents.clone()
         maps = out.view(*out.shape[:2], -1)
-        for branch, tokens in enumerate(self._live_tokens):
+        for branch, tokens in enumerate(self._live_tokens[0]):
             count = self.parts[self.branches[branch]].tables.levels[0].count
             maps[branch, :, tokens[:count]] = prediction[branch, :count].T.to(out.dtype)
         return out
@@ -174,9 +192,11 @@ class Batch:
         return made
 
     @cached_property
-    def _live_tokens(self) -> torch.Tensor:
-        tokens = self._per_branch([p.tables.levels[0].tokens for p in self.parts])
-        return torch.from_numpy(tokens)
+    def _live_tokens(self) -> list[torch.Tensor]:
+        """By level, (branches, n) each."""
+        levels = range(self.program.levels)
+        tokens = ([p.tables.levels[i].tokens for p in self.parts] for i in levels)
+        return [torch.from_numpy(self._per_branch(own)) for own in tokens]
 
     def _halo(
         self, site: Site, caches: Sequence[Cache], dtype: torch.dtype, device: torch.device | str

@@ -48,7 +48,9 @@ class SparseUNet(GraphModule):
         skips: list[torch.Tensor] = []
         for op in self.program.ops:
             if op.kind == "push":
-                skips.append(rows)
+                skips.append(rows + step.inputs[f"residual_{len(skips)}"])
+            elif op.kind == "join":
+                rows = rows + step.inputs["residual_mid"]
             elif op.kind == "pop":
                 rows = torch.cat([rows, skips.pop()], 1)
             else:
@@ -103,6 +105,7 @@ def input_names(unet: UNet2DConditionModel, program: Program) -> tuple[str, ...]
         *(f"up_{level}" for level in steps),
         "norms",
         *text_names([name for name, _ in program.attentions]),
+        *program.residuals,
         "halo.conv_in",
         *cached,
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-Kind = Literal["conv", "resnet", "transformer", "push", "pop", "out"]
+Kind = Literal["conv", "resnet", "transformer", "push", "join", "pop", "out"]
 SiteKind = Literal["halo", "key", "value", "norm", "norm_rows"]
 
 
@@ -25,7 +25,8 @@ class Op:
     """One entry of a program.
 
     Attributes:
-        kind: `push` and `pop` put the rows on the stack of skips and join them with its top.
+        kind: `push` and `pop` put the rows on the stack of skips and join them with its top; `join`
+            is where residuals are added to the mid block's rows.
         name: of the module.
         level: of the rows that come out.
         table: of a convolution that stands alone.
@@ -120,6 +121,29 @@ class Program:
             for i in range(len(self._modules[op.name].transformer_blocks))
         )
 
+    @cached_property
+    def residuals(self) -> dict[str, tuple[int, int]]:
+        """Where ControlNets' residuals go, in the order of the UNet's skips and then its mid block:
+        name of the input, level and width of the rows.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        level = width = 0
+        for op in self.ops:
+            if op.kind == "push":
+                found[f"residual_{len(found)}"] = level, width
+            elif op.kind == "join":
+                found["residual_mid"] = level, width
+            elif op.kind != "pop":
+                level, width = op.level, self._width(op, width)
+        return found
+
+    def _width(self, op: Op, before: int) -> int:
+        """Of the rows behind an entry."""
+        if op.kind == "transformer":
+            return before
+        module: Any = self._modules[f"{op.name}.conv2" if op.kind == "resnet" else op.name]
+        return int(module.out_channels)
+
     def sites_of(self, op: Op) -> Iterator[Site]:
         """The sites of one entry, in the order in which it meets them."""
         same = f"same_{op.level}"
@@ -166,6 +190,7 @@ def _walk(unet: UNet2DConditionModel) -> Iterator[Op]:
             yield Op("push")
     for layer in _layers("mid_block", unet.mid_block, level):
         yield from layer
+    yield Op("join", level=level)
     for i, block in enumerate(unet.up_blocks):
         for layer in _layers(f"up_blocks.{i}", block, level):
             yield Op("pop")

@@ -5,7 +5,7 @@ The counterpart of `tessera.unet`. Knows engines and tensors, nothing of request
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -42,6 +42,7 @@ class SparseUNetEngines:
         timestep: torch.Tensor,
         conditions: Conditions,
         cached: Tensors,
+        maps: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The network's prediction for the active latents: (branches, n_0, channels), float32; see
         `Batch.scatter`.
@@ -53,12 +54,14 @@ class SparseUNetEngines:
             timestep: (branches,) float32.
             conditions: what `project_text` makes, a row for each branch.
             cached: what `Batch.cached` makes of the step's caches.
+            maps: what ControlNets add (see `Batch.residuals`).
         """
         inputs = {
             **conditions,
             **batch.fixed,
             **cached,
             **batch.sample(sample),
+            **(batch.residuals(maps) if maps else {}),
             "timestep": timestep,
         }
         return self._step.run(inputs)["prediction"].float().cpu()

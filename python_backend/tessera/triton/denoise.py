@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,12 @@ import torch
 
 from tessera.board import Board, Phase, board_path
 from tessera.bundle import Bundle
-from tessera.denoise import Running, start
+from tessera.contract import MAX_CONTROLS
+from tessera.controls.fanout import FanOut
+from tessera.denoise import Guide, Running, start
 from tessera.edits import Canvas, canvas_of
 from tessera.errors import Cancelled, Unavailable
+from tessera.manifest import CONTROLNET
 from tessera.plan import Plan
 from tessera.sampler import Sampler
 from tessera.sparse_engine import open_sparse
@@ -39,7 +42,9 @@ collected."""
 
 
 class TritonPythonModel:
-    """PLAN, TEXT, POOLED, CLEAN, ACTIVE, QUEUED_TICK -> LATENTS, STATS, one step per call."""
+    """PLAN, TEXT, POOLED, CLEAN, ACTIVE, CONTROL, QUEUED_TICK -> LATENTS, STATS, one step per
+    call.
+    """
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the UNet's engines."""
@@ -52,7 +57,8 @@ class TritonPythonModel:
         self._unet = UNet(*halves.values(), max_rows=bundle.manifest.limits.max_rows)
         self._adapters = UNetAdapters(bundle, halves)
         self._board = Board(board_path())
-        self._sparse, self._planner = open_sparse(bundle, self._unet)
+        self._controls = FanOut(_ask)
+        self._sparse, self._planner = open_sparse(bundle, self._unet, self._controls)
         self._gauges = _gauges(self._sparse.memory.tiers) if self._sparse else {}
         self._slots = int(json.loads(args["model_config"])["max_batch_size"])
         self._running: dict[int, Running] = {}
@@ -89,8 +95,14 @@ class TritonPythonModel:
         number = self._board.begin_tick()
         errors = {i: self._prepare(i, request) for i, request in present.items()}
         stepping = [self._running[i] for i, error in errors.items() if error is None]
-        tick = self._adapters.tick
-        tick(stepping, self._unet.predict, number, sparse=self._sparse, planner=self._planner)
+        self._adapters.tick(
+            stepping,
+            self._unet.predict,
+            number,
+            sparse=self._sparse,
+            planner=self._planner,
+            controls=self._controls,
+        )
         for request in stepping:
             plan = request.plan
             phase = Phase.DECODING if request.finished else Phase.DENOISING
@@ -167,6 +179,7 @@ class TritonPythonModel:
             sampler,
             shape=(latents.channels, plan.height // latents.pixels, plan.width // latents.pixels),
             canvas=_canvas(inputs) if plan.template else None,
+            guides=_guides(plan, inputs),
         )
         if self._sparse and running.canvas and plan.mode != "dense":
             running.sparse = self._sparse.admit(plan, running.canvas, conditions, self._planner)
@@ -201,6 +214,9 @@ class TritonPythonModel:
             "cache_load_ms": running.cache_ms,
             "sparse_ticks": running.sparse_steps,
             "mode": _mode(running),
+            "control_load_ms": running.plan.control_load_ms,
+            "control_wait_ms": running.control_ms,
+            "control_ticks": running.control_steps,
             "refit_ms": running.plan.text_refit_ms + running.refit_ms,
             "switches": running.switches,
             "passed_over": running.passed_over,
@@ -237,6 +253,23 @@ class TritonPythonModel:
 
 def _canvas(inputs: dict[str, pb.TensorHandle]) -> Canvas:
     return canvas_of(pb.to_torch(inputs["CLEAN"]).clone(), pb.to_torch(inputs["ACTIVE"]).clone())
+
+
+def _guides(plan: Plan, inputs: dict[str, pb.TensorHandle]) -> tuple[Guide, ...]:
+    if not plan.controls:
+        return ()
+    images = pb.to_torch(inputs["CONTROL"]).clone()
+    first = plan.ticket * MAX_CONTROLS  # no two jobs have the same ticket
+    return tuple(
+        Guide(use, first + i, image)
+        for i, (use, image) in enumerate(zip(plan.controls, images, strict=True))
+    )
+
+
+def _ask(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Call a ControlNet's model."""
+    tensors = [pb.tensor_of(key, tensor) for key, tensor in inputs.items()]
+    return pb.to_torch(pb.call(f"{CONTROLNET}{name}", tensors, ["RESIDUALS"])["RESIDUALS"])
 
 
 def _mode(running: Running) -> str:

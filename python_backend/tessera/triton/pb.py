@@ -77,6 +77,13 @@ def tensor(name: str, value: bytes | Array) -> TensorHandle:
     return pb_utils.Tensor(name, np.ascontiguousarray(array[None]))
 
 
+def tensor_of(name: str, value: torch.Tensor) -> TensorHandle:
+    """A torch tensor to send, from the device it is on; the batch dimension is added here."""
+    if value.is_cuda:
+        return pb_utils.Tensor.from_dlpack(name, value[None].contiguous())
+    return tensor(name, value.numpy())
+
+
 def respond(outputs: Sequence[TensorHandle]) -> Response:
     """A successful response."""
     return pb_utils.InferenceResponse(output_tensors=list(outputs))
@@ -132,6 +139,35 @@ def call(
     if response.has_error():
         raise _received(model, response.error().message())
     return {name: pb_utils.get_output_tensor_by_name(response, name) for name in outputs}
+
+
+def load_model(model: str) -> None:
+    """Load a model of this server; returns when it can be called.
+
+    Raises:
+        Unavailable: it could not be loaded.
+    """
+    try:
+        pb_utils.load_model(model_name=model)
+    except Exception as error:  # the backend's own type, which it does not export
+        raise Unavailable(f"the {model} model could not be loaded: {error}") from error
+
+
+def unload_model(model: str) -> None:
+    """Unload a model of this server.
+
+    Raises:
+        Unavailable: the server does not let models be unloaded.
+    """
+    try:
+        pb_utils.unload_model(model_name=model)
+    except Exception as error:
+        raise Unavailable(f"the {model} model could not be unloaded: {error}") from error
+
+
+def is_ready(model: str) -> bool:
+    """Whether a model of this server is loaded."""
+    return bool(pb_utils.is_model_ready(model_name=model))
 
 
 def reschedule(request: Request) -> None:

@@ -7,22 +7,34 @@ timeouts and priorities apply to this model.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from tessera.board import Board, Phase, board_path
+from tessera.controls.residency import Residency
 from tessera.errors import Cancelled, TesseraError
 from tessera.plan import Plan
 from tessera.triton import pb
+from tessera.triton.control_models import open_residency
 
 
 class TritonPythonModel:
-    """Middle member of the ensemble: PLAN, TEXT, POOLED, CLEAN, ACTIVE -> LATENTS, STATS."""
+    """Middle member of the ensemble: PLAN, TEXT, POOLED, CLEAN, ACTIVE, CONTROL -> LATENTS,
+    STATS.
+    """
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the board."""
         self._board = Board(board_path())
+
+    @cached_property
+    def _residency(self) -> Residency:
+        return open_residency()
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -32,12 +44,13 @@ class TritonPythonModel:
         inputs = pb.handles(request)
         plan = Plan.from_json(pb.text(inputs["PLAN"]))
         try:
-            if self._board.cancelled(plan.slot, plan.ticket):
-                raise Cancelled(f"job {plan.job_id} was cancelled")
+            self._check(plan)
             if plan.to_record:
                 self._record(plan)
-            queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
-            outputs = pb.call("denoise", [*inputs.values(), queued], ["LATENTS", "STATS"])
+            with self._controls(plan) as loaded:
+                inputs["PLAN"] = pb.tensor("PLAN", loaded.to_json())
+                queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
+                outputs = pb.call("denoise", [*inputs.values(), queued], ["LATENTS", "STATS"])
         except Exception as error:
             cancelled = isinstance(error, TesseraError) and error.status == Cancelled.status
             self._board.close(
@@ -57,5 +70,22 @@ class TritonPythonModel:
             pb.tensor("SCHEDULER", plan.scheduler.encode()),
         ]
         pb.call("templates", wanted, ["RESULT"])
+        self._check(plan)
+
+    @contextlib.contextmanager
+    def _controls(self, plan: Plan) -> Iterator[Plan]:
+        """Keep the plan's ControlNets loaded meanwhile; the plan, with the time that it took."""
+        names = {use.name for use in plan.controls}
+        if not names:
+            yield plan
+            return
+        waited = self._residency.take(names, lambda: self._check(plan))
+        try:
+            yield dataclasses.replace(plan, control_load_ms=waited)
+        finally:
+            self._residency.give_back(names)
+
+    def _check(self, plan: Plan) -> None:
+        """See whether the job still goes on."""
         if self._board.cancelled(plan.slot, plan.ticket):
             raise Cancelled(f"job {plan.job_id} was cancelled")

@@ -13,7 +13,7 @@ from tessera.adapters.hints import HintListener
 from tessera.adapters.settings import AdapterSettings
 from tessera.board import board_path
 from tessera.bundle import Bundle
-from tessera.denoise import Observer, Predict, Running, Sparse, tick
+from tessera.denoise import Controls, Observer, Predict, Running, Sparse, tick
 from tessera.engines.base import Engine
 from tessera.plan import AdapterUse
 from tessera.triton import pb
@@ -58,15 +58,16 @@ class UNetAdapters:
         *,
         sparse: Sparse | None,
         planner: Observer | None,
+        controls: Controls | None,
     ) -> None:
         """See `tessera.denoise.tick`; those whose adapter set is not on turn are passed over."""
         self._used = self._used or any(request.plan.adapters for request in running)
         if not self._used:
-            tick(running, predict, number, sparse=sparse, planner=planner)
+            tick(running, predict, number, sparse=sparse, planner=planner, controls=controls)
             return
         switch = self._switch.result()
         turn = switch.choose(running)
         began = time.perf_counter()
-        tick(turn, predict, number, sparse=sparse, planner=planner)
+        tick(turn, predict, number, sparse=sparse, planner=planner, controls=controls)
         if turn:
             switch.add_tick(1e3 * (time.perf_counter() - began))

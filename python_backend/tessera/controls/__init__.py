@@ -1,0 +1,1 @@
+"""ControlNets: run beside the UNet's encoder half, joined before its decoder half."""

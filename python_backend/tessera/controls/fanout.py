@@ -1,0 +1,215 @@
+"""Fan-out: the ControlNets of a network call run while the UNet's encoder half does; what they
+find is added before the decoder half.
+
+A ControlNet is asked with one call for all requests of a group that it guides. What stays the same
+from step to step (the text, the control picture) it is told once per request, under a key. Knows
+requests and tensors; who makes the calls is a callable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from tessera.contract import MAX_CONTROLS
+from tessera.denoise import Guide, PathLost, Running
+from tessera.errors import InternalError, TesseraError
+
+Tensors = Mapping[str, torch.Tensor]
+
+Ask = Callable[[str, Tensors], torch.Tensor]
+"""(name of a ControlNet, inputs of its model) -> RESIDUALS; safe to call from several threads.
+
+Raises `TesseraError`; of status `FORGOTTEN` if a key is not known."""
+
+FORGOTTEN = "NOT_FOUND"
+"""Status of a ControlNet's answer when it does not know a key: it is then told anew."""
+
+WORKERS = 4 * MAX_CONTROLS
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Rows of a group's batch that one use of a ControlNet guides, and where its residuals are.
+
+    Attributes:
+        request, guide: whose.
+        first: its first row in the group's batch.
+        found: its first row in the ControlNet's answer.
+    """
+
+    request: Running
+    guide: Guide
+    first: int
+    found: int
+
+
+class FanOut:
+    """Asks ControlNets for running requests.
+
+    Args:
+        ask: calls a ControlNet's model.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="controls")
+
+    def start(self, group: Sequence[Running]) -> Join | None:
+        """Ask every ControlNet that guides a request of the group in its next step; `None` if there
+        is none.
+        """
+        places: dict[str, list[_Place]] = {}
+        rows = 0
+        for request in group:
+            for guide in request.guides_now:
+                same = places.setdefault(guide.use.name, [])
+                found = sum(p.request.branches for p in same)
+                same.append(_Place(request, guide, rows, found))
+            rows += request.branches
+        if not places:
+            return None
+        asked = {name: self._threads.submit(self._answer, name, p) for name, p in places.items()}
+        return Join(places, asked)
+
+    def _answer(self, name: str, places: list[_Place]) -> torch.Tensor:
+        """A ControlNet's residuals for all its places, in one flat tensor."""
+        for place in places:
+            if name not in place.guide.told:
+                self._tell(place)
+        inputs = _step_inputs(places)
+        try:
+            return self._ask(name, inputs)
+        except TesseraError as error:
+            if error.status != FORGOTTEN:
+                raise
+        for place in places:
+            self._tell(place)
+        return self._ask(name, inputs)
+
+    def _tell(self, place: _Place) -> None:
+        """Make a request's text and control picture known to a ControlNet."""
+        guide, conditions = place.guide, place.request.conditions
+        name = guide.use.name
+        names = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES": "time_ids"}
+        fixed = {ours: conditions[theirs] for ours, theirs in names.items() if theirs in conditions}
+        self._ask(name, {"KEYS": torch.tensor([guide.key]), "IMAGE": guide.image, **fixed})
+        guide.told.add(name)
+
+
+def _step_inputs(places: list[_Place]) -> dict[str, torch.Tensor]:
+    requests = [p.request for p in places]
+    samples = [r.sampler.network_input(r.latents, r.step) for r in requests]
+    return {
+        "KEYS": torch.tensor([p.guide.key for p in places]),
+        "SAMPLE": torch.cat(samples),
+        "TIMESTEP": torch.stack([r.timesteps[r.step][0] for r in requests]),
+    }
+
+
+class Join:
+    """The answers to one group's calls; `add` waits for them."""
+
+    def __init__(
+        self, places: Mapping[str, list[_Place]], asked: Mapping[str, Future[torch.Tensor]]
+    ) -> None:
+        self._places, self._asked = places, asked
+        self._answers: dict[str, torch.Tensor] | None = None
+
+    @torch.inference_mode()
+    def add(self, encoded: dict[str, torch.Tensor], first: int = 0) -> None:
+        """Add scaled residuals to the encoder half's `skip_i` and `mid`, in place.
+
+        Args:
+            encoded: rows from `first` on of the group's batch.
+            first: of the rows.
+
+        Raises:
+            PathLost: a ControlNet failed; the requests that it guides have its error.
+            InternalError: residuals are of another size than what they are to be added to.
+        """
+        names = [*sorted((n for n in encoded if n.startswith("skip_")), key=_number), "mid"]
+        shapes = [encoded[name].shape[1:] for name in names]
+        rows = encoded["mid"].shape[0]
+        for place, residuals in self._found(shapes):
+            scale = place.guide.use.scale
+            begin, end = place.first - first, place.first - first + place.request.branches
+            inside = slice(max(begin, 0), min(end, rows))
+            if inside.start >= inside.stop:
+                continue
+            for name, residual in zip(names, residuals, strict=True):
+                own = encoded[name][inside]
+                part = residual[inside.start - begin : inside.stop - begin]
+                own.add_(part.to(own.device, own.dtype), alpha=scale)
+
+    def maps(self, shapes: Sequence[torch.Size], rows: int) -> list[torch.Tensor]:
+        """The sums of scaled residuals, (rows, c, h, w) each, for a network that is no two halves.
+
+        Args:
+            shapes: (c, h, w) of each skip in order, then of the mid block's result.
+            rows: of the group's batch.
+
+        Raises:
+            PathLost: as `add`.
+        """
+        sums = {f"skip_{i}": torch.zeros(rows, *shape) for i, shape in enumerate(shapes[:-1])}
+        sums["mid"] = torch.zeros(rows, *shapes[-1])
+        self.add(sums)
+        return list(sums.values())
+
+    def _found(self, shapes: Sequence[torch.Size]) -> Iterator[tuple[_Place, list[torch.Tensor]]]:
+        answers = self._wait()
+        for name, places in self._places.items():
+            rows = sum(p.request.branches for p in places)
+            maps = _unpack(name, answers[name], rows, shapes)
+            for place in places:
+                own = slice(place.found, place.found + place.request.branches)
+                yield place, [m[own] for m in maps]
+
+    def _wait(self) -> dict[str, torch.Tensor]:
+        """Every answer; a ControlNet that failed fails the requests that it guides."""
+        if self._answers is not None:
+            return self._answers
+        began = time.perf_counter()
+        answers: dict[str, torch.Tensor] = {}
+        lost = False
+        for name, future in self._asked.items():
+            try:
+                answers[name] = future.result()
+            except Exception as error:
+                lost = True
+                for place in self._places[name]:
+                    place.request.error = error
+        if lost:
+            raise PathLost
+        waited = 1e3 * (time.perf_counter() - began)
+        for request in {id(p.request): p.request for p in self._all()}.values():
+            request.control_ms += waited
+            request.control_steps += 1
+        self._answers = answers
+        return answers
+
+    def _all(self) -> Iterator[_Place]:
+        for places in self._places.values():
+            yield from places
+
+
+def _unpack(
+    name: str, packed: torch.Tensor, rows: int, shapes: Sequence[torch.Size]
+) -> list[torch.Tensor]:
+    """Views (rows, c, h, w) of a flat tensor in which the residuals lie one after the other."""
+    sizes = [rows * shape.numel() for shape in shapes]
+    if sum(sizes) != packed.numel():
+        raise InternalError(
+            f"ControlNet {name} gave {packed.numel()} numbers; {sum(sizes)} were expected"
+        )
+    parts = packed.split(sizes)
+    return [part.view(rows, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2])

@@ -1,0 +1,113 @@
+"""Writes a bundle's ControlNets as Triton models: one folder each, its configuration made from one
+text, its code a line that names the class. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tessera.errors import TesseraError, brief, listing
+from tessera.manifest import CONTROLNET
+
+_CONFIG = """\
+# Written by tessera-serve. One ControlNet: denoise calls it in the steps that it guides.
+name: "{name}"
+backend: "python"
+max_batch_size: 1
+
+input [
+  {{ name: "KEYS", data_type: TYPE_INT64, dims: [ -1 ] }},
+  {{ name: "IMAGE", data_type: TYPE_UINT8, dims: [ -1, -1, 3 ], optional: true }},
+  {{ name: "TEXT", data_type: TYPE_FP32, dims: [ -1, -1, -1 ], optional: true }},
+  {{ name: "POOLED", data_type: TYPE_FP32, dims: [ -1, -1 ], optional: true }},
+  {{ name: "SIZES", data_type: TYPE_FP32, dims: [ -1, 6 ], optional: true }},
+  {{ name: "SAMPLE", data_type: TYPE_FP32, dims: [ -1, -1, -1, -1 ], optional: true }},
+  {{ name: "TIMESTEP", data_type: TYPE_FP32, dims: [ -1 ], optional: true }}
+]
+output [
+  {{ name: "RESIDUALS", data_type: {residuals}, dims: [ -1 ] }}
+]
+
+instance_group [ {instances} ]
+parameters {{ key: "placement" value {{ string_value: "{placement}" }} }}
+"""
+_CODE = """\
+from tessera.triton.controlnet import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+"""
+_PLACE = re.compile(r"cpu|gpu:\d+(,gpu:\d+)*")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a ControlNet runs: `auto` (as the other models), `cpu`, or an instance on each of some
+    GPUs: `gpu:0,gpu:1`.
+    """
+
+    text: str = "auto"
+
+    @property
+    def instances(self) -> str:
+        """Entries of Triton's `instance_group`."""
+        if not self.text.startswith("gpu"):
+            return "{ count: 1, kind: KIND_CPU }"
+        gpus = [part.removeprefix("gpu:") for part in self.text.split(",")]
+        return ", ".join(f"{{ count: 1, kind: KIND_GPU, gpus: [ {gpu} ] }}" for gpu in gpus)
+
+
+def engine_is_half(engine: str) -> bool:
+    """Whether an engine setting means half precision: those for GPUs do, `auto` where the NVIDIA
+    driver is.
+    """
+    return engine != "onnxruntime" and Path("/dev/nvidiactl").exists()
+
+
+def read_placements(pairs: Iterable[str], controlnets: Iterable[str]) -> dict[str, Placement]:
+    """`NAME=PLACE` of the command line.
+
+    Raises:
+        TesseraError: one is of another form, or the bundle has no such ControlNet.
+    """
+    known, found = set(controlnets), dict[str, Placement]()
+    for pair in pairs:
+        name, equals, place = pair.partition("=")
+        if not equals or not _PLACE.fullmatch(place):
+            raise TesseraError(
+                f"--place is {brief(pair)}; accepted: NAME=cpu, NAME=gpu:1 or NAME=gpu:0,gpu:1"
+            )
+        if name not in known:
+            raise TesseraError(
+                f"--place names the ControlNet {brief(name)}; accepted: {listing(known)}"
+            )
+        found[name] = Placement(place)
+    return found
+
+
+def write_models(
+    folder: Path,
+    controlnets: Iterable[str],
+    placements: Mapping[str, Placement],
+    *,
+    half: bool = False,
+) -> None:
+    """Make `folder` a model repository of these ControlNets; with `half` those that are not placed
+    on a CPU send their residuals in half precision.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for controlnet in controlnets:
+        name = f"{CONTROLNET}{controlnet}"
+        place = placements.get(controlnet, Placement())
+        code = folder / name / "1" / "model.py"
+        code.parent.mkdir(parents=True, exist_ok=True)
+        code.write_text(_CODE)
+        config = _CONFIG.format(
+            name=name,
+            residuals="TYPE_FP16" if half and place.text != "cpu" else "TYPE_FP32",
+            instances=place.instances,
+            placement=place.text,
+        )
+        (folder / name / "config.pbtxt").write_text(config)

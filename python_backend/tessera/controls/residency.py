@@ -1,0 +1,249 @@
+"""Which ControlNets are loaded: on first use, within a byte budget, the longest unused goes first.
+
+Every process that denoises requests has its own `Residency`; they share a small file under a lock.
+A request takes all its ControlNets at once or waits holding none, so that two requests cannot wait
+for each other. While a ControlNet is being loaded only requests that need it wait. Standard library
+only; who loads and unloads models is given as callables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tessera.errors import InvalidInput, listing
+
+POLL_S = 0.01
+IMPATIENT_S = 10.0
+"""A request that has waited for room this long is given what becomes free before later ones."""
+
+
+class Models(Protocol):
+    """The server's models, as far as residency needs them; each method raises a `TesseraError`."""
+
+    def load(self, name: str) -> None:
+        """Returns when the ControlNet can be called."""
+        ...
+
+    def unload(self, name: str) -> None:
+        """Its memory is free when this returns."""
+        ...
+
+    def is_ready(self, name: str) -> bool:
+        """Whether it is loaded."""
+        ...
+
+
+@dataclass
+class Resident:
+    """A ControlNet that takes room.
+
+    Attributes:
+        used: when it was last taken or given back.
+        holders: processes that use it, and how often.
+        mover: the process that loads or unloads it; 0 if it is ready.
+    """
+
+    used: float
+    holders: dict[str, int] = field(default_factory=dict)
+    mover: int = 0
+
+
+@dataclass
+class _Table:
+    residents: dict[str, Resident] = field(default_factory=dict)
+    waiting: dict[str, float] = field(default_factory=dict)  # process -> since when for room
+
+    def forget_dead(self) -> None:
+        """Drop what processes that have ended held or were doing."""
+        for resident in self.residents.values():
+            resident.holders = {p: n for p, n in resident.holders.items() if _lives(int(p))}
+        self.residents = {
+            name: r for name, r in self.residents.items() if not r.mover or _lives(r.mover)
+        }
+        self.waiting = {p: since for p, since in self.waiting.items() if _lives(int(p))}
+
+
+class Residency:
+    """Takes ControlNets for requests and gives them back.
+
+    Args:
+        path: of the shared file.
+        sizes: bytes of every ControlNet of the bundle.
+        budget: bytes that loaded ones may take together.
+        pinned: those that stay loaded.
+        models: of the server.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sizes: Mapping[str, int],
+        *,
+        budget: int,
+        pinned: Iterable[str],
+        models: Models,
+    ) -> None:
+        self._path, self._sizes, self._budget = path, sizes, budget
+        self._pinned, self._models = frozenset(pinned), models
+        self._own = str(os.getpid())
+
+    def take(self, names: Iterable[str], give_up: Callable[[], None] = lambda: None) -> float:
+        """Wait until these are loaded and keep them so until `give_back`.
+
+        Args:
+            names: of ControlNets.
+            give_up: called while waiting; an exception of it ends the wait.
+
+        Returns:
+            milliseconds that it took.
+
+        Raises:
+            InvalidInput: they do not fit into the budget, even alone.
+            Unavailable: one could not be loaded.
+        """
+        wanted = frozenset(names)
+        self._check(wanted)
+        began = time.monotonic()
+        try:
+            while not self._try(wanted):
+                give_up()
+                time.sleep(POLL_S)
+        finally:
+            with self._table() as table:
+                table.waiting.pop(self._own, None)
+        return 1e3 * (time.monotonic() - began)
+
+    def give_back(self, names: Iterable[str]) -> None:
+        """The end of what `take` began."""
+        with self._table() as table:
+            for name in sorted(set(names)):
+                resident = table.residents.get(name)
+                if resident is None:
+                    continue
+                resident.used = time.time()
+                left = resident.holders.get(self._own, 0) - 1
+                if left > 0:
+                    resident.holders[self._own] = left
+                else:
+                    resident.holders.pop(self._own, None)
+
+    def _check(self, wanted: frozenset[str]) -> None:
+        together = sum(self._sizes[name] for name in wanted | self._pinned)
+        if wanted - self._pinned and together > self._budget:
+            pinned = f" beside the pinned {listing(self._pinned)}" if self._pinned else ""
+            accepted = f"ControlNets of at most {self._budget / 1e9:g} GB together{pinned}"
+            raise InvalidInput("CONTROLS", listing(wanted), accepted)
+
+    def _try(self, wanted: frozenset[str]) -> bool:
+        """One attempt: False if it has to wait for what others do."""
+        with self._table() as table:
+            missing = sorted(name for name in wanted if name not in table.residents)
+            if any(table.residents[name].mover for name in wanted.difference(missing)):
+                return False
+            leaving = self._room_for(table, wanted, missing) if missing else []
+            if leaving is None:
+                table.waiting.setdefault(self._own, time.time())
+                return False
+            for name in (*leaving, *missing):
+                table.residents[name] = Resident(time.time(), mover=os.getpid())
+            for name in wanted - set(missing):
+                self._hold(table.residents[name])
+        if missing:
+            self._move(wanted, leaving, missing)
+        return self._all_ready(wanted)
+
+    def _hold(self, resident: Resident) -> None:
+        resident.used = time.time()
+        resident.holders[self._own] = resident.holders.get(self._own, 0) + 1
+
+    def _move(self, wanted: frozenset[str], leaving: list[str], missing: list[str]) -> None:
+        """Unload and load, outside the lock; what has been loaded is held."""
+        moving = [*leaving, *missing]
+        try:
+            for name in leaving:
+                self._models.unload(name)
+                self._moved(moving.pop(0), stays=False)
+            for name in missing:
+                self._models.load(name)
+                self._moved(moving.pop(0), stays=True)
+        except Exception:
+            for name in moving:
+                self._moved(name, stays=False)
+            self.give_back(wanted)
+            raise
+
+    def _moved(self, name: str, *, stays: bool) -> None:
+        with self._table() as table:
+            del table.residents[name]
+            if stays:
+                table.residents[name] = Resident(time.time(), {self._own: 1})
+
+    def _all_ready(self, wanted: frozenset[str]) -> bool:
+        """Whether what the table says to be loaded is; somebody else may have unloaded it."""
+        gone = [name for name in wanted if not self._models.is_ready(name)]
+        if not gone:
+            return True
+        self.give_back(wanted)
+        with self._table() as table:
+            for name in gone:
+                if name in table.residents and not table.residents[name].mover:
+                    del table.residents[name]
+        return False
+
+    def _room_for(
+        self, table: _Table, wanted: frozenset[str], missing: list[str]
+    ) -> list[str] | None:
+        """What has to leave so that `missing` can be loaded; `None` if that would not be enough
+        yet, or if it is somebody else's turn.
+        """
+        if not self._on_turn(table):
+            return None
+        residents = table.residents
+        excess = sum(self._sizes[name] for name in {*residents, *missing}) - self._budget
+        idle = [
+            name
+            for name, r in residents.items()
+            if not r.holders and not r.mover and name not in wanted | self._pinned
+        ]
+        leaving: list[str] = []
+        for name in sorted(idle, key=lambda name: residents[name].used):
+            if excess > 0:
+                leaving.append(name)
+                excess -= self._sizes[name]
+        return leaving if excess <= 0 else None
+
+    def _on_turn(self, table: _Table) -> bool:
+        """Whether nobody who waits for room has lost patience before this process began to wait."""
+        own = table.waiting.get(self._own, time.time())
+        late = [since for since in table.waiting.values() if time.time() - since > IMPATIENT_S]
+        return all(since >= own for since in late)
+
+    @contextlib.contextmanager
+    def _table(self) -> Iterator[_Table]:
+        """The shared table, under the lock; what is done to it is written back."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            content = json.loads(file.read() or "{}")
+            residents = {n: Resident(**r) for n, r in content.get("residents", {}).items()}
+            table = _Table(residents, content.get("waiting", {}))
+            table.forget_dead()
+            try:
+                yield table
+            finally:
+                file.seek(0)
+                file.truncate()
+                json.dump(asdict(table), file)
+                file.flush()
+
+
+def _lives(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()

@@ -1,0 +1,118 @@
+"""One run of tritonserver on a bundle, from start to end."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.status import Status
+
+from tessera.controls.models import Placement, engine_is_half, write_models
+from tessera.errors import TesseraError
+from tessera.manifest import CONTROLNET, Manifest
+from tessera.serve.supervisor import Supervisor
+from tessera.serve.tritonserver import (
+    Ports,
+    command,
+    environment,
+    find_server,
+    model_repository,
+    models_of,
+)
+from tessera.serve.warmup import warm_up
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is started, and how.
+
+    Attributes:
+        settings: variables for the model processes.
+        placements: of ControlNets, by name.
+        pinned: ControlNets that are loaded with the server.
+        timeout: seconds to wait for readiness.
+        flags: further ones of tritonserver.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    ports: Ports
+    host: str
+    settings: Mapping[str, str]
+    placements: Mapping[str, Placement]
+    pinned: Sequence[str]
+    timeout: float
+    flags: Sequence[str]
+
+    def run(self, console: Console) -> int:
+        """Serve until a signal ends it; tritonserver's exit status.
+
+        Raises:
+            TesseraError: there is no server, or it does not become ready.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="tessera-", dir=_memory_folder()))
+        try:
+            supervisor = self._supervisor(folder, console)
+            try:
+                return self._run(supervisor, console)
+            finally:
+                supervisor.stop()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _supervisor(self, folder: Path, console: Console) -> Supervisor:
+        server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
+        half = engine_is_half(self.settings["TESSERA_ENGINE"])
+        write_models(controlnets, self.manifest.controlnets, self.placements, half=half)
+        variables = {
+            "TESSERA_BUNDLE": str(self.bundle.resolve()),
+            "TESSERA_BOARD": str(folder / "board"),
+            **self.settings,
+        }
+        line = command(
+            server,
+            [plain, controlnets],
+            self.ports,
+            load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in self.pinned)],
+            host=self.host,
+            extra=self.flags,
+        )
+        return Supervisor(
+            line,
+            environment(server, **variables),
+            self.ports.http,
+            lambda text: console.print(f"tessera-serve: {text}", soft_wrap=True),
+        )
+
+    def _run(self, supervisor: Supervisor, console: Console) -> int:
+        began, name = time.monotonic(), self.manifest.name
+        supervisor.start()
+        with Status(f"starting tritonserver on bundle {name} ...", console=console) as status:
+            ready = supervisor.wait_ready(
+                self.timeout,
+                lambda s: status.update(f"loading the models of bundle {name} ... {s:.0f} s"),
+            )
+        if supervisor.interrupted:
+            return supervisor.watch()  # until it has ended
+        if not ready:
+            raise TesseraError(
+                "tritonserver did not become ready; its log above says why (-v shows all of it)"
+            )
+        with Status("making the first pictures ...", console=console):
+            warm_up(self.ports.http, self.manifest.limits.min_size)
+        console.print(
+            f"tessera-serve: bundle {name} ({self.manifest.digest[:12]}) is ready after "
+            f"{time.monotonic() - began:.1f} s: HTTP {self.ports.http}, gRPC {self.ports.grpc}, "
+            f"metrics {self.ports.metrics}",
+            soft_wrap=True,
+        )
+        return supervisor.watch()
+
+
+def _memory_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -1,0 +1,59 @@
+"""`controlnet_NAME`: one ControlNet, called by `denoise` beside the UNet's encoder half.
+
+A call tells it a request's control picture and text under a key, or asks for a step's residuals of
+the requests with those keys.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from tessera.bundle import Bundle
+from tessera.controls.network import GuidingNetwork
+from tessera.manifest import HINT
+from tessera.triton import pb
+
+_CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES": "time_ids"}
+
+
+class TritonPythonModel:
+    """KEYS, IMAGE, TEXT (POOLED, SIZES), or KEYS, SAMPLE, TIMESTEP -> RESIDUALS."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Open the engines of the ControlNet that the model is named after, on its device."""
+        torch.set_num_threads(1)
+        on_gpu = args["model_instance_kind"] == "GPU"
+        if on_gpu:
+            torch.cuda.set_device(int(args["model_instance_device_id"]))
+        config = json.loads(args["model_config"])
+        graph = config["name"]
+        on_cpu = config["parameters"]["placement"]["string_value"] == "cpu"
+        bundle = Bundle.from_environment()
+        kind = "onnxruntime" if on_cpu else None
+        self._network = GuidingNetwork(
+            bundle.engine(graph, kind),
+            bundle.engine(f"{graph}{HINT}", kind),
+            max_rows=bundle.manifest.limits.max_rows,
+        )
+        half = config["output"][0]["data_type"] == "TYPE_FP16"
+        self._precision = torch.float16 if half else torch.float32
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        return pb.answer_each(requests, self._answer)
+
+    @torch.inference_mode()
+    def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
+        inputs = {name: pb.to_torch(handle) for name, handle in pb.handles(request).items()}
+        keys = [int(key) for key in inputs["KEYS"]]
+        if "SAMPLE" in inputs:
+            found = self._network.residuals(keys, inputs["SAMPLE"], inputs["TIMESTEP"])
+            return [pb.tensor_of("RESIDUALS", found.to(self._precision))]
+        given = {
+            theirs: inputs[ours].clone() for ours, theirs in _CONDITIONS.items() if ours in inputs
+        }
+        self._network.tell(keys[0], inputs["IMAGE"], given)
+        return [pb.tensor_of("RESIDUALS", torch.zeros(1, dtype=self._precision))]

@@ -1,0 +1,191 @@
+"""Which ControlNets are loaded: real processes on one shared table, with models that count."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tessera.controls.residency import Residency
+from tessera.errors import Cancelled, InvalidInput, Unavailable
+
+SIZES = {"a": 3, "b": 3, "c": 3, "d": 5}
+
+
+class FakeModels:
+    """Loaded models are files of a folder; loading one twice or unloading a missing one is noted as
+    an error there.
+    """
+
+    def __init__(self, folder: Path, seconds: float = 0.0) -> None:
+        self._folder, self._seconds = folder, seconds
+        folder.mkdir(exist_ok=True)
+        self.moves: list[str] = []
+
+    def load(self, name: str) -> None:
+        if name == "d" and (self._folder / "no-d").exists():
+            raise Unavailable("the controlnet_d model could not be loaded")
+        time.sleep(self._seconds)
+        self.moves.append(f"+{name}")
+        (self._folder / name).touch(exist_ok=False)
+
+    def unload(self, name: str) -> None:
+        self.moves.append(f"-{name}")
+        (self._folder / name).unlink()
+
+    def is_ready(self, name: str) -> bool:
+        return (self._folder / name).exists()
+
+
+Open = Callable[..., tuple[Residency, FakeModels]]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Open:
+    """A residency of 8 bytes on a table and models that every other one of this test shares."""
+
+    def make(*, pinned: tuple[str, ...] = (), seconds: float = 0.0) -> tuple[Residency, FakeModels]:
+        models = FakeModels(tmp_path / "models", seconds)
+        path = tmp_path / "table"
+        return Residency(path, SIZES, budget=8, pinned=pinned, models=models), models
+
+    return make
+
+
+def test_the_longest_unused_leaves(opened: Open) -> None:
+    residency, models = opened()
+    for name in ("a", "b", "a", "c", "a"):
+        residency.take([name])
+        residency.give_back([name])
+    assert models.moves == ["+a", "+b", "-b", "+c"]
+
+
+def test_several_at_once_and_the_same_twice(opened: Open) -> None:
+    residency, models = opened()
+    residency.take(["a", "b"])
+    residency.take(["b", "a"])
+    residency.give_back(["a", "b"])
+    with pytest.raises(Cancelled):
+        residency.take(["c"], _give_up_after(3))  # they are still held, once
+    residency.give_back(["a", "b"])
+    residency.take(["c"])
+    assert models.moves == ["+a", "+b", "-a", "+c"]
+
+
+def test_pinned_ones_stay(opened: Open) -> None:
+    residency, models = opened(pinned=("a",))
+    residency.take(["a"])
+    residency.give_back(["a"])
+    for name in ("b", "c"):
+        residency.take([name])
+        residency.give_back([name])
+    assert models.moves == ["+a", "+b", "-b", "+c"]
+
+
+def test_what_does_not_fit_is_refused(opened: Open) -> None:
+    residency, models = opened(pinned=("d",))
+    with pytest.raises(InvalidInput, match="CONTROLS is 'a, b'; accepted: ControlNets of at most"):
+        residency.take(["a", "b"])
+    residency.take(["d"])
+    assert models.moves == ["+d"]
+
+
+def test_a_failed_load_frees_the_room_and_what_was_held(opened: Open, tmp_path: Path) -> None:
+    residency, models = opened()
+    (tmp_path / "models" / "no-d").touch()
+    residency.take(["a"])
+    residency.give_back(["a"])
+    with pytest.raises(Unavailable, match="could not be loaded"):
+        residency.take(["a", "d"])
+    residency.take(["b", "c"])
+    assert models.moves == ["+a", "-a", "+b", "+c"]
+
+
+def test_one_that_somebody_else_has_unloaded_is_loaded_again(opened: Open) -> None:
+    residency, models = opened()
+    residency.take(["a"])
+    residency.give_back(["a"])
+    models.unload("a")
+    residency.take(["a"])
+    assert models.moves == ["+a", "-a", "+a"]
+
+
+def test_what_a_dead_process_held_or_was_loading_is_free(opened: Open, tmp_path: Path) -> None:
+    residency, models = opened()
+    child = multiprocessing.get_context("fork").Process(target=_take_and_die, args=(opened,))
+    child.start()
+    child.join()
+    (pid,) = json.loads((tmp_path / "table").read_text())["residents"]["a"]["holders"]
+    assert int(pid) == child.pid
+    residency.take(["d"])
+    residency.take(["c"])
+    assert models.moves == ["+d", "-a", "+c"]
+
+
+def _take_and_die(opened: Open) -> None:
+    opened()[0].take(["a"])
+    os._exit(0)
+
+
+def test_while_one_is_loaded_only_those_who_need_it_wait(opened: Open) -> None:
+    quick, _ = opened()
+    quick.take(["a"])
+    quick.give_back(["a"])
+    loading = threading.Thread(target=lambda: opened(seconds=1.0)[0].take(["b"]))
+    loading.start()
+    time.sleep(0.2)
+    began = time.monotonic()
+    quick.take(["a"])
+    assert time.monotonic() - began < 0.5
+    waited = quick.take(["b"])
+    assert 200 < waited < 5000
+    loading.join()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_processes_with_random_sets_all_get_theirs(
+    opened: Open, tmp_path: Path, seed: int
+) -> None:
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=_work, args=(opened, seed * 10 + i)) for i in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 4
+    loaded = {p.name for p in (tmp_path / "models").iterdir()}
+    table = json.loads((tmp_path / "table").read_text())
+    assert loaded == set(table["residents"])
+    assert sum(SIZES[name] for name in loaded) <= 8
+    assert not any(r["holders"] or r["mover"] for r in table["residents"].values())
+    assert table["waiting"] == {}
+
+
+def _work(opened: Open, seed: int) -> None:
+    rng = random.Random(seed)
+    residency, models = opened(seconds=0.002)
+    for _ in range(25):
+        names = rng.choice([["a"], ["b"], ["c"], ["d"], ["a", "b"], ["b", "c"], ["a", "d"]])
+        residency.take(names)
+        assert all(models.is_ready(name) for name in names)
+        time.sleep(rng.random() / 200)
+        assert all(models.is_ready(name) for name in names)
+        residency.give_back(names)
+
+
+def _give_up_after(tries: int) -> Callable[[], None]:
+    left = [tries]
+
+    def give_up() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Cancelled("enough")
+
+    return give_up
