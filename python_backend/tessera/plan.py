@@ -22,6 +22,28 @@ class AdapterUse:
 
 
 @dataclass(frozen=True)
+class ControlUse:
+    """A ControlNet that guides one picture.
+
+    `scale` multiplies its residuals; it is active from `start` to `end`, both shares of the steps.
+    """
+
+    name: str
+    scale: float
+    start: float
+    end: float
+
+    def active(self, step: int, steps: int) -> bool:
+        """Whether it takes part in a step, as diffusers' `controlnet_keep` decides it.
+
+        Args:
+            step: counts from 0, the first step that is run.
+            steps: how many are run.
+        """
+        return not (step / steps < self.start or (step + 1) / steps > self.end)
+
+
+@dataclass(frozen=True)
 class Plan:
     """One image to make.
 
@@ -46,6 +68,7 @@ class Plan:
         loras: as INFO reports them.
         adapters: what is merged into the UNet, in an order that does not depend on the request's.
         adapters_by: the step from which on it has to be; 0 without `lora_policy` bounded.
+        controls: the ControlNets, in the order of the images in CONTROL.
     """
 
     slot: int
@@ -70,6 +93,7 @@ class Plan:
     loras: tuple[dict[str, Any], ...] = ()
     adapters: tuple[AdapterUse, ...] = ()
     adapters_by: int = 0
+    controls: tuple[ControlUse, ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -90,4 +114,6 @@ class Plan:
         """Inverse of `to_json`."""
         content = json.loads(text)
         adapters = tuple(AdapterUse(**use) for use in content.pop("adapters"))
-        return cls(**content | {"loras": tuple(content["loras"]), "adapters": adapters})
+        controls = tuple(ControlUse(**use) for use in content.pop("controls"))
+        loras = tuple(content.pop("loras"))
+        return cls(**content, loras=loras, adapters=adapters, controls=controls)
