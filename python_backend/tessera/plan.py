@@ -69,6 +69,7 @@ class Plan:
         adapters: what is merged into the UNet, in an order that does not depend on the request's.
         adapters_by: the step from which on it has to be; 0 without `lora_policy` bounded.
         controls: the ControlNets, in the order of the images in CONTROL.
+        prepared: what was done to each of these images, as INFO reports it.
     """
 
     slot: int
@@ -94,6 +95,7 @@ class Plan:
     adapters: tuple[AdapterUse, ...] = ()
     adapters_by: int = 0
     controls: tuple[ControlUse, ...] = ()
+    prepared: tuple[dict[str, Any], ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -115,5 +117,5 @@ class Plan:
         content = json.loads(text)
         adapters = tuple(AdapterUse(**use) for use in content.pop("adapters"))
         controls = tuple(ControlUse(**use) for use in content.pop("controls"))
-        loras = tuple(content.pop("loras"))
-        return cls(**content, loras=loras, adapters=adapters, controls=controls)
+        listed = {name: tuple(content[name]) for name in ("loras", "prepared")}
+        return cls(**content | listed | {"adapters": adapters, "controls": controls})

@@ -297,7 +297,7 @@ def test_edits_and_generations_share_a_tick(models: dict[str, Any]) -> None:
         sequence(models, 2, STEPS=9, WIDTH=64, HEIGHT=96),
     ]
     assert {frozenset(t.name() for t in r.inputs()) for r in requests} == {
-        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "QUEUED_TICK"))
+        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL", "QUEUED_TICK"))
     }
     assert models["denoise"].execute(requests) == [None, None]
     assert models["bundle"].engines["unet_encoder"].batches == [4]

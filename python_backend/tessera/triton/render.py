@@ -18,7 +18,9 @@ from tessera.triton import pb
 
 
 class TritonPythonModel:
-    """Middle member of the ensemble: PLAN, TEXT, POOLED, CLEAN, ACTIVE -> LATENTS, STATS."""
+    """Middle member of the ensemble: PLAN, TEXT, POOLED, CLEAN, ACTIVE, CONTROL -> LATENTS,
+    STATS.
+    """
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the board."""
