@@ -117,7 +117,7 @@ def unknown_name(field: str, name: str, known: Collection[str], what: str) -> In
     if not known:
         return InvalidInput(field, name, f"nothing, since no {what} is installed")
     close = difflib.get_close_matches(name, known, n=5)
-    if close:
+    if 0 < len(close) < len(known):
         accepted = f"one of the {len(known)} installed {what}s; close: {listing(close)}"
         return InvalidInput(field, name, accepted)
     more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""

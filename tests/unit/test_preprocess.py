@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import cv2
@@ -23,6 +25,15 @@ def noise(width: int, height: int) -> Any:
 def test_the_contract_names_what_there_is() -> None:
     assert tuple(PREPROCESSORS) == contract.PREPROCESSORS
     assert tuple(RESIZES) == contract.RESIZES
+
+
+def test_opencv_is_not_loaded_before_it_is_needed() -> None:
+    code = (
+        "import sys; import tessera.control_request as module; module.prepared((), 64, 64); "
+        "print('cv2' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
 
 
 def test_a_ready_image_stays_as_it_is() -> None:
