@@ -154,6 +154,7 @@ def measure(
                     prompt,
                     image=Image.fromarray(image),
                     mask_image=Image.fromarray(mask),
+                    strength=1.0,
                     width=image.shape[1],
                     height=image.shape[0],
                     num_inference_steps=steps,

@@ -22,7 +22,8 @@ from tessera.errors import (
 from tessera_client.adapters import Adapter
 from tessera_client.aio import AsyncClient
 from tessera_client.client import Client
-from tessera_client.messages import Control, Health, Info, JobStatus, Lora, Result
+from tessera_client.controls import Control
+from tessera_client.messages import Health, Info, JobStatus, Lora, Result
 from tessera_client.templates import Recorded
 
 __all__ = [

@@ -13,7 +13,7 @@ from tessera.errors import TesseraError, TimedOut, Unavailable
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
 from tessera_client.aio_transport import AsyncTransport, connect_async
 from tessera_client.client import JOB_TIMEOUT, NEEDED_MODELS, POLL_S, RETRY_S
-from tessera_client.edits import Mask, Picture, edit_call
+from tessera_client.edits import Mask, edit_call
 from tessera_client.messages import (
     EditOptions,
     GenerateOptions,
@@ -25,6 +25,7 @@ from tessera_client.messages import (
     read_result,
     read_status,
 )
+from tessera_client.pictures import Picture
 from tessera_client.templates import (
     Recorded,
     evict_call,

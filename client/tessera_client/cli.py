@@ -15,6 +15,7 @@ from rich.table import Table
 from tessera.errors import TesseraError
 from tessera_client import cli_adapters, cli_edit, cli_templates
 from tessera_client.cli_adapters import LoraPolicy, Loras, read_loras
+from tessera_client.cli_controls import Controls, read_controls
 from tessera_client.client import Client
 from tessera_client.messages import GenerateOptions
 from tessera_client.terminal import (
@@ -55,6 +56,7 @@ def generate(
     scheduler: Scheduler = None,
     lora: Loras = None,
     lora_policy: LoraPolicy = None,
+    control: Controls = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many pictures.")] = 1,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
@@ -72,7 +74,7 @@ def generate(
         lora_policy=lora_policy,
     )
     try:
-        options["loras"] = read_loras(lora)
+        options["loras"], options["controls"] = read_loras(lora), read_controls(control)
         with Client(url, timeout=timeout) as client:
             for number in range(n):
                 path = out if n == 1 else out.with_stem(f"{out.stem}-{number + 1}")
@@ -80,7 +82,7 @@ def generate(
                 if seed is not None:
                     turn["seed"] = seed + number
                 _generate_one(client, prompt, path, turn, as_json)
-    except (TesseraError, ValueError, KeyboardInterrupt) as error:
+    except (TesseraError, ValueError, OSError, KeyboardInterrupt) as error:
         fail(error)
 
 

@@ -10,9 +10,11 @@ from PIL import Image
 
 from tessera.errors import TesseraError
 from tessera_client.cli_adapters import LoraPolicy, Loras, read_loras
+from tessera_client.cli_controls import Controls, read_controls
 from tessera_client.client import Client
 from tessera_client.edits import Mask, Rectangle, mask_of
 from tessera_client.messages import EditOptions
+from tessera_client.pictures import read_picture
 from tessera_client.sheet import before_and_after
 from tessera_client.terminal import (
     LOCAL,
@@ -55,6 +57,7 @@ def edit(
     scheduler: Scheduler = None,
     lora: Loras = None,
     lora_policy: LoraPolicy = None,
+    control: Controls = None,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
@@ -73,8 +76,8 @@ def edit(
         lora_policy=lora_policy,
     )
     try:
-        options["loras"] = read_loras(lora)
-        picture = _read(image)
+        options["loras"], options["controls"] = read_loras(lora), read_controls(control)
+        picture = read_picture(image)
         where = mask_of(_mask(mask, rect), picture)
         with Client(url, timeout=timeout) as client:
             result = with_progress(
@@ -105,14 +108,8 @@ def _mask(file: Path | None, rect: str | None) -> Mask:
     if file and rect:
         raise ValueError("--mask and --rect exclude each other")
     if file:
-        return _read(file)
+        return read_picture(file)
     return _rectangle(rect) if rect else None
-
-
-def _read(file: Path) -> Image.Image:
-    with Image.open(file) as picture:
-        picture.load()
-        return picture
 
 
 def _rectangle(text: str) -> Rectangle:

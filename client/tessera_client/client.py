@@ -12,7 +12,7 @@ from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
-from tessera_client.edits import Mask, Picture, edit_call
+from tessera_client.edits import Mask, edit_call
 from tessera_client.messages import (
     EditOptions,
     GenerateOptions,
@@ -24,6 +24,7 @@ from tessera_client.messages import (
     read_result,
     read_status,
 )
+from tessera_client.pictures import Picture
 from tessera_client.templates import (
     Recorded,
     evict_call,
@@ -106,6 +107,7 @@ class Client:
             options: see `GenerateOptions`.
 
         Raises:
+            TypeError, ValueError: an option is not of a form that can be sent.
             InvalidInput: a value is not accepted; the sentence says which and what is.
             Cancelled: somebody cancelled the job.
             Unavailable: no connection, or the server is busy or restarting.
@@ -141,7 +143,8 @@ class Client:
             options: see `EditOptions`.
 
         Raises:
-            TypeError, ValueError: the mask or the image is not of a form that can be sent.
+            TypeError, ValueError: the mask, an image or an option is not of a form that can be
+                sent.
             TesseraError: as `generate`.
         """
         job = job_id or uuid.uuid4().hex

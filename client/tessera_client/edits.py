@@ -11,9 +11,9 @@ from PIL import Image
 
 from tessera.contract import EDIT
 from tessera_client.messages import EditOptions, picture_call
+from tessera_client.pictures import Picture, rgb_of
 from tessera_client.wire import Array, Call
 
-Picture = Image.Image | Array
 Rectangle = tuple[int, int, int, int]
 """(x, y, width, height) in pixels from the top left corner."""
 
@@ -29,23 +29,13 @@ def edit_call(
 
     Raises:
         TypeError: an option is not one of `EditOptions`, or something has the wrong type.
-        ValueError: the mask cannot be made of what is given.
+        ValueError: the mask cannot be made of what is given, or the images of ControlNets have
+            several sizes.
     """
     given: dict[str, Any] = {"PROMPT": prompt, "JOB_ID": job_id, "MASK": mask_of(mask, image)}
     if image is not None:
         given["IMAGE"] = rgb_of(image)
     return picture_call("edit", EDIT, given, options, EditOptions)
-
-
-def rgb_of(image: Picture) -> Array:
-    """A picture as (h, w, 3) of UINT8; transparency is left out."""
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
-        raise TypeError(
-            f"an image is an array (h, w, 3) of uint8, not {image.shape} of {image.dtype}"
-        )
-    return image[..., :3]
 
 
 def mask_of(mask: Mask, image: Picture | None) -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tessera.contract import GENERATE, JOBS, ModelSpec, TensorSpec
+from tessera_client.controls import Control, control_inputs
 from tessera_client.wire import Array, Call
 
 _NUMPY = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
@@ -28,22 +29,12 @@ class Lora:
     text_weight: float | None = None
 
 
-@dataclass(frozen=True)
-class Control:
-    """A ControlNet to apply from `start` to `end` (shares of the steps)."""
-
-    name: str
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-
-
 class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate`; what is left out (or `None`) is the server's default.
 
     `seed` means what diffusers means by `torch.Generator("cpu").manual_seed(seed)`; sizes are in
-    pixels; `control_images` are RGB arrays (h, w, 3) or pictures, one per element of `controls`;
-    `lora_policy` is exact, or bounded: the first steps may do without LoRAs that are not at hand.
+    pixels; `lora_policy` is exact, or bounded: the first steps may do without LoRAs that are not at
+    hand.
     """
 
     negative_prompt: str | None
@@ -56,7 +47,6 @@ class GenerateOptions(TypedDict, total=False):
     loras: Sequence[Lora]
     lora_policy: str | None
     controls: Sequence[Control]
-    control_images: Sequence[Array | Image.Image]
 
 
 class EditOptions(GenerateOptions, total=False):
@@ -143,6 +133,7 @@ def generate_call(prompt: str, job_id: str, options: GenerateOptions) -> Call:
 
     Raises:
         TypeError: an option is not one of `GenerateOptions`, or has the wrong type.
+        ValueError: the images of ControlNets have several sizes.
     """
     given = {"PROMPT": prompt, "JOB_ID": job_id}
     return picture_call("generate", GENERATE, given, options, GenerateOptions)
@@ -160,6 +151,7 @@ def picture_call(
 
     Raises:
         TypeError: an option is not one of the `known`, or something has the wrong type.
+        ValueError: the images of ControlNets have several sizes.
     """
     unknown = set(options) - set(known.__annotations__)
     if unknown:
@@ -167,11 +159,9 @@ def picture_call(
             f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(known.__annotations__)}"
         )
     given = given | {key.upper(): value for key, value in options.items() if value is not None}
-    for listed in ("LORAS", "CONTROLS"):
-        if listed in given:
-            given[listed] = json.dumps([_without_none(item) for item in given[listed]])
-    if "CONTROL_IMAGES" in given:
-        given["CONTROL_IMAGES"] = np.stack([np.asarray(image) for image in given["CONTROL_IMAGES"]])
+    if "LORAS" in given:
+        given["LORAS"] = json.dumps([_without_none(lora) for lora in given["LORAS"]])
+    given |= control_inputs(given.pop("CONTROLS", ()))
     policy = options.get("lora_policy")
     parameters = {} if policy is None else {"lora_policy": policy}
     return Call(name, encode_all(model, given), ("IMAGE", "INFO"), parameters)
@@ -219,5 +209,5 @@ def _json(array: Array) -> dict[str, Any]:
     return content
 
 
-def _without_none(item: Lora | Control) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(item).items() if v is not None}
+def _without_none(lora: Lora) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(lora).items() if v is not None}

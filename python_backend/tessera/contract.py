@@ -132,6 +132,20 @@ LORA_POLICIES = ("exact", "bounded")
 """Values of the request parameter `lora_policy`: LoRAs from the first step on, or without them for
 some steps if they are not at hand."""
 MAX_CONTROLS = 4
+MAX_CONTROL_SCALE = 100.0
+MAX_CONTROL_SIDE = 8192
+"""Pixels in a side of CONTROL_IMAGES."""
+
+PREPROCESSORS = ("none", "canny", "grey", "invert")
+"""Values of `preprocess` in CONTROLS: what is made of an image; the first is the default."""
+
+RESIZES = ("none", "stretch", "fit", "fill")
+"""Values of `resize` in CONTROLS: how an image gets the picture's size; the first is the default
+and accepts no other size."""
+
+MAX_CANNY = 2040.0
+"""Largest threshold of canny: no gradient of a picture of 8 bits is above it."""
+
 MAX_JOB_ID = 64
 """Bytes in JOB_ID."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tessera import contract
 from tessera.errors import InvalidInput
-from tessera.fields import Array, Inputs, scalar_of, text_of
+from tessera.fields import Array, Inputs, pixels_of, scalar_of, text_of
 from tessera.manifest import Manifest
 
 FindTemplate = Callable[[str], Array]
@@ -80,7 +80,7 @@ def read_image(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) 
     low, high, step = manifest.limits.min_size, manifest.limits.max_size, contract.SIZE_STEP
     if any(not low <= side <= high or side % step for side in image.shape[:2]):
         accepted = f"sides that are multiples of {step} from {low} to {high} pixels"
-        raise InvalidInput("IMAGE", _size(image), accepted)
+        raise InvalidInput("IMAGE", pixels_of(image), accepted)
     return image
 
 
@@ -129,16 +129,11 @@ def no_templates(identity: str) -> Array:
 def _mask(inputs: Inputs, image: Array) -> Array:
     mask = inputs["MASK"][0]
     if mask.shape != image.shape[:2]:
-        raise InvalidInput("MASK", _size(mask), f"the size of the image, {_size(image)}")
+        raise InvalidInput("MASK", pixels_of(mask), f"the size of the image, {pixels_of(image)}")
     if not (mask >= contract.EDITED).any():
         accepted = f"at least one pixel of {contract.EDITED} or more"
         raise InvalidInput("MASK", f"nowhere above {int(mask.max())}", accepted)
     return mask
-
-
-def _size(picture: Array) -> str:
-    height, width = picture.shape[:2]
-    return f"{width} x {height} pixels"
 
 
 def _first_step(inputs: Inputs, steps: int) -> int:

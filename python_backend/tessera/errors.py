@@ -16,8 +16,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+_LISTED = 20
+"""How many names an error lists."""
 
 
 class TesseraError(Exception):
@@ -104,3 +108,17 @@ def brief(value: object, limit: int = 80) -> str:
 def listing(names: Iterable[str]) -> str:
     """Names in a sentence: `a, b, c`, or `none`."""
     return ", ".join(sorted(names)) or "none"
+
+
+def unknown_name(field: str, name: str, known: Collection[str], what: str) -> InvalidInput:
+    """For a name of a LoRA or ControlNet (`what`) that is not among those known: lists the close
+    ones, or else all.
+    """
+    if not known:
+        return InvalidInput(field, name, f"nothing, since no {what} is installed")
+    close = difflib.get_close_matches(name, known, n=5)
+    if 0 < len(close) < len(known):
+        accepted = f"one of the {len(known)} installed {what}s; close: {listing(close)}"
+        return InvalidInput(field, name, accepted)
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return InvalidInput(field, name, f"{listing(sorted(known)[:_LISTED])}{more}")

@@ -70,6 +70,7 @@ class Plan:
         adapters_by: the step from which on it has to be; 0 without `lora_policy` bounded.
         controls: the ControlNets, in the order of the images in CONTROL.
         control_load_ms: time that `render` waited for them to be loaded.
+        prepared: what was done to each of these images, as INFO reports it.
     """
 
     slot: int
@@ -96,6 +97,7 @@ class Plan:
     adapters_by: int = 0
     controls: tuple[ControlUse, ...] = ()
     control_load_ms: float = 0.0
+    prepared: tuple[dict[str, Any], ...] = ()
 
     @property
     def guided(self) -> bool:
@@ -117,5 +119,5 @@ class Plan:
         content = json.loads(text)
         adapters = tuple(AdapterUse(**use) for use in content.pop("adapters"))
         controls = tuple(ControlUse(**use) for use in content.pop("controls"))
-        loras = tuple(content.pop("loras"))
-        return cls(**content, loras=loras, adapters=adapters, controls=controls)
+        listed = {name: tuple(content[name]) for name in ("loras", "prepared")}
+        return cls(**content | listed | {"adapters": adapters, "controls": controls})

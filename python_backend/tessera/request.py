@@ -7,24 +7,21 @@ manifest, nothing of networks.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tessera import contract
+from tessera.control_request import Control, read_controls
 from tessera.edit_request import EditChoice, FindTemplate, no_templates, read_edit, size_of_edit
 from tessera.errors import InvalidInput
-from tessera.fields import Inputs, scalar_of, text_of
+from tessera.fields import Inputs, choices_of, scalar_of, text_of
 from tessera.manifest import Manifest
-
-T = TypeVar("T", bound=BaseModel)
-
 
 LoraWeight = Annotated[
     float,
@@ -39,16 +36,6 @@ class LoraChoice(BaseModel):
     name: str
     weight: LoraWeight = 1.0
     text_weight: LoraWeight | None = None
-
-
-class ControlChoice(BaseModel):
-    """One element of CONTROLS; active from `start` to `end`, both as a share of the steps."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    name: str
-    scale: float = Field(default=1.0, allow_inf_nan=False)
-    start: float = Field(default=0.0, ge=0, le=1)
-    end: float = Field(default=1.0, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +55,7 @@ class Request:
     job_id: str
     edit: EditChoice | None = None
     loras: tuple[LoraChoice, ...] = ()
+    controls: tuple[Control, ...] = ()
 
 
 def read_request(
@@ -84,7 +72,6 @@ def read_request(
         InvalidInput: the first field whose value is not accepted.
     """
     defaults = manifest.defaults
-    _check_controls(inputs)
     prompt = text_of(inputs, "PROMPT", "", contract.MAX_PROMPT)
     if not prompt.strip():
         accepted = f"1 to {contract.MAX_PROMPT} characters that are not all blank"
@@ -95,7 +82,7 @@ def read_request(
     edit = read_edit(inputs, manifest, steps, find_template) if "MASK" in inputs else None
     if edit is not None:
         width, height = size_of_edit(inputs, edit)
-    loras = tuple(_choices(inputs, "LORAS", LoraChoice, contract.MAX_LORAS))
+    loras = tuple(choices_of(inputs, "LORAS", LoraChoice, contract.MAX_LORAS))
     return Request(
         prompt=prompt,
         negative_prompt=_negative_prompt(inputs),
@@ -108,6 +95,7 @@ def read_request(
         job_id=read_job_id(inputs) or uuid.uuid4().hex,
         edit=edit,
         loras=loras,
+        controls=read_controls(inputs, manifest, width, height),
     )
 
 
@@ -155,44 +143,6 @@ def read_action(inputs: Inputs, accepted: tuple[str, ...]) -> str:
     if action not in accepted:
         raise InvalidInput("ACTION", action, ", ".join(accepted))
     return action
-
-
-def _check_controls(inputs: Inputs) -> None:
-    controls = _choices(inputs, "CONTROLS", ControlChoice, contract.MAX_CONTROLS)
-    if controls:
-        raise InvalidInput(
-            "CONTROLS[0].name", controls[0].name, "nothing, since none are installed in this bundle"
-        )
-    if "CONTROL_IMAGES" in inputs:
-        shape = list(inputs["CONTROL_IMAGES"].shape[1:])
-        raise InvalidInput(
-            "CONTROL_IMAGES", shape, "one image for each element of CONTROLS, and there is none"
-        )
-
-
-def _choices(inputs: Inputs, name: str, model: type[T], most: int) -> list[T]:
-    text = text_of(inputs, name, "[]", 100_000)
-    accepted = (
-        f"a JSON list of at most {most} objects with the keys {', '.join(model.model_fields)}"
-    )
-    try:
-        content = json.loads(text)
-    except ValueError:
-        raise InvalidInput(name, text, accepted) from None
-    if not isinstance(content, list) or len(content) > most:
-        value = f"a list of {len(content)}" if isinstance(content, list) else text
-        raise InvalidInput(name, value, accepted)
-    return [_choice(f"{name}[{i}]", item, model, accepted) for i, item in enumerate(content)]
-
-
-def _choice(name: str, item: object, model: type[T], accepted: str) -> T:
-    try:
-        return model.model_validate(item)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join([name, *map(str, first["loc"])])
-        message = f"{first['msg'].lower()}, in {accepted}"
-        raise InvalidInput(field, first["input"], message) from None
 
 
 def _seed(inputs: Inputs) -> int:

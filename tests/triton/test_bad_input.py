@@ -29,11 +29,10 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "negative seed": ("a", {"seed": -1}, "SEED is -1; accepted: an integer from 0"),
     "scheduler": ("a", {"scheduler": "magic"}, "SCHEDULER is 'magic'; accepted: euler, "),
     "lora": ("a", {"loras": [Lora("x")]}, "LORAS[0].name is 'x'; accepted: halved, night, outline"),
-    "control": ("a", {"controls": [Control("x")]}, "CONTROLS[0].name is 'x'; accepted: nothing"),
-    "control image": (
+    "control": (
         "a",
-        {"control_images": [np.zeros((64, 64, 3), np.uint8)]},
-        "CONTROL_IMAGES is [1, 64, 64, 3]; accepted: one image for each element of CONTROLS",
+        {"controls": [Control("x", np.zeros((64, 64, 3), np.uint8))]},
+        "CONTROLS[0].name is 'x'; accepted: ",
     ),
 }
 
@@ -94,6 +93,14 @@ WIRE: dict[str, tuple[dict[str, np.ndarray[Any, Any]], list[str]]] = {
     "CONTROLS of the wrong shape": (
         {"PROMPT": PROMPT, "CONTROLS": np.array([[b'{"name": "x"}']], object)},
         ["CONTROLS is", "accepted: a JSON list"],
+    ),
+    "an image without CONTROLS": (
+        {"PROMPT": PROMPT, "CONTROL_IMAGES": np.zeros((1, 1, 64, 64, 3), np.uint8)},
+        ["CONTROL_IMAGES is '1 image'; accepted: one image for each element", "which has none"],
+    ),
+    "a grey image": (
+        {"PROMPT": PROMPT, "CONTROL_IMAGES": np.zeros((1, 1, 64, 64, 1), np.uint8)},
+        ["CONTROL_IMAGES", "[1,1,64,64,1]"],
     ),
     "weight NaN": (
         {"PROMPT": PROMPT, "LORAS": np.array([[b'[{"name":"x","weight":NaN}]']], object)},

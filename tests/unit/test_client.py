@@ -52,7 +52,7 @@ def test_only_what_is_given_is_sent() -> None:
 
 
 def test_types_and_shapes_on_the_wire() -> None:
-    picture = np.zeros((5, 6, 3), np.uint8)
+    picture = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
     arrays = generate_call(
         "é",
         "j",
@@ -60,20 +60,47 @@ def test_types_and_shapes_on_the_wire() -> None:
             "steps": 3,
             "guidance": 2.5,
             "loras": [Lora("a", 0.5), Lora("b", text_weight=0.1)],
-            "controls": [Control("edges", end=0.5)],
-            "control_images": [picture, picture],
+            "controls": [
+                Control("edges", picture, end=0.5),
+                Control("depth", Image.fromarray(picture), preprocess="canny", low=5.0),
+            ],
         },
     ).inputs
     assert arrays["PROMPT"][0, 0] == "é".encode()
     assert arrays["STEPS"].dtype == np.int32
     assert arrays["GUIDANCE"].dtype == np.float32
-    assert arrays["CONTROL_IMAGES"].shape == (1, 2, 5, 6, 3)
+    assert (arrays["CONTROL_IMAGES"] == np.stack([picture, picture])[None]).all()
+    assert arrays["CONTROL_IMAGES"].dtype == np.uint8
     assert json.loads(arrays["LORAS"][0, 0]) == [
         {"name": "a", "weight": 0.5},
         {"name": "b", "weight": 1.0, "text_weight": 0.1},
     ]
-    assert json.loads(arrays["CONTROLS"][0, 0])[0]["end"] == 0.5
+    window = {"scale": 1.0, "start": 0.0}
+    assert json.loads(arrays["CONTROLS"][0, 0]) == [
+        {"name": "edges", **window, "end": 0.5},
+        {"name": "depth", **window, "end": 1.0, "preprocess": "canny", "low": 5.0},
+    ]
     assert {a.shape[0] for a in arrays.values()} == {1}
+
+
+def test_without_controlnets_nothing_is_sent_of_them() -> None:
+    assert set(generate_call("a", "j", {"controls": []}).inputs) == {"PROMPT", "JOB_ID"}
+
+
+@pytest.mark.parametrize(
+    ("images", "kind", "sentence"),
+    [
+        ([(64, 48), (32, 48), (64, 48)], ValueError, "these have 48 x 32 and 48 x 64 pixels"),
+        ([(64, 48, 1)], TypeError, r"an image is an array .* not \(64, 48, 1, 3\)"),
+    ],
+    ids=["sizes", "shape"],
+)
+def test_images_of_controlnets_that_cannot_be_sent(
+    images: list[tuple[int, ...]], kind: type[Exception], sentence: str
+) -> None:
+    controls = [Control("edges", np.zeros((*size, 3), np.uint8)) for size in images]
+    with pytest.raises(kind, match=sentence):
+        generate_call("a", "j", {"controls": controls})
 
 
 def test_an_unknown_option_is_named() -> None:
@@ -491,6 +518,60 @@ class TestCommand:
         result = run.invoke(cli.app, ["generate", "a", "--lora", text], env={"COLUMNS": "160"})
         assert result.exit_code == 2
         assert "accepted: NAME[:WEIGHT[:TEXT_WEIGHT]]" in result.output
+        assert not transport.calls
+
+    @pytest.mark.parametrize("command", ["generate", "edit"])
+    def test_controls(self, transport: FakeTransport, tmp_path: Path, command: str) -> None:
+        pixels = np.full((8, 16, 3), 77, np.uint8)
+        file = tmp_path / "i.png"
+        Image.fromarray(pixels).save(file)
+        settings = "scale=0.5,start=0.1,end=0.6,preprocess=canny,low=50,high=150,resize=fit"
+        line = ["generate", "a"] if command == "generate" else ["edit", str(file), "a"]
+        line += [] if command == "generate" else ["--rect", "0,0,8,8"]
+        line += ["--control", f"edges={file},{settings}", "--control", f"depth={file}"]
+        result = run.invoke(cli.app, [*line, "-o", str(tmp_path / "o.png")])
+        assert result.exit_code == 0, result.output
+        (sent,) = transport.sent(command)
+        edges, depth = json.loads(sent["CONTROLS"])
+        assert edges == {
+            "name": "edges",
+            "scale": 0.5,
+            "start": 0.1,
+            "end": 0.6,
+            "preprocess": "canny",
+            "resize": "fit",
+            "low": 50.0,
+            "high": 150.0,
+        }
+        assert depth == {"name": "depth", "scale": 1.0, "start": 0.0, "end": 1.0}
+        assert (sent["CONTROL_IMAGES"] == np.stack([pixels, pixels])[None]).all()
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "edges",
+            "=i.png",
+            "edges=",
+            "edges=i.png,scale",
+            "edges=i.png,scale=much",
+            "edges=i.png,sclae=1",
+            "edges=i.png,scale=1,scale=1",
+        ],
+    )
+    def test_controls_that_are_none(self, transport: FakeTransport, text: str) -> None:
+        result = run.invoke(cli.app, ["generate", "a", "--control", text], env={"COLUMNS": "300"})
+        assert result.exit_code == 2
+        assert "accepted: NAME=FILE[,scale=S]" in result.output
+        assert not transport.calls
+
+    @pytest.mark.parametrize("name", ["gone.png", "text.png"])
+    def test_pictures_that_cannot_be_read(
+        self, transport: FakeTransport, tmp_path: Path, name: str
+    ) -> None:
+        (tmp_path / "text.png").write_text("no picture")
+        result = run.invoke(cli.app, ["generate", "a", "--control", f"edges={tmp_path / name}"])
+        assert result.exit_code == 2
+        assert name in result.output.replace("\n", "")
         assert not transport.calls
 
     def test_jobs(self, transport: FakeTransport) -> None:

@@ -105,9 +105,7 @@ BAD = {
         {"LORAS": '[{"name": "a", "weight": 1e9}]'},
         r"LORAS\[0\].weight is 1000000000.0",
     ),
-    "control start": ({"CONTROLS": '[{"name": "a", "start": 2}]'}, r"CONTROLS\[0\].start is 2"),
-    "control not there": ({"CONTROLS": '[{"name": "a"}]'}, "none are installed"),
-    "control images": ({"CONTROL_IMAGES": 0}, "CONTROL_IMAGES is .*and there is none"),
+    "loras nested": ({"LORAS": "[" * 99_000}, r"LORAS is '\[\[.*\(99000 characters\)'; accepted"),
 }
 
 

@@ -196,6 +196,70 @@ def test_errors_keep_their_status_on_the_way_through_edit(models: dict[str, Any]
     assert phase(models, "k") == "failed"
 
 
+CONTROLS = [
+    {"name": "edges", "scale": 0.5, "end": 0.8, "preprocess": "canny"},
+    {"name": "depth", "resize": "fit"},
+]
+
+
+def control_inputs(height: int, width: int) -> dict[str, Any]:
+    """What names two ControlNets, and their images."""
+    images = np.random.default_rng(2).integers(0, 256, (1, 2, height, width, 3), np.uint8)
+    text = np.array([[json.dumps(CONTROLS).encode()]], object)
+    return {"CONTROLS": text, "CONTROL_IMAGES": images}
+
+
+@pytest.fixture
+def rendered(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `render` is given; it does not denoise. The bundle has two ControlNets."""
+    graphs = {f"controlnet_{name}": Graph("a.onnx", "c.json") for name in ("edges", "depth")}
+    manifest = dataclasses.replace(MANIFEST, graphs=graphs)
+    monkeypatch.setattr(models["encode"], "_manifest", manifest)
+    given: list[dict[str, Any]] = []
+
+    def render(arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
+        given.append(arrays)
+        plan = json.loads(arrays["PLAN"][0, 0])
+        latents = np.zeros((1, 4, plan["height"] // 4, plan["width"] // 4), np.float32)
+        stats = np.array([[b'{"engine_ms": 0.0}']], object)
+        tensors = {"LATENTS": latents, "STATS": stats}
+        return pb_utils.InferenceResponse([pb_utils.Tensor(*item) for item in tensors.items()])
+
+    monkeypatch.setitem(pb_utils.BLS, "render", render)
+    return given
+
+
+def test_the_images_of_controlnets_reach_render_as_their_networks_take_them(
+    models: dict[str, Any], rendered: list[dict[str, Any]]
+) -> None:
+    given = edit_inputs(JOB_ID="j") | control_inputs(96, 64)
+    response = models["edit"].execute([pb_utils.Request(**given)])[0]
+    assert response.error is None, response.error
+    ((edges, depth),) = rendered[0]["CONTROL"]
+    assert edges.shape == depth.shape == (96, 64, 3)
+    assert set(np.unique(edges)) == {0, 255}
+    assert (depth == given["CONTROL_IMAGES"][0, 1]).all()
+    plan = json.loads(rendered[0]["PLAN"][0, 0])
+    assert plan["controls"] == [
+        {"name": "edges", "scale": 0.5, "start": 0.0, "end": 0.8},
+        {"name": "depth", "scale": 1.0, "start": 0.0, "end": 1.0},
+    ]
+    done = [{"preprocess": "canny", "low": 100.0, "high": 200.0}, {"resize": "fit"}]
+    info = json.loads(response.arrays()["INFO"][0, 0])
+    assert info["controls"] == [a | b for a, b in zip(plan["controls"], done, strict=True)]
+
+
+@pytest.mark.usefixtures("rendered")
+def test_every_request_has_a_tensor_for_controlnets(models: dict[str, Any]) -> None:
+    given = inputs(STEPS=2, WIDTH=96) | control_inputs(128, 96)
+    with_controls = models["encode"].execute([pb_utils.Request(**given)])[0].arrays()
+    without = encoded(models, STEPS=2)
+    assert with_controls["CONTROL"].shape == (1, 2, 128, 96, 3)
+    assert without["CONTROL"].shape == (1, 1, 1, 1, 3)
+    assert set(with_controls) == set(without)
+    assert with_controls["CONTROL"].dtype == without["CONTROL"].dtype == np.uint8
+
+
 @pytest.fixture
 def sparse_models(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -297,7 +361,7 @@ def test_edits_and_generations_share_a_tick(models: dict[str, Any]) -> None:
         sequence(models, 2, STEPS=9, WIDTH=64, HEIGHT=96),
     ]
     assert {frozenset(t.name() for t in r.inputs()) for r in requests} == {
-        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "QUEUED_TICK"))
+        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL", "QUEUED_TICK"))
     }
     assert models["denoise"].execute(requests) == [None, None]
     assert models["bundle"].engines["unet_encoder"].batches == [4]

@@ -6,18 +6,15 @@ only ever looked up among those found: it cannot lead out of the folders.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tessera.adapters.settings import AdapterSettings
-from tessera.errors import InvalidInput, listing
+from tessera.errors import unknown_name
 from tessera.manifest import ADAPTERS
 
 SUFFIX = ".safetensors"
-LISTED = 20
-"""How many names an error lists."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,7 @@ class Library:
         entries = self.entries()
         if name in entries:
             return entries[name]
-        if not entries:
-            raise InvalidInput(field, name, "nothing, since no LoRA is installed")
-        close = difflib.get_close_matches(name, entries, n=5)
-        if close:
-            raise InvalidInput(
-                field, name, f"one of the {len(entries)} installed LoRAs; close: {listing(close)}"
-            )
-        first = list(entries)[:LISTED]
-        more = f" and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
-        raise InvalidInput(field, name, f"{listing(first)}{more}")
+        raise unknown_name(field, name, entries, "LoRA")
 
 
 def _scan(folder: Path) -> list[Entry]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -76,7 +77,9 @@ class TritonPythonModel:
             "mask_ratio": plan.mask_ratio,
             "template": plan.template or None,
             "loras": list(plan.loras),
-            "controls": [],
+            "controls": [
+                asdict(use) | done for use, done in zip(plan.controls, plan.prepared, strict=True)
+            ],
             "prompt_tokens_dropped": plan.prompt_tokens_dropped,
             **{k: round(v, 3) if isinstance(v, float) else v for k, v in merged.items()},
         }

@@ -9,7 +9,7 @@ from typing import Any
 
 from tessera.triton import pb
 
-_ENCODED = ("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE")
+_ENCODED = ("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL")
 
 
 class TritonPythonModel:

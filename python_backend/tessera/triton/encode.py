@@ -1,5 +1,5 @@
 """`encode`: checks a request, puts its job on the board, turns its prompts into embeddings and an
-edit's image into latents.
+edit's image into latents, and prepares the images of ControlNets.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from tessera.board import Board, Phase, board_path, sweep_boards
 from tessera.bundle import Bundle
+from tessera.control_request import prepared
 from tessera.edit_request import EditChoice, can_be_sparse, dense_only
 from tessera.edits import TEMPLATE_SEED, active_latents, encode_template
 from tessera.engines.timed import TimedEngine
@@ -31,7 +32,7 @@ from tessera.variants import VARIANTS
 
 class TritonPythonModel:
     """First member of the ensemble: inputs of the contract -> PLAN, TEXT, POOLED, CLEAN, ACTIVE,
-    and an edit's PIXELS.
+    CONTROL, and an edit's PIXELS.
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -92,6 +93,7 @@ class TritonPythonModel:
             pb.tensor("TEXT", embeddings.hidden.numpy()),
             pb.tensor("POOLED", embeddings.pooled.numpy()),
             *(pb.tensor(name, array) for name, array in canvas.items()),
+            pb.tensor("CONTROL", prepared(wanted.controls, wanted.width, wanted.height)),
         ]
 
     def _look_up(self, wanted: Request, edit: EditChoice) -> bool:
@@ -164,5 +166,7 @@ def _plan(wanted: Request, slot: int, ticket: int, started: float) -> Plan:
         height=wanted.height,
         scheduler=wanted.scheduler,
         started=started,
+        controls=tuple(control.use for control in wanted.controls),
+        prepared=tuple(control.preparation.report for control in wanted.controls),
         **of_edit,
     )

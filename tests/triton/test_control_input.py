@@ -1,0 +1,69 @@
+"""What a real server says to ControlNets and their images, with a bundle that has one, `edges`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.server import Server, serving
+from tessera.errors import InvalidInput
+from tessera_client import Client, Control
+from tests.conftest import Small
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+SIZE: dict[str, Any] = {"width": 96, "height": 64, "steps": 2, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def server(
+    small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("controls") / "log"
+    with serving(small("sd15").bundle, log, "--threads=2") as running:
+        yield running
+
+
+def test_info_says_which_controlnets_and_what_became_of_their_images(client: Client) -> None:
+    controls = [
+        Control("edges", IMAGE[:40], scale=0.5, end=0.5, preprocess="canny", low=50, resize="fit"),
+        Control("edges", IMAGE[:40], start=0.5, resize="fill"),
+    ]
+    said = [
+        {"name": "edges", "scale": 0.5, "start": 0.0, "end": 0.5}
+        | {"preprocess": "canny", "low": 50.0, "high": 200.0, "resize": "fit"},
+        {"name": "edges", "scale": 1.0, "start": 0.5, "end": 1.0, "resize": "fill"},
+    ]
+    assert client.generate("a", controls=controls, **SIZE).info.controls == said
+    edited = client.edit(IMAGE, (8, 8, 32, 32), "a", controls=controls, steps=2)
+    assert edited.info.controls == said
+    assert client.generate("a", **SIZE).info.controls == []
+
+
+BAD: dict[str, tuple[list[Control], str]] = {
+    "name": ([Control("edge", IMAGE)], "CONTROLS[0].name is 'edge'; accepted: edges"),
+    "window": ([Control("edges", IMAGE, start=0.5, end=0.5)], "CONTROLS[0].start is 0.5; accepted"),
+    "scale": ([Control("edges", IMAGE, scale=float("nan"))], "CONTROLS[0].scale is nan"),
+    "preprocess": (
+        [Control("edges", IMAGE, preprocess="depth")],
+        "CONTROLS[0].preprocess is 'depth'; accepted: none, canny, grey, invert",
+    ),
+    "size": (
+        [Control("edges", IMAGE[:, :64])],
+        "CONTROL_IMAGES is '64 x 64 pixels'; accepted: the picture's size, 96 x 64 pixels, or",
+    ),
+}
+
+
+@pytest.mark.parametrize(("controls", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_values_are_answered_with_field_value_and_what_is_accepted(
+    client: Client, controls: list[Control], sentence: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        client.generate("a", controls=controls, **SIZE)
+    assert sentence in str(caught.value)
+    with pytest.raises(InvalidInput) as caught:
+        client.edit(IMAGE, (8, 8, 32, 32), "a", controls=controls)
+    assert sentence in str(caught.value)
