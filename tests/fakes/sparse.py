@@ -112,7 +112,7 @@ def _record_with(
         return forward(mid + residuals[-1], emb, text, *(a + b for a, b in pairs))
 
     forward = decoder.forward
-    decoder.forward = joined  # type: ignore[method-assign]
+    decoder.forward = joined  # type: ignore[assignment,method-assign]
     return record(encoder, decoder, inputs, sites=sites)[0]
 
 

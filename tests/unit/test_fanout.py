@@ -99,7 +99,7 @@ def by_diffusers(request: Running) -> torch.Tensor:
         )
         down = [a + b for a, b in zip(down, found, strict=True)] if down else list(found)
         middle = middle + mid
-    return PIPE.unet(  # type: ignore[no-any-return]
+    return PIPE.unet(
         sample,
         timestep,
         text,

@@ -48,11 +48,11 @@ def test_sparse_is_dense_when_the_cache_is_its_own(
 @torch.no_grad()
 @every_topology
 def test_residuals_of_controlnets_go_in_at_active_tokens(name: str) -> None:
-    unet, size = small_unet(name), {"height": 9, "width": 13}
+    unet = small_unet(name)
     masks = [mask_of(kind, 9, 13) for kind in ("islands", "pixel", "borders")]
-    maps = random_residuals(unet, rows=3, **size)
-    inputs, recording, answer = dense_pass(unet, rows=3, residuals=maps, **size)
-    without = dense_pass(unet, rows=3, **size)[2]
+    maps = random_residuals(unet, rows=3, height=9, width=13)
+    inputs, recording, answer = dense_pass(unet, rows=3, height=9, width=13, residuals=maps)
+    without = dense_pass(unet, rows=3, height=9, width=13)[2]
     assert (answer - without).abs().max() > 0.1
     batch = batch_of(unet, masks)
     feed = sparse_feed(unet, inputs, batch, [ArrayCache(recording, i) for i in range(3)])
