@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tessera.contract import PREPROCESSORS, RESIZES
 from tessera_client.controls import Control
 from tessera_client.pictures import read_picture
 
@@ -28,8 +29,8 @@ Controls = Annotated[
         "--control",
         metavar=_FORM.partition("[")[0] + "[,KEY=VALUE]...",
         help="A ControlNet and the picture that guides it; keys are scale (1), start and end "
-        "(shares of the steps), preprocess (canny with low and high, grey, invert) and resize "
-        "(stretch, fit, fill); may be given several times.",
+        f"(shares of the steps), preprocess ({', '.join(PREPROCESSORS)}), low and high (of canny) "
+        f"and resize ({', '.join(RESIZES)}); may be given several times.",
     ),
 ]
 
