@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from tessera import contract
-from tessera.control_request import Control, read_controls
+from tessera.controls.request import Control, read_controls
 from tessera.edit_request import EditChoice, FindTemplate, no_templates, read_edit, size_of_edit
 from tessera.errors import InvalidInput
 from tessera.fields import Inputs, choices_of, scalar_of, text_of

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.contract import MAX_CONTROL_SIDE
-from tessera.control_request import prepared
+from tessera.controls.request import prepared
 from tessera.errors import InvalidInput
 from tessera.manifest import Graph
 from tessera.plan import ControlUse, Plan

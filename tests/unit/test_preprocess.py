@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera import contract
-from tessera.preprocess import PREPROCESSORS, RESIZES, Preparation
+from tessera.controls.preprocess import PREPROCESSORS, RESIZES, Preparation
 
 SIDES = st.integers(1, 200)
 
@@ -29,7 +29,7 @@ def test_the_contract_names_what_there_is() -> None:
 
 def test_opencv_is_not_loaded_before_it_is_needed() -> None:
     code = (
-        "import sys; import tessera.control_request as module; module.prepared((), 64, 64); "
+        "import sys; import tessera.controls.request as module; module.prepared((), 64, 64); "
         "print('cv2' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

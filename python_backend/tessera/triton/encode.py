@@ -14,7 +14,7 @@ import torch
 
 from tessera.board import Board, Phase, board_path, sweep_boards
 from tessera.bundle import Bundle
-from tessera.control_request import prepared
+from tessera.controls.request import prepared
 from tessera.edit_request import EditChoice, can_be_sparse, dense_only
 from tessera.edits import TEMPLATE_SEED, active_latents, encode_template
 from tessera.engines.timed import TimedEngine

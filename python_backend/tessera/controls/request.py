@@ -8,11 +8,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tessera import contract
+from tessera.controls.preprocess import Preparation
 from tessera.errors import InvalidInput, unknown_name
 from tessera.fields import Array, Inputs, choices_of, pixels_of
 from tessera.manifest import Manifest
 from tessera.plan import ControlUse
-from tessera.preprocess import Preparation
 
 
 class ControlChoice(BaseModel):
