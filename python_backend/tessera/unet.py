@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from tessera import trace
 from tessera.engines.base import Engine
 from tessera.variants import Variant
 
@@ -62,12 +63,15 @@ class UNet:
         return torch.cat([self._call(chunk, join, first) for first, chunk in chunks])
 
     def _call(self, inputs: Conditions, join: Join | None, first: int) -> torch.Tensor:
-        encoded = self._encoder.run(inputs)
+        with trace.span("encoder half", rows=inputs["sample"].shape[0]):
+            encoded = self._encoder.run(inputs)
         if join:
-            join.add(encoded, first)
+            with trace.span("join"):
+                join.add(encoded, first)
         text = inputs["encoder_hidden_states"]
-        outputs = self._decoder.run({**encoded, "encoder_hidden_states": text})
-        return outputs["prediction"].float().cpu()
+        with trace.span("decoder half"):
+            outputs = self._decoder.run({**encoded, "encoder_hidden_states": text})
+            return outputs["prediction"].float().cpu()
 
 
 def conditions_of(

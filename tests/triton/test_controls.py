@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +98,209 @@ def by_diffusers(made: Small, controls: Sequence[Control], *, seed: int) -> Any:
         **(values if several else {k: v[0] for k, v in values.items()}),
     )
     return np.asarray(result.images[0], np.int16)
+
+
+SHORT: dict[str, Any] = {"steps": 6, "guidance": 4.0, "scheduler": "euler"}
+EDGES = control_picture(11)
+NAMES = ("edges", "silhouette")
+
+
+def apart(one: Any, other: Any) -> int:
+    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
+def random_request(rng: random.Random) -> dict[str, Any]:
+    width, height = rng.choice([64, 96, 128]), rng.choice([64, 128])
+    controls = []
+    for _ in range(rng.randrange(4)):
+        start, end = sorted(rng.sample([0.0, 0.2, 0.5, 0.8, 1.0], 2))
+        controls.append(
+            Control(
+                rng.choice(NAMES),
+                image=control_picture(rng.randrange(100), width, height),
+                scale=rng.choice([0.3, 1.0, -0.5]),
+                start=start,
+                end=end,
+            )
+        )
+    return {
+        "seed": rng.randrange(1000),
+        "steps": rng.randint(3, 9),
+        "guidance": rng.choice([1.0, 4.0]),
+        "width": width,
+        "height": height,
+        "controls": controls,
+    }
+
+
+def test_twenty_in_flight_with_other_controlnets_each_equal_their_solo_runs(
+    http_client: Client,
+) -> None:
+    rng = random.Random(6)
+    wanted = [random_request(rng) for _ in range(20)]
+    assert len({tuple(c.name for c in w["controls"]) for w in wanted}) >= 6
+    alone = [http_client.generate(PROMPT, **w).image for w in wanted]
+    with ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(lambda w: http_client.generate(PROMPT, **w), wanted))
+    for one, other in zip(alone, together, strict=True):
+        assert apart(one, other.image) <= 1
+    assert max(r.info.mean_batch for r in together) > 2
+    guided = [r for r, w in zip(together, wanted, strict=True) if w["controls"]]
+    assert all(r.info.raw["control_ticks"] <= r.info.ticks for r in guided)
+    assert sum(r.info.raw["control_ticks"] for r in guided) > 40
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_with_a_lora_pictures_equal_diffusers(http_client: Client) -> None:
+    controls = [Control("edges", image=EDGES, scale=0.8)]
+    loras = [Lora("night", 0.7)]
+    kind = diffusers.StableDiffusionControlNetPipeline
+    network = diffusers.ControlNetModel.from_pretrained(CONTROLNETS / "edges")
+    pipe = kind.from_pretrained(DEMO_CHECKPOINT, controlnet=network)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(str(LORAS / "night.safetensors"), adapter_name="night")
+    pipe.set_adapters(["night"], adapter_weights=[0.7])
+    expected = pipe(
+        PROMPT,
+        image=EDGES,
+        controlnet_conditioning_scale=0.8,
+        num_inference_steps=SHORT["steps"],
+        guidance_scale=SHORT["guidance"],
+        generator=torch.Generator("cpu").manual_seed(5),
+    ).images[0]
+    served = http_client.generate(PROMPT, seed=5, controls=controls, loras=loras, **SHORT)
+    assert apart(served.image, expected) <= 2
+    assert apart(served.image, http_client.generate(PROMPT, seed=5, loras=loras, **SHORT).image) > 9
+
+
+def test_a_sparse_edit_follows_its_controlnet(http_client: Client) -> None:
+    """The sparse edit with a ControlNet is the dense one with it, up to what a template's cache
+    leaves out, and another than the one without.
+    """
+    template = http_client.generate("a large red circle in the center on a blue background", seed=3)
+    http_client.register_template(template.image, steps=20, scheduler="euler")
+    wanted = {"seed": 4, "steps": 20, "guidance": 4.0, "scheduler": "euler"}
+    where = (32, 32, 64, 64)
+    controls = [Control("edges", image=EDGES, scale=0.7, end=0.8)]
+    pictures = {
+        (mode, bool(use)): http_client.edit(
+            template.image, where, PROMPT, mode=mode, controls=use, **wanted
+        )
+        for mode in ("sparse", "dense")
+        for use in (controls, [])
+    }
+    sparse = pictures["sparse", True]
+    assert sparse.info.mode == "sparse"
+    assert sparse.info.raw["control_ticks"] == 16
+    inside = np.s_[32:96, 32:96]
+
+    def distance(one: tuple[str, bool], other: tuple[str, bool]) -> float:
+        first, second = (np.asarray(pictures[k].image, float)[inside] for k in (one, other))
+        return float(np.abs(first - second).mean())
+
+    control = distance(("dense", True), ("dense", False))
+    assert control > 5, "no effect would prove nothing"
+    assert distance(("sparse", True), ("dense", True)) < control / 2
+    assert distance(("sparse", True), ("sparse", False)) > control / 2
+
+
+def test_residency(bundle: Path, tmp_path: Path) -> None:
+    """With room for one, two ControlNets take turns; readiness holds meanwhile; the trace shows the
+    ControlNet beside the encoder half.
+    """
+    manifest = read_manifest(bundle)
+    room = max(manifest.controlnet_bytes(name) for name in NAMES) * 1.2 / 1e9
+    flags = (f"--control-memory={room}", f"--trace={tmp_path / 'trace.json'}")
+    edges, silhouette = (Control(name, image=EDGES) for name in NAMES)
+    with (
+        serving(bundle, tmp_path / "log", *flags) as server,
+        Client(server.http, timeout=120) as client,
+    ):
+
+        def draw(*controls: Control) -> Any:
+            return client.generate(PROMPT, seed=1, controls=controls, **SHORT)
+
+        def loaded() -> list[bool]:
+            return [server.ready(f"controlnet_{name}") for name in NAMES]
+
+        assert loaded() == [False, False]
+        first = draw(edges)
+        assert loaded() == [True, False]
+        assert first.info.raw["control_load_ms"] > 100
+        assert draw(edges).info.raw["control_load_ms"] < 50
+        draw(silhouette)
+        assert loaded() == [False, True]
+        again = draw(edges)
+        assert again.image.tobytes() == first.image.tobytes()
+        with ThreadPoolExecutor(6) as pool:
+            jobs = [pool.submit(draw, c) for c in (edges, silhouette) * 3]
+            for job in jobs:
+                job.result()
+        with pytest.raises(InvalidInput, match="CONTROLS is 'edges, silhouette'; accepted: Contro"):
+            draw(edges, silhouette)
+        assert draw().info.raw["control_load_ms"] == 0
+    events = json.loads((tmp_path / "trace.json").read_text().rstrip().rstrip(",") + "]")
+    asked = [e for e in events if e["name"] == "ControlNet edges"]
+    halves = [e for e in events if e["name"] == "encoder half"]
+    assert any(
+        a["ts"] < h["ts"] + h["dur"] and h["ts"] < a["ts"] + a["dur"] for a in asked for h in halves
+    )
+    assert {e["args"]["name"] for e in events if e["ph"] == "M"} >= {"denoise", "controlnet_edges"}
+
+
+def test_pinned_and_placed(bundle: Path, tmp_path: Path) -> None:
+    flags = ("--pin=edges", "--place=edges=cpu", "--place=silhouette=cpu")
+    with serving(bundle, tmp_path / "log", *flags) as server:
+        assert server.ready("controlnet_edges")
+        assert not server.ready("controlnet_silhouette")
+        with Client(server.http) as client:
+            draw = client.generate(
+                PROMPT, steps=2, controls=[Control("edges", image=control_picture(1))]
+            )
+            assert draw.info.raw["control_load_ms"] < 50
+
+
+def test_a_plain_tritonserver_serves_the_models_that_are_written_for_it(
+    bundle: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "models"
+    subprocess.run(
+        [sys.executable, "-m", "tessera.serve", str(bundle), f"--write-models={written}"],
+        check=True,
+    )
+    found = find_server(tmp_path)
+    ports = Ports(*free_ports(3))
+    line = command(found, [model_repository(), written], ports, load=[])
+    line = [a for a in line if "model-control-mode" not in a]
+    variables = environment(found, TESSERA_BUNDLE=str(bundle))
+    with (
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(line, env=variables, stdout=log, stderr=log) as process,
+    ):
+        try:
+            server = Server(process, ports.http, ports.grpc, ports.metrics, tmp_path / "log")
+            server.wait_ready()
+            with Client(server.http) as client:
+                controls = [Control(name, image=EDGES, end=0.6) for name in NAMES]
+                result = client.generate(PROMPT, seed=1, steps=4, controls=controls)
+                assert result.info.raw["control_ticks"] == 2
+        finally:
+            process.terminate()
+            process.wait(60)
+    for left in Path("/dev/shm").glob(f"tessera-board-*-{process.pid}-*"):
+        left.unlink()
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--place=edges=gpu", "--place is 'edges=gpu'; accepted: NAME=cpu, NAME=gpu:1 or"),
+        ("--place=depth=cpu", "--place names the ControlNet 'depth'; accepted: edges, silhouette"),
+        ("--pin=depth", "--pin names the ControlNet 'depth'; accepted: edges, silhouette"),
+    ],
+)
+def test_bad_flags(bundle: Path, flag: str, sentence: str) -> None:
+    line = [sys.executable, "-m", "tessera.serve", str(bundle), flag]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert sentence in ended.stderr.replace("\n", " ")

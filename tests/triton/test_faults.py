@@ -16,7 +16,7 @@ import pytest
 from bench.server import Server, serving
 from tessera.errors import Unavailable
 from tessera.serve.supervisor import model_processes
-from tessera_client import Client
+from tessera_client import Client, Control
 from tests.triton.test_jobs import wait_for_step
 
 
@@ -43,6 +43,32 @@ def wait_not_ready(server: Server) -> None:
     while server.ready():
         assert time.monotonic() < end, "still ready 2 s after a process was killed"
         time.sleep(0.005)
+
+
+def test_killing_a_controlnet(fragile: Server) -> None:
+    """The requests that it guides get an error, the others finish unchanged; it comes back."""
+    controls = [Control("edges", image=np.zeros((128, 128, 3), np.uint8))]
+    with Client(fragile.http, timeout=60, retries=0) as client, ThreadPoolExecutor(3) as pool:
+        plain = client.generate("a red circle", seed=1, steps=40)
+        guided = client.generate("a red circle", seed=1, steps=5, controls=controls)
+        others = [pool.submit(client.generate, "a red circle", seed=1, steps=40)]
+        lost = pool.submit(client.generate, "a", job_id="guided", steps=300, controls=controls)
+        wait_for_step(client, "guided", 2)
+        began = time.monotonic()
+        kill(fragile, "controlnet_edges")
+        with pytest.raises(Unavailable, match="the controlnet_edges model is being restarted"):
+            lost.result(timeout=10)
+        told = time.monotonic() - began
+        others.append(pool.submit(client.generate, "a red circle", seed=1, steps=40))
+        for other in others:
+            found = np.asarray(other.result(timeout=30).image, np.int16)
+            assert np.abs(found - np.asarray(plain.image, np.int16)).max() <= 1
+        fragile.wait_ready(10)
+        after = client.generate("a red circle", seed=1, steps=5, controls=controls)
+        assert client.status("guided").phase == "failed"
+    assert told < 5
+    assert np.array_equal(np.asarray(after.image), np.asarray(guided.image))
+    assert "model controlnet_edges is back after" in fragile.log.read_text()
 
 
 def test_killing_denoise(fragile: Server) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tessera import trace
 from tessera.contract import MAX_CONTROLS
 from tessera.denoise import Guide, PathLost, Running
 from tessera.errors import InternalError, TesseraError
@@ -78,6 +79,10 @@ class FanOut:
 
     def _answer(self, name: str, places: list[_Place]) -> torch.Tensor:
         """A ControlNet's residuals for all its places, in one flat tensor."""
+        with trace.span(f"ControlNet {name}", requests=len(places)):
+            return self._told_and_asked(name, places)
+
+    def _told_and_asked(self, name: str, places: list[_Place]) -> torch.Tensor:
         for place in places:
             if name not in place.guide.told:
                 self._tell(place)

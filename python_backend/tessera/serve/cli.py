@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
+from tessera import trace
 from tessera.adapters.settings import AdapterSettings
 from tessera.controls.models import engine_is_half, read_placements, write_models
 from tessera.controls.settings import ControlSettings
@@ -78,6 +79,10 @@ def serve(
         float, typer.Option(min=0, help="GB of recorded steps held on a GPU, where there is one.")
     ] = TEMPLATES.device / 1e9,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait for readiness.")] = 600.0,
+    trace_to: Annotated[
+        Path | None,
+        typer.Option("--trace", help="Write where the time goes to this file, for Perfetto."),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show tritonserver's own log.")
     ] = False,
@@ -103,6 +108,8 @@ def serve(
             raise typer.Exit
         _check_ports(ports, host)
         settings = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
+        if trace_to:
+            settings[trace.VARIABLE] = str(trace_to.resolve())
         for chosen in (kept, loras, controls):
             settings |= chosen.to_environment()
         launch = Launch(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tessera import trace
 from tessera.bundle import Bundle
 from tessera.controls.network import GuidingNetwork
 from tessera.manifest import HINT
@@ -43,7 +44,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
-        return pb.answer_each(requests, self._answer)
+        with trace.span("execute"):
+            return pb.answer_each(requests, self._answer)
 
     @torch.inference_mode()
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tessera import trace
 from tessera.board import Board, Phase, board_path
 from tessera.bundle import Bundle
 from tessera.edits import paste
@@ -35,7 +36,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
-        return pb.answer_each(requests, self._decode)
+        with trace.span("execute"):
+            return pb.answer_each(requests, self._decode)
 
     @torch.inference_mode()
     def _decode(self, request: pb.Request) -> list[pb.TensorHandle]:

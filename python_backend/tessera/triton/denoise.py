@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tessera import trace
 from tessera.board import Board, Phase, board_path
 from tessera.bundle import Bundle
 from tessera.contract import MAX_CONTROLS
@@ -92,6 +93,10 @@ class TritonPythonModel:
 
     def _tick(self, present: dict[int, pb.Request]) -> dict[int, Exception | None]:
         """Admit newcomers, drop the cancelled, move the rest by one step; the errors of each."""
+        with trace.span("tick", requests=len(present)):
+            return self._step(present)
+
+    def _step(self, present: dict[int, pb.Request]) -> dict[int, Exception | None]:
         number = self._board.begin_tick()
         errors = {i: self._prepare(i, request) for i, request in present.items()}
         stepping = [self._running[i] for i, error in errors.items() if error is None]

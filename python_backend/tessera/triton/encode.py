@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tessera import trace
 from tessera.board import Board, Phase, board_path, sweep_boards
 from tessera.bundle import Bundle
 from tessera.controls.request import prepared
@@ -55,7 +56,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
-        return pb.answer_each(requests, self._encode)
+        with trace.span("execute"):
+            return pb.answer_each(requests, self._encode)
 
     def _encode(self, request: pb.Request) -> list[pb.TensorHandle]:
         started = time.time()

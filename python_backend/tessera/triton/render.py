@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tessera import trace
 from tessera.board import Board, Phase, board_path
 from tessera.controls.residency import Residency
 from tessera.errors import Cancelled, TesseraError
@@ -38,7 +39,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
-        return pb.answer_each(requests, self._render)
+        with trace.span("execute"):
+            return pb.answer_each(requests, self._render)
 
     def _render(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.handles(request)
