@@ -17,13 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.server import serving
+from bench.server import DEMO_CHECKPOINT, Server, free_ports, serving
 from tessera.contract import SCHEDULERS
+from tessera.errors import InvalidInput
 from tessera.manifest import read_manifest
+from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera.variants import VARIANTS
-from tessera_client import Client, Control
+from tessera_client import Client, Control, Lora
 from tests.conftest import Small
 
+CONTROLNETS = DEMO_CHECKPOINT.parent / "controlnets"
+LORAS = DEMO_CHECKPOINT.parent / "loras"
 PROMPT = "a large blue star at the top on a green background"
 
 
