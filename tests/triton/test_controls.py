@@ -183,7 +183,7 @@ def test_a_sparse_edit_follows_its_controlnet(http_client: Client) -> None:
     """
     template = http_client.generate("a large red circle in the center on a blue background", seed=3)
     http_client.register_template(template.image, steps=20, scheduler="euler")
-    wanted = {"seed": 4, "steps": 20, "guidance": 4.0, "scheduler": "euler"}
+    wanted: dict[str, Any] = {"seed": 4, "steps": 20, "guidance": 4.0, "scheduler": "euler"}
     where = (32, 32, 64, 64)
     controls = [Control("edges", image=EDGES, scale=0.7, end=0.8)]
     pictures = {

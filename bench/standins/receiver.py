@@ -1,0 +1,46 @@
+"""Calls senders as `denoise` calls ControlNets, and adds what they send to maps of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from tessera.triton import pb
+
+
+class TritonPythonModel:
+    """SHAPES (JSON: (c, h, w) of each map), ROWS, CALLS (how many senders at once) -> TIMES (JSON:
+    milliseconds until all have answered, and of the additions).
+    """
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Nothing is kept between calls but threads."""
+        self._threads = ThreadPoolExecutor(4)
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        return pb.answer_each(requests, self._answer)
+
+    def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
+        inputs = pb.handles(request)
+        wanted = json.loads(pb.text(inputs["WANTED"]))
+        maps = [torch.zeros(wanted["rows"], *shape) for shape in wanted["shapes"]]
+        began = time.perf_counter()
+        asked = [self._threads.submit(_ask, f"sender{i}") for i in range(wanted["calls"])]
+        answers = [job.result() for job in asked]
+        between = time.perf_counter()
+        for answer in answers:
+            for own, part in zip(maps, answer.split([m.numel() for m in maps]), strict=True):
+                own.add_(part.view(own.shape), alpha=0.5)
+        ended = time.perf_counter()
+        times = {"call_ms": 1e3 * (between - began), "add_ms": 1e3 * (ended - between)}
+        return [pb.tensor("TIMES", json.dumps(times).encode())]
+
+
+def _ask(name: str) -> torch.Tensor:
+    keys = pb.tensor_of("KEYS", torch.zeros(1, dtype=torch.int64))
+    return pb.to_torch(pb.call(name, [keys], ["RESIDUALS"])["RESIDUALS"])

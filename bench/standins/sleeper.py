@@ -1,0 +1,38 @@
+"""A stand-in for a ControlNet: sleeps for as many milliseconds as its name says, answers zeros."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+
+from tessera import trace
+from tessera.triton import pb
+
+
+class TritonPythonModel:
+    """As `tessera.triton.controlnet`'s; `controlnet_sleep40` takes 40 ms a step."""
+
+    def initialize(self, args: dict[str, Any]) -> None:
+        """Read the duration off the name, and how many numbers a row of residuals has."""
+        config = json.loads(args["model_config"])
+        self._seconds = int(config["name"].removeprefix("controlnet_sleep")) / 1e3
+        self._numbers = int(config["parameters"]["numbers"]["string_value"])
+        self._branches: dict[int, int] = {}
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        return pb.answer_each(requests, self._answer)
+
+    def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
+        inputs = {name: pb.to_torch(handle) for name, handle in pb.handles(request).items()}
+        keys = [int(key) for key in inputs["KEYS"]]
+        if "SAMPLE" not in inputs:
+            self._branches[keys[0]] = len(inputs["TEXT"])
+            return [pb.tensor_of("RESIDUALS", torch.zeros(1))]
+        with trace.span("asleep"):
+            time.sleep(self._seconds)
+        rows = sum(self._branches[key] for key in keys)
+        return [pb.tensor_of("RESIDUALS", torch.zeros(rows * self._numbers))]
