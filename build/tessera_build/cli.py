@@ -211,22 +211,50 @@ def train_demo(
     only_loras: Annotated[
         bool, typer.Option("--only-loras", help="Train its LoRAs on a checkpoint that is there.")
     ] = False,
+    only_controlnets: Annotated[
+        bool,
+        typer.Option("--only-controlnets", help="Train its ControlNets, likewise."),
+    ] = False,
 ) -> None:
-    """Train the demo model, from nothing or from a checkpoint, and its LoRAs: hours on a laptop."""
-    from tessera_build.demo.lora_training import JUDGED, train_loras
+    """Train the demo model, from nothing or from a checkpoint, its LoRAs and its ControlNets: hours
+    on a laptop.
+    """
+    _quiet()
+    everything = not (only_loras or only_controlnets)
+    if everything:
+        _train_checkpoint(out, work, steps=steps, start=start, seed=seed)
+    if everything or only_loras:
+        _train_loras(out, work, seed=seed)
+    if everything or only_controlnets:
+        _train_controlnets(out, work, seed=seed)
+
+
+def _train_checkpoint(out: Path, work: Path, *, steps: int, start: Path | None, seed: int) -> None:
     from tessera_build.demo.training import Recipe
     from tessera_build.demo.training import train_demo as train
 
-    _quiet()
-    if not only_loras:
-        score = train(Recipe(unet_steps=steps, seed=seed, start=start), out, work)
-        console.print(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
-        for name, (right, asked) in score.right.items():
-            console.print(f"  {name:<10} {right}/{asked}")
-    for style, (without, having) in train_loras(
-        out, out.parent / "loras", work / "loras", seed=seed
-    ).items():
+    score = train(Recipe(unet_steps=steps, seed=seed, start=start), out, work)
+    console.print(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
+    for name, (right, asked) in score.right.items():
+        console.print(f"  {name:<10} {right}/{asked}")
+
+
+def _train_loras(out: Path, work: Path, *, seed: int) -> None:
+    from tessera_build.demo.lora_training import JUDGED, train_loras
+
+    found = train_loras(out, out.parent / "loras", work / "loras", seed=seed)
+    for style, (without, having) in found.items():
         console.print(f"{style}: {having} of {JUDGED} pictures in its style, {without} without it")
+
+
+def _train_controlnets(out: Path, work: Path, *, seed: int) -> None:
+    from tessera_build.demo.controlnet_training import train_controlnets
+
+    found = train_controlnets(out, out.parent / "controlnets", work / "controlnets", seed=seed)
+    for name, (without, having) in found.items():
+        console.print(f"{name}: {having}; without it {without}")
+        for key, (right, asked) in having.score.right.items():
+            console.print(f"  {key:<10} {right}/{asked}, {without.score.right[key][0]} without it")
 
 
 def main() -> None:

@@ -73,19 +73,33 @@ def score(picture: Picture, scene: Scene) -> Score:
 def look(picture: Picture) -> Scene:
     """What a picture (128, 128, 3) in 0..1 shows; any number of items, largest first."""
     labels = _name_pixels(picture)
-    ground = int(np.bincount(labels.ravel(), minlength=len(COLOURS)).argmax())
-    foreground = cv2.morphologyEx(
-        (labels != ground).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
-    )
-    count, regions, stats, centres = cv2.connectedComponentsWithStats(foreground, connectivity=8)
+    ground = _ground(labels)
+    items = _above(labels, ground)
+    count, regions, stats, centres = cv2.connectedComponentsWithStats(items, connectivity=8)
     order = sorted(range(1, count), key=lambda i: -int(stats[i, cv2.CC_STAT_AREA]))
-    items = [
+    found = [
         _measure(regions == i, labels, (float(centres[i][0]) + 0.5, float(centres[i][1]) + 0.5))
         for i in order
         if stats[i, cv2.CC_STAT_AREA] >= _MIN_AREA
     ]
-    around = cv2.dilate(foreground, np.ones((5, 5), np.uint8)) == 0
-    return Scene(tuple(items), COLOURS[ground], _pattern(picture, around, COLOURS[ground]))
+    around = cv2.dilate(items, np.ones((5, 5), np.uint8)) == 0
+    return Scene(tuple(found), COLOURS[ground], _pattern(picture, around, COLOURS[ground]))
+
+
+def foreground(picture: Picture) -> npt.NDArray[np.bool_]:
+    """Where a picture (128, 128, 3) in 0..1 is not of its ground's colour: (128, 128)."""
+    labels = _name_pixels(picture)
+    return _above(labels, _ground(labels)).astype(bool)
+
+
+def _ground(labels: Labels) -> int:
+    return int(np.bincount(labels.ravel(), minlength=len(COLOURS)).argmax())
+
+
+def _above(labels: Labels, ground: int) -> npt.NDArray[np.uint8]:
+    """One where pixels are not of the ground's colour, without specks."""
+    other = (labels != ground).astype(np.uint8)
+    return cv2.morphologyEx(other, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).astype(np.uint8)
 
 
 def _name_pixels(picture: Picture) -> Labels:

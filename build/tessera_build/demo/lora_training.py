@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
 
 from tessera_build.demo.draw import Picture
-from tessera_build.demo.networks import new_scheduler
+from tessera_build.demo.fitting import fit, noise_schedule, weighted
 from tessera_build.demo.scenes import Scene, held_out_scenes
 from tessera_build.demo.sheets import contact_sheet
 from tessera_build.demo.styles import STYLES, shows
@@ -30,9 +30,6 @@ STEPS = 600
 SCENES = 2500
 JUDGED = 40
 PEAK_RATE = 2e-3
-WARMUP = 20
-OUTLINES = 0.8
-"""Weight of the error around outlines beside the whole picture's."""
 
 _LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 _CONVOLUTIONS = ("conv1", "conv2")
@@ -129,26 +126,20 @@ def _fit(
     report: Callable[[int, str], None],
 ) -> None:
     networks = (pipe.unet, pipe.text_encoder)
-    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    noise_schedule = DDPMScheduler.from_config(new_scheduler().config)
+    schedule = noise_schedule()
     for network in networks:
         network.train()
-    for step in range(STEPS):
-        torch.manual_seed(seed * 1_000_003 + step)
-        rng = random.Random(seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * min((step + 1) / WARMUP, (STEPS - step) / STEPS)
+
+    def loss(rng: random.Random) -> torch.Tensor:
         latents, shares, _, ids = (
             tensor.to(pipe.device) for tensor in make_batch(data, pipe.tokenizer, rng)
         )
-        error = velocity_errors(pipe.unet, pipe.text_encoder, noise_schedule, latents, ids)
-        loss = error.mean() + OUTLINES * (error * shares).sum((1, 2)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        report(step + 1, f"loss {loss.item():.4f}")
+        return weighted(
+            velocity_errors(pipe.unet, pipe.text_encoder, schedule, latents, ids), shares
+        )
+
+    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    fit(parameters, loss, steps=STEPS, peak_rate=PEAK_RATE, seed=seed, report=report)
 
 
 def _state(pipe: StableDiffusionPipeline, recipe: LoraRecipe) -> dict[str, torch.Tensor]:

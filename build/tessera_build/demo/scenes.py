@@ -106,6 +106,14 @@ def describe(scene: Scene) -> str:
     return f"{' and '.join(clauses)} on {_ground_clause(scene)}"
 
 
+def describe_colours(scene: Scene) -> str:
+    """A prompt without geometry, for use with a ControlNet: "red and blue on a green background".
+
+    Which shape has which colour is left open.
+    """
+    return f"{' and '.join(i.colour for i in scene.items)} on {_ground_clause(scene)}"
+
+
 def paraphrase(scene: Scene, rng: random.Random) -> str:
     """A looser prompt for training: attributes may be left out, clauses and wording vary."""
     clauses = [_loose_item_clause(i, rng) for i in scene.items]

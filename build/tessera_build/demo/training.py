@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -114,21 +119,36 @@ def train_demo(recipe: Recipe, out: Path, work: Path) -> Score:
 
 
 def evaluate(pipe: StableDiffusionPipeline, scenes: list[Scene]) -> tuple[Score, list[Picture]]:
-    """Generate one picture per scene (20 steps, seed = index) and score them all."""
+    """Generate one picture per scene and score them all."""
+    pictures = generate(pipe, [describe(s) for s in scenes])
+    return Score.total(score(p, s) for p, s in zip(pictures, scenes, strict=True)), pictures
+
+
+def generate(
+    pipe: StableDiffusionPipeline | StableDiffusionControlNetPipeline,
+    prompts: Sequence[str],
+    controls: Sequence[Image.Image] = (),
+    *,
+    steps: int = STEPS,
+) -> list[Picture]:
+    """One picture per prompt (seed = index), with a ControlNet's pipeline also per control
+    picture.
+    """
     pipe.set_progress_bar_config(disable=True)
     pictures: list[Picture] = []
-    for start in range(0, len(scenes), 10):
-        chunk = scenes[start : start + 10]
-        generators = [torch.Generator("cpu").manual_seed(start + i) for i in range(len(chunk))]
+    for start in range(0, len(prompts), 10):
+        rows = slice(start, start + 10)
+        seeds = range(len(prompts))[rows]
         result = pipe(
-            [describe(s) for s in chunk],
-            num_inference_steps=STEPS,
+            list(prompts[rows]),
+            **({"image": list(controls[rows])} if controls else {}),
+            num_inference_steps=steps,
             guidance_scale=GUIDANCE,
-            generator=generators,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",
         )
         pictures += [np.asarray(p, np.float32) for p in result.images]
-    return Score.total(score(p, s) for p, s in zip(pictures, scenes, strict=True)), pictures
+    return pictures
 
 
 def _autoencoder(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.training_utils import EMAModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -209,14 +210,17 @@ def _losses(
 
 
 def velocity_errors(
-    unet: UNet2DConditionModel,
+    unet: Callable[..., UNet2DConditionOutput],
     text_encoder: CLIPTextModel,
     noise_schedule: DDPMScheduler,
     latents: torch.Tensor,
     ids: torch.Tensor,
     lowest: int = 0,
 ) -> torch.Tensor:
-    """Mean squared errors of the velocity (batch, 32, 32) at timesteps from `lowest` on."""
+    """Mean squared errors of the velocity (batch, 32, 32) at timesteps from `lowest` on.
+
+    `unet` is one, or a function of noisy latents, timesteps and text states that calls one.
+    """
     timesteps = _stratified_timesteps(latents.shape[0], lowest).to(latents.device)
     noise = torch.randn_like(latents)
     noisy = noise_schedule.add_noise(latents, noise, timesteps)
