@@ -11,13 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench.pictures import Tile, sheet
 from bench.server import DEMO_BUNDLE, ROOT, serving
-from tessera_client import Client, JobStatus, Lora, Result
+from tessera_build.demo.controls import CONTROLS
+from tessera_build.demo.scenes import Scene, describe_colours, held_out_scenes
+from tessera_client import Client, Control, JobStatus, Lora, Result
 
 OUT = ROOT / "out" / "demo"
 PROMPTS = (
@@ -41,6 +44,8 @@ LORAS = (
     (Lora("night"),),
     (Lora("outline"), Lora("night")),
 )
+CONTROL_SCENES = (2, 7)
+"""Of the scenes that the demo model has not seen: what the control pictures are made of."""
 EDITS = (("dense", 5), ("sparse", 5), ("sparse", 6))
 console = Console(highlight=False)
 
@@ -59,11 +64,13 @@ def main() -> None:
         together = _together(client, table)
         schedulers = _schedulers(client, table)
         loras = _loras(client, table)
+        controls = _controls(client, table)
         edits = _edits(client, table, alone)
         console.print("stopping the server ...")
     _save("generate", "Text to image: eight requests, one running batch", together, columns=4)
     _save("schedulers", "One seed, four schedulers", schedulers, columns=4)
     _save("loras", "The same requests with LoRAs: one, or two at once", loras, columns=len(LORAS))
+    _save("controls", "ControlNets: the words say colours only", controls, columns=6)
     _save("edits", "One picture, edited inside a mask", edits, columns=4)
     alone.image.save(OUT / "first.png")
     console.print(table)
@@ -128,6 +135,52 @@ def _loras(client: Client, table: Table) -> list[Tile]:
         )
         for (_, chosen), result in zip(wanted, results, strict=True)
     ]
+
+
+def _controls(client: Client, table: Table) -> list[Tile]:
+    """Two rows: control pictures of a scene; what becomes of each, of both, and with a LoRA. The
+    words say colours only.
+    """
+    scenes = held_out_scenes(max(CONTROL_SCENES) + 1)
+    chosen = [scenes[i] for i in CONTROL_SCENES]
+    wanted = [(scene, *way) for scene in chosen for way in _guided(scene)]
+    began = time.perf_counter()
+    with _bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
+        jobs = [
+            pool.submit(
+                client.generate, describe_colours(scene), seed=4, controls=uses, loras=loras
+            )
+            for scene, _, uses, loras in wanted
+        ]
+        results = [job.result() for job in bar.track(jobs, description="ControlNets")]
+    _row(table, "ControlNets, eight at once", results, 1e3 * (time.perf_counter() - began))
+    made = [
+        Tile(
+            result.image, f"{describe_colours(scene)}, {caption}", f"{result.info.total_ms:.0f} ms"
+        )
+        for (scene, caption, *_), result in zip(wanted, results, strict=True)
+    ]
+    ways, tiles = len(wanted) // len(chosen), list[Tile]()
+    for row, scene in enumerate(chosen):
+        tiles += [Tile(image, f"control picture: {n}") for n, image in _images(scene).items()]
+        tiles += made[row * ways : (row + 1) * ways]
+    return tiles
+
+
+def _guided(scene: Scene) -> list[tuple[str, list[Control], list[Lora]]]:
+    """Ways to guide a picture to a scene."""
+    one = {name: Control(name, image) for name, image in _images(scene).items()}
+    both = [Control(name, image, scale=0.6) for name, image in _images(scene).items()]
+    alone = [(f"with {name}", [control], list[Lora]()) for name, control in one.items()]
+    return [
+        *alone,
+        ("with both at a scale of 0.6", both, []),
+        ("with edges and the LoRA night", [one["edges"]], [Lora("night")]),
+    ]
+
+
+def _images(scene: Scene) -> dict[str, Image.Image]:
+    return {name: Image.fromarray(make(scene)) for name, make in CONTROLS.items()}
 
 
 def _edits(client: Client, table: Table, before: Result) -> list[Tile]:
