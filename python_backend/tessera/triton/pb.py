@@ -183,10 +183,13 @@ class Gauge:
             name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
         )
         self._family, self._metric = family, family.Metric(labels={})
+        self._said: float | None = None
 
     def set(self, value: float) -> None:
-        """Say the value."""
-        self._metric.set(value)
+        """Say the value, if it is another than the last: to say it is a call to the server."""
+        if value != self._said:
+            self._metric.set(value)
+            self._said = value
 
 
 def log(message: str) -> None:
