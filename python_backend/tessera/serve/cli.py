@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,6 +15,7 @@ from tessera.controls.models import engine_is_half, read_placements, write_model
 from tessera.controls.settings import ControlSettings
 from tessera.errors import BundleError, TesseraError, brief, listing
 from tessera.manifest import Manifest, check_files, read_manifest
+from tessera.serve import options as o
 from tessera.serve.launch import Launch
 from tessera.serve.tritonserver import Ports
 from tessera.templates.settings import TemplateSettings, default_folder
@@ -28,67 +28,28 @@ ENGINES = ("auto", "onnxruntime", "tensorrt", "torch")
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="Folder that tessera-build wrote.")],
-    http_port: Annotated[int, typer.Option(help="HTTP endpoint.")] = DEFAULTS.http,
-    grpc_port: Annotated[int, typer.Option(help="gRPC endpoint.")] = DEFAULTS.grpc,
-    metrics_port: Annotated[int, typer.Option(help="Prometheus endpoint.")] = DEFAULTS.metrics,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
-    threads: Annotated[
-        int, typer.Option(min=0, help="Threads per engine call; 0 is one per core.")
-    ] = 0,
-    engine: Annotated[str, typer.Option(help="auto, onnxruntime, tensorrt or torch.")] = "auto",
-    adapters: Annotated[
-        list[Path] | None,
-        typer.Option(help="A folder of LoRAs beside the bundle's own; may be given several times."),
-    ] = None,
-    adapter_memory: Annotated[
-        float,
-        typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
-    ] = AdapterSettings.memory / 1e9,
-    place: Annotated[
-        list[str] | None,
-        typer.Option(help="Where a ControlNet runs: NAME=cpu, NAME=gpu:1, NAME=gpu:0,gpu:1."),
-    ] = None,
-    pin: Annotated[
-        list[str] | None,
-        typer.Option(help="A ControlNet that is loaded at once and stays; may be given again."),
-    ] = None,
-    control_memory: Annotated[
-        float, typer.Option(min=0, help="GB of loaded ControlNets.")
-    ] = ControlSettings.memory / 1e9,
-    write_models_to: Annotated[
-        Path | None,
-        typer.Option(
-            "--write-models",
-            help="Write the ControlNets' models there and end: for a plain tritonserver.",
-        ),
-    ] = None,
-    templates: Annotated[
-        Path | None, typer.Option(help="Folder of templates; by default in the user's cache.")
-    ] = None,
-    template_disk: Annotated[
-        float, typer.Option(min=0, help="GB of all recorded templates.")
-    ] = TEMPLATES.disk / 1e9,
-    template_memory: Annotated[
-        float, typer.Option(min=0, help="GB of recorded steps held in memory.")
-    ] = TEMPLATES.memory / 1e9,
-    template_size: Annotated[
-        float, typer.Option(min=0, help="GB of one recorded template.")
-    ] = TEMPLATES.size / 1e9,
-    template_device: Annotated[
-        float, typer.Option(min=0, help="GB of recorded steps held on a GPU, where there is one.")
-    ] = TEMPLATES.device / 1e9,
-    start_timeout: Annotated[float, typer.Option(help="Seconds to wait for readiness.")] = 600.0,
-    trace_to: Annotated[
-        Path | None,
-        typer.Option("--trace", help="Write where the time goes to this file, for Perfetto."),
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show tritonserver's own log.")
-    ] = False,
-    triton_args: Annotated[
-        list[str] | None, typer.Argument(help="After --: further tritonserver flags.")
-    ] = None,
+    bundle: o.Bundle,
+    http_port: o.HttpPort = DEFAULTS.http,
+    grpc_port: o.GrpcPort = DEFAULTS.grpc,
+    metrics_port: o.MetricsPort = DEFAULTS.metrics,
+    host: o.Host = "0.0.0.0",
+    threads: o.Threads = 0,
+    engine: o.Engine = "auto",
+    adapters: o.Adapters = None,
+    adapter_memory: o.AdapterMemory = AdapterSettings.memory / 1e9,
+    place: o.Place = None,
+    pin: o.Pin = None,
+    control_memory: o.ControlMemory = ControlSettings.memory / 1e9,
+    write_models_to: o.WriteModelsTo = None,
+    templates: o.Templates = None,
+    template_disk: o.TemplateDisk = TEMPLATES.disk / 1e9,
+    template_memory: o.TemplateMemory = TEMPLATES.memory / 1e9,
+    template_size: o.TemplateSize = TEMPLATES.size / 1e9,
+    template_device: o.TemplateDevice = TEMPLATES.device / 1e9,
+    start_timeout: o.StartTimeout = 600.0,
+    trace_to: o.TraceTo = None,
+    verbose: o.Verbose = False,
+    triton_args: o.TritonArgs = None,
 ) -> None:
     """Serve a bundle with tritonserver until a signal ends it."""
     ports = Ports(http_port, grpc_port, metrics_port)
@@ -107,23 +68,13 @@ def serve(
             write_models(write_models_to, manifest.controlnets, placements, half=half)
             raise typer.Exit
         _check_ports(ports, host)
-        settings = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
-        if trace_to:
-            settings[trace.VARIABLE] = str(trace_to.resolve())
-        for chosen in (kept, loras, controls):
-            settings |= chosen.to_environment()
-        launch = Launch(
-            bundle,
-            manifest,
-            ports,
-            host,
-            settings,
-            placements=placements,
-            pinned=controls.pinned,
-            timeout=start_timeout,
-            flags=[*log_flags, *(triton_args or [])],
-        )
-        code = launch.run(console)
+        variables = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
+        variables |= {trace.VARIABLE: str(trace_to.resolve())} if trace_to else {}
+        for settings in (kept, loras, controls):
+            variables |= settings.to_environment()
+        flags = [*log_flags, *(triton_args or [])]
+        launch = Launch(bundle, manifest, ports, host, variables, placements, flags)
+        code = launch.run(console, pinned=controls.pinned, timeout=start_timeout)
     except TesseraError as error:
         console.print(f"tessera-serve: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from None

@@ -32,10 +32,8 @@ class Launch:
     """What is started, and how.
 
     Attributes:
-        settings: variables for the model processes.
+        variables: of the model processes' environment.
         placements: of ControlNets, by name.
-        pinned: ControlNets that are loaded with the server.
-        timeout: seconds to wait for readiness.
         flags: further ones of tritonserver.
     """
 
@@ -43,42 +41,45 @@ class Launch:
     manifest: Manifest
     ports: Ports
     host: str
-    settings: Mapping[str, str]
+    variables: Mapping[str, str]
     placements: Mapping[str, Placement]
-    pinned: Sequence[str]
-    timeout: float
     flags: Sequence[str]
 
-    def run(self, console: Console) -> int:
+    def run(self, console: Console, *, pinned: Sequence[str], timeout: float) -> int:
         """Serve until a signal ends it; tritonserver's exit status.
+
+        Args:
+            console: for what the operator should know.
+            pinned: ControlNets that are loaded with the server.
+            timeout: seconds to wait for readiness.
 
         Raises:
             TesseraError: there is no server, or it does not become ready.
         """
         folder = Path(tempfile.mkdtemp(prefix="tessera-", dir=_memory_folder()))
         try:
-            supervisor = self._supervisor(folder, console)
+            supervisor = self._supervisor(folder, console, pinned)
             try:
-                return self._run(supervisor, console)
+                return self._run(supervisor, console, timeout)
             finally:
                 supervisor.stop()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _supervisor(self, folder: Path, console: Console) -> Supervisor:
+    def _supervisor(self, folder: Path, console: Console, pinned: Sequence[str]) -> Supervisor:
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
-        half = engine_is_half(self.settings["TESSERA_ENGINE"])
+        half = engine_is_half(self.variables["TESSERA_ENGINE"])
         write_models(controlnets, self.manifest.controlnets, self.placements, half=half)
         variables = {
             "TESSERA_BUNDLE": str(self.bundle.resolve()),
             "TESSERA_BOARD": str(folder / "board"),
-            **self.settings,
+            **self.variables,
         }
         line = command(
             server,
             [plain, controlnets],
             self.ports,
-            load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in self.pinned)],
+            load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in pinned)],
             host=self.host,
             extra=self.flags,
         )
@@ -89,12 +90,12 @@ class Launch:
             lambda text: console.print(f"tessera-serve: {text}", soft_wrap=True),
         )
 
-    def _run(self, supervisor: Supervisor, console: Console) -> int:
+    def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:
         began, name = time.monotonic(), self.manifest.name
         supervisor.start()
         with Status(f"starting tritonserver on bundle {name} ...", console=console) as status:
             ready = supervisor.wait_ready(
-                self.timeout,
+                timeout,
                 lambda s: status.update(f"loading the models of bundle {name} ... {s:.0f} s"),
             )
         if supervisor.interrupted:
