@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from tessera.adapters.settings import AdapterSettings
+from tessera.adapters.settings import PATHS, AdapterSettings
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import Manifest, check_files, read_manifest
 from tessera.serve.supervisor import Supervisor
@@ -46,6 +46,13 @@ def serve(
         float,
         typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
     ] = AdapterSettings.memory / 1e9,
+    lora_path: Annotated[
+        str,
+        typer.Option(
+            help="How LoRAs get into the UNet: refit (sets take turns), side (all in one batch, "
+            "where the low-rank side path takes them), auto (what costs less)."
+        ),
+    ] = AdapterSettings.path,
     templates: Annotated[
         Path | None, typer.Option(help="Folder of templates; by default in the user's cache.")
     ] = None,
@@ -73,13 +80,14 @@ def serve(
     ports = Ports(http_port, grpc_port, metrics_port)
     sizes = (template_disk, template_memory, template_size, template_device)
     budgets = [int(1e9 * gb) for gb in sizes]
-    loras = AdapterSettings(tuple(adapters or ()), int(1e9 * adapter_memory))
+    loras = AdapterSettings(tuple(adapters or ()), int(1e9 * adapter_memory), lora_path)
     kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *budgets)
     log_flags = [] if verbose else ["--log-info=false"]
     try:
         manifest = _checked(bundle)
         _check_ports(ports, host)
         _check_engine(engine)
+        _check_lora_path(lora_path, manifest)
         settings = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
         settings |= {**kept.to_environment(), **loras.to_environment()}
         flags = [*log_flags, *(triton_args or [])]
@@ -166,6 +174,16 @@ def _checked(bundle: Path) -> Manifest:
 def _check_engine(kind: str) -> None:
     if kind not in ENGINES:
         raise TesseraError(f"--engine {kind} is unknown; accepted: {', '.join(ENGINES)}")
+
+
+def _check_lora_path(path: str, manifest: Manifest) -> None:
+    if path not in PATHS:
+        raise TesseraError(f"--lora-path {path} is unknown; accepted: {', '.join(PATHS)}")
+    if path == "side" and not manifest.limits.lora_rank:
+        raise TesseraError(
+            f"--lora-path side: bundle {manifest.name} has no graphs for it; build it with "
+            "--lora-rank above 0"
+        )
 
 
 def _check_ports(ports: Ports, host: str) -> None:
