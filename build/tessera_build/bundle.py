@@ -27,6 +27,7 @@ from tessera.contract import SCHEDULERS, SIZE_STEP
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import (
     ADAPTERS,
+    LOWRANK,
     Defaults,
     FileEntry,
     Graph,
@@ -42,6 +43,7 @@ from tessera_build.addons import AddOns, install_loras, open_controlnet
 from tessera_build.checkpoint import open_checkpoint
 from tessera_build.export import export_graph
 from tessera_build.graphs import GraphSpec, graphs_of, latents_of
+from tessera_build.shared import share_weights
 
 _NONE = AddOns()
 _LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -57,6 +59,8 @@ class Choices:
         max_rows: largest batch of one UNet call (two rows for a request with guidance).
         lora_bound: share of the steps that a request with `lora_policy` bounded may be without its
             LoRAs.
+        lora_rank: how large the ranks of a request's LoRAs together may be for the low-rank side
+            path; 0 leaves its graphs out.
     """
 
     steps: int | None = None
@@ -67,6 +71,7 @@ class Choices:
     max_size: int | None = None
     max_rows: int = 16
     lora_bound: float = 0.2
+    lora_rank: int = 64
 
 
 def build_bundle(
@@ -105,7 +110,7 @@ def build_bundle(
             name: open_controlnet(name, path, pipe.unet, latents_of(pipe))
             for name, path in addons.controlnets.items()
         }
-        specs = graphs_of(pipe, VARIANTS[variant], controlnets)
+        specs = graphs_of(pipe, VARIANTS[variant], controlnets, lowrank=choices.lora_rank > 0)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
             _write_config(pipe, variant, folder)
@@ -158,9 +163,12 @@ def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) ->
 def code_digest() -> str:
     """SHA-256 over the code that decides what is in a bundle's graphs."""
     here, runtime = Path(__file__).parent, Path(networks.__file__).parent
-    builder = ("addons", "bundle", "checkpoint", "examples", "export", "graphs", "sparse", "trace")
-    described = ("modules", "networks", "sparse/network", "sparse/program")
-    code = [*(here / f"{n}.py" for n in builder), *(runtime / f"{n}.py" for n in described)]
+    builder = ("addons", "bundle", "checkpoint", "examples", "export", "graphs", "shared", "sparse")
+    described = ("lowrank", "modules", "networks", "sparse/network", "sparse/program")
+    code = [
+        *(here / f"{n}.py" for n in (*builder, "trace")),
+        *(runtime / f"{n}.py" for n in described),
+    ]
     return hashlib.sha256("".join(file_digest(p) for p in code).encode()).hexdigest()
 
 
@@ -206,12 +214,18 @@ def _write_graphs(
     specs: Sequence[GraphSpec], folder: Path, progress: Callable[[str, int, int], None]
 ) -> dict[str, Graph]:
     (folder / "graphs").mkdir()
-    graphs = {}
+    graphs: dict[str, Graph] = {}
+    names = {spec.name for spec in specs}
     for done, spec in enumerate(specs):
         progress(spec.name, done, len(specs))
         file, part = f"graphs/{spec.name}.onnx", networks.network_of(spec.name)
-        layout = export_graph(spec.module, spec.signature, folder / file)
-        graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout)
+        twin = spec.name.removesuffix(LOWRANK)
+        lends = spec.name + LOWRANK in names
+        layout = export_graph(spec.module, spec.signature, folder / file, external=lends)
+        shares = twin if twin != spec.name else ""
+        if shares:
+            share_weights(folder / file, folder / graphs[shares].file)
+        graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout, shares)
         _save_config(spec.module.source, folder / "networks" / part)
     progress("done", len(specs), len(specs))
     return graphs
@@ -246,6 +260,7 @@ def _limits(pipe: DiffusionPipeline, choices: Choices) -> Limits:
         min_size=choices.min_size or max(size // 2, 8 * SIZE_STEP),
         max_size=choices.max_size or 2 * size,
         max_rows=choices.max_rows,
+        lora_rank=choices.lora_rank,
     )
 
 

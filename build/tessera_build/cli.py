@@ -81,13 +81,23 @@ def bundle(
             min=0, max=1, help="Share of the steps that lora_policy bounded may do without LoRAs."
         ),
     ] = 0.2,
+    lora_rank: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Largest rank of a request's LoRAs together for the low-rank side path; 0 leaves "
+            "its graphs out.",
+        ),
+    ] = 64,
     force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
 ) -> None:
     """Build a bundle from a diffusers checkpoint; what is left out follows from the checkpoint."""
     from tessera_build.addons import AddOns, read_controlnets
     from tessera_build.bundle import Choices
 
-    choices = Choices(steps, guidance, scheduler, size, min_size, max_size, max_rows, lora_bound)
+    choices = Choices(
+        steps, guidance, scheduler, size, min_size, max_size, max_rows, lora_bound, lora_rank
+    )
     addons = AddOns(read_controlnets(controlnet or []), lora or [])
     _build(checkpoint, out, choices, addons, force=force, config=config)
 

@@ -34,7 +34,7 @@ from tessera.manifest import CONTROLNET, HINT, Manifest, file_digest, read_manif
 from tessera.modules import GraphModule, keeps_type
 from tessera.sparse.network import SparseUNet
 from tessera.variants import VARIANTS
-from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
+from tessera_build.examples import RANK, Tensors, decoder_inputs, example_inputs, factor_inputs, run
 from tessera_build.export import export_graph
 from tessera_build.graphs import signature_of
 from tessera_build.sparse import axes_of, shapes_with, sparse_ranges
@@ -44,6 +44,8 @@ TOLERANCE = {"fp16": 2e-2, "bf16": 6e-2, "fp32": 2e-3}
 """Largest difference of a plan from torch in float32, in units of the largest value."""
 
 _DECODER = "unet_decoder"
+_RANK = 16
+"""Likeliest rank of low-rank inputs."""
 _PAIR = 2
 """Rows of a request with guidance: the usual batch, and the largest outside the UNet."""
 
@@ -113,6 +115,7 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
     limits, defaults, pixels = manifest.limits, manifest.defaults, manifest.latents.pixels
     denoises = source.graph.startswith(("unet", CONTROLNET)) and not source.graph.endswith(HINT)
     most = max(limits.max_rows, _PAIR) if denoises else _PAIR
+    ranks = (1, min(_RANK, limits.lora_rank), limits.lora_rank)
     corners = (
         (1, limits.min_size // pixels, limits.min_size // pixels),
         (_PAIR, defaults.height // pixels, defaults.width // pixels),
@@ -121,7 +124,10 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
     module = _meta_module(source, source.graph)
     if isinstance(module, SparseUNet):
         return _sparse_profile(module, manifest, corners)
-    shapes = [_shapes_at(source, manifest, *corner) for corner in corners]
+    shapes = [
+        _shapes_at(source, manifest, *corner, rank=rank)
+        for corner, rank in zip(corners, ranks, strict=True)
+    ]
     return {name: Shapes(*(s[name] for s in shapes)) for name in shapes[0]}
 
 
@@ -220,15 +226,17 @@ def _meta_module(source: Source, graph: str) -> GraphModule:
 
 
 def _shapes_at(
-    source: Source, manifest: Manifest, rows: int, height: int, width: int
+    source: Source, manifest: Manifest, rows: int, height: int, width: int, *, rank: int
 ) -> dict[str, tuple[int, ...]]:
     size = {"rows": rows, "height": height, "width": width}
-    decoding = source.graph == _DECODER
-    module = _meta_module(source, "unet_encoder" if decoding else source.graph)
-    inputs = example_inputs(module, manifest.latents, **size)
-    if decoding:
+    module = _meta_module(source, source.graph)
+    if source.graph.startswith(_DECODER):
+        encoder = _meta_module(source, "unet_encoder")
+        inputs = example_inputs(encoder, manifest.latents, **size)
         inputs = {name: value.to("meta") for name, value in inputs.items()}
-        inputs = decoder_inputs(inputs, run(module, inputs))
+        inputs = decoder_inputs(inputs, run(encoder, inputs)) | factor_inputs(module, rows, rank)
+    else:
+        inputs = example_inputs(module, manifest.latents, **size, rank=rank)
     return {name: tuple(value.shape) for name, value in inputs.items()}
 
 
@@ -237,8 +245,9 @@ def _trace_inputs(source: Source, manifest: Manifest, folder: Path) -> Tensors:
     torch.manual_seed(0)
     side = manifest.limits.min_size // manifest.latents.pixels
     size = {"rows": _PAIR, "height": side, "width": side}
-    if source.graph != _DECODER:
-        return example_inputs(_meta_module(source, source.graph), manifest.latents, **size)
+    module, rank = _meta_module(source, source.graph), min(RANK, manifest.limits.lora_rank)
+    if not source.graph.startswith(_DECODER):
+        return example_inputs(module, manifest.latents, **size, rank=rank)
     encoder = open_module(Source.of(folder, manifest, "unet_encoder"))
     inputs = example_inputs(encoder, manifest.latents, **size)
-    return decoder_inputs(inputs, run(encoder, inputs))
+    return decoder_inputs(inputs, run(encoder, inputs)) | factor_inputs(module, _PAIR, rank)

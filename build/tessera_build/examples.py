@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tessera.lowrank import FACTORS, LowRank, widths_of
 from tessera.manifest import Latents
 from tessera.modules import GraphModule, UNetEncoder
 from tessera.sparse.network import SparseUNet
@@ -15,21 +16,36 @@ from tessera_build.sparse import sparse_inputs
 TOKENS = 77
 """The window of every text encoder that Stable Diffusion has had."""
 
+RANK = 3
+"""Of low-rank inputs."""
+
 Tensors = dict[str, torch.Tensor]
 
 
 def example_inputs(
-    module: GraphModule, latents: Latents, *, rows: int, height: int, width: int
+    module: GraphModule,
+    latents: Latents,
+    *,
+    rows: int,
+    height: int,
+    width: int,
+    rank: int = RANK,
 ) -> Tensors:
     """Inputs by name, in the module's order, on the CPU in float32.
 
     Args:
-        module: of any graph but the UNet's decoder half, which takes `decoder_inputs`.
+        module: of any graph but the UNet's decoder half, which takes `decoder_inputs`, and
+            `factor_inputs` if it has low-rank inputs.
         latents: of the bundle.
         rows: the batch.
         height: in latents.
         width: in latents.
+        rank: of low-rank inputs.
     """
+    if isinstance(module, LowRank):
+        size = {"rows": rows, "height": height, "width": width}
+        own = example_inputs(module.half, latents, **size)
+        return {**own, **factor_inputs(module, rows, rank)}
     if isinstance(module, SparseUNet):
         encoder = UNetEncoder(module.source)
         live = example_inputs(encoder, latents, rows=rows, height=height, width=width)
@@ -67,6 +83,16 @@ def decoder_inputs(inputs: Mapping[str, torch.Tensor], encoded: Tensors) -> Tens
         "encoder_hidden_states": text,
         **{name: encoded[name] for name in skips},
     }
+
+
+def factor_inputs(module: GraphModule, rows: int, rank: int = RANK) -> Tensors:
+    """The low-rank inputs of a half of the UNet that has such, else none; updates of a tenth of the
+    weights' own size.
+    """
+    if not isinstance(module, LowRank):
+        return {}
+    widths = widths_of(module.slots)
+    return {name: 0.05 * torch.randn(rows, rank, widths[name]) for name in FACTORS}
 
 
 def run(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Tensors:

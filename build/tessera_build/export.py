@@ -50,9 +50,12 @@ class Signature:
     axes: Axes | None = None
 
 
-def export_graph(module: torch.nn.Module, signature: Signature, path: Path) -> Layout:
+def export_graph(
+    module: torch.nn.Module, signature: Signature, path: Path, *, external: bool = False
+) -> Layout:
     """Write `path` (.onnx) and return how initializers differ in layout from the module's
-    parameters.
+    parameters. Weights go into a file of their own (.onnx.data) if they are to be `external`, or
+    too large.
 
     Raises:
         RuntimeError: a parameter has no initializer of its name in the graph.
@@ -70,7 +73,7 @@ def export_graph(module: torch.nn.Module, signature: Signature, path: Path) -> L
     if lost:
         raise RuntimeError(f"{len(lost)} parameters lost in export, first {lost[0]}")
     passes.ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of this machine
-    program.save(path)
+    program.save(path, external_data=external)
     return layout
 
 

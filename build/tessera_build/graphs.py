@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from types import MappingProxyType
@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
+from torch import nn
 
 from tessera import networks
-from tessera.manifest import CONTROLNET, HINT, Latents
+from tessera.lowrank import FACTORS, LINEAR, LowRank
+from tessera.manifest import CONTROLNET, HINT, LOWRANK, Latents
 from tessera.modules import GraphModule
 from tessera.sparse.network import SparseUNet
 from tessera.variants import Variant
-from tessera_build.examples import decoder_inputs, example_inputs, is_picture, run
+from tessera_build.examples import decoder_inputs, example_inputs, factor_inputs, is_picture, run
 from tessera_build.export import Signature
 from tessera_build.sparse import axes_of
+from tessera_build.trace import Axes
 
 _ANY = torch.export.Dim.AUTO
 _BATCH, _HEIGHT, _WIDTH = 2, 32, 16
@@ -37,9 +40,11 @@ def graphs_of(
     pipe: DiffusionPipeline,
     variant: Variant,
     controlnets: Mapping[str, ControlNetModel] = MappingProxyType({}),
+    *,
+    lowrank: bool = True,
 ) -> list[GraphSpec]:
     """Every graph of a pipeline and of the ControlNets that go with it, ready to export one after
-    the other.
+    the other; the UNet's halves with low-rank inputs (`lowrank`) behind the plain ones.
     """
     latents = latents_of(pipe)
     size = {"rows": _BATCH, "height": _HEIGHT, "width": _WIDTH}
@@ -56,10 +61,24 @@ def graphs_of(
             decoder = networks.wrap("unet_decoder", network, variant)
             second = decoder_inputs(inputs, run(module, inputs))
             specs.append(GraphSpec("unet_decoder", decoder, signature_of(decoder, second)))
+            if lowrank:
+                specs += _lowrank(network, variant, (inputs, second))
             for graph in ("unet_text", "unet_sparse"):
                 sparse = networks.wrap(graph, network, variant)
                 example = example_inputs(sparse, latents, **size)
                 specs.append(GraphSpec(graph, sparse, signature_of(sparse, example)))
+    return specs
+
+
+def _lowrank(
+    unet: nn.Module, variant: Variant, inputs: Iterable[Mapping[str, torch.Tensor]]
+) -> list[GraphSpec]:
+    """The halves with low-rank inputs, whose other inputs are given."""
+    specs = []
+    for half, own in zip(("unet_encoder", "unet_decoder"), inputs, strict=True):
+        module = networks.wrap(half + LOWRANK, unet, variant)
+        example = {**own, **factor_inputs(module, _BATCH)}
+        specs.append(GraphSpec(half + LOWRANK, module, signature_of(module, example)))
     return specs
 
 
@@ -68,6 +87,9 @@ def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Sig
     if isinstance(module, SparseUNet):
         example = tuple(inputs.values())
         return Signature(example, module.inputs, module.outputs, axes=axes_of(module))
+    if isinstance(module, LowRank):
+        example = tuple(inputs.values())
+        return Signature(example, module.inputs, module.outputs, axes=_lowrank_axes(module))
     axes: list[Any] = [
         {0: _ANY, 2: _ANY, 3: _ANY} if is_picture(name) else {0: _ANY} for name in inputs
     ]
@@ -78,6 +100,18 @@ def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Sig
     if len(axes) > named:  # the others are one variadic argument
         axes = [*axes[:named], tuple(axes[named:])]
     return Signature(tuple(inputs.values()), module.inputs, module.outputs, tuple(axes))
+
+
+def _lowrank_axes(module: LowRank) -> Axes:
+    """Dynamic axes by name; torch.export takes ten times as long as a trace."""
+    axes = {}
+    for name in (*module.inputs, *module.outputs):
+        axes[name] = {0: "rows"}
+        if is_picture(name):
+            axes[name] |= {2: f"height_{name}", 3: f"width_{name}"}
+        if name in FACTORS:
+            axes[name][1] = "rank" if name in LINEAR else "conv_rank"
+    return axes
 
 
 def latents_of(pipe: DiffusionPipeline) -> Latents:

@@ -15,14 +15,22 @@ import torch
 
 from tessera.engines.registry import Source, chosen_kind, open_engine, open_module
 from tessera.errors import BundleError
-from tessera.manifest import Manifest, Verification, check_files, read_manifest, write_manifest
+from tessera.manifest import (
+    LOWRANK,
+    Manifest,
+    Verification,
+    check_files,
+    read_manifest,
+    write_manifest,
+)
 from tessera.variants import VARIANTS
-from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
+from tessera_build.examples import RANK, Tensors, decoder_inputs, example_inputs, factor_inputs, run
 
 TOLERANCE = {"onnxruntime": 1e-4, "torch": 2e-2, "tensorrt": 2e-2}
 """Largest difference, in units of each output's largest value where that is above one: of float32
 in ONNX Runtime, of half precision in the others (they are for GPUs)."""
 
+DECODERS = ("unet_decoder", f"unet_decoder{LOWRANK}")
 CASES = ((1, 16, 16), (3, 10, 14))
 """(rows, latent height, latent width) of the random inputs."""
 
@@ -78,14 +86,17 @@ def _differences(
 ) -> dict[str, float]:
     found: dict[str, float] = {}
     for_decoder: list[Tensors] = []
-    for graph in sorted(manifest.graphs, key="unet_decoder".__eq__):  # it eats what others give
+    rank = min(RANK, manifest.limits.lora_rank)
+    for graph in sorted(manifest.graphs, key=DECODERS.__contains__):  # they eat what others give
         progress(f"{graph} ({kind})")
         source = Source.of(folder, manifest, graph)
         module, engine = open_module(source), open_engine(kind, source)
-        inputs = for_decoder
-        if graph != "unet_decoder":
+        if graph in DECODERS:
+            extra = [factor_inputs(module, rows, rank) for rows, _, _ in cases]
+            inputs = [{**own, **more} for own, more in zip(for_decoder, extra, strict=True)]
+        else:
             sizes = [{"rows": r, "height": h, "width": w} for r, h, w in cases]
-            inputs = [example_inputs(module, manifest.latents, **size) for size in sizes]
+            inputs = [example_inputs(module, manifest.latents, **s, rank=rank) for s in sizes]
         expected = [run(module, case) for case in inputs]
         pairs = zip(inputs, expected, strict=True)
         found[graph] = max(_difference(e, engine.run(case)) for case, e in pairs)

@@ -64,9 +64,8 @@ class Bundle:
         if graph not in self.manifest.graphs:
             raise BundleError(f"the bundle {self.folder} has no graph {graph!r}")
         entry = self.manifest.graphs[graph]
-        for name in self.manifest.files:
-            if name.startswith(entry.file):
-                self.file(name)  # external data lies beside the graph, its name with a suffix
+        for name in self.manifest.files_of(graph):
+            self.file(name)
         self.file(entry.config)
         source = Source.of(self.folder, self.manifest, graph, threads=self._threads)
         return open_engine(kind or chosen_kind(self.folder), source)

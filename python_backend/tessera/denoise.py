@@ -67,6 +67,9 @@ class Running:
         refit_ms, switches: time and number of the refits that its own turns began with.
         passed_over: ticks in which the engine had another adapter set.
         adapted_at: the first step that was run with its LoRAs.
+        side: what the low-rank side path's network takes beside `conditions` in this tick; empty if
+            the UNet's own engines run it.
+        side_steps: how many of its steps went by the side path.
         error: why it ended early, if it did.
     """
 
@@ -90,6 +93,8 @@ class Running:
     switches: int = 0
     passed_over: int = 0
     adapted_at: int | None = None
+    side: Conditions = field(default_factory=dict)
+    side_steps: int = 0
     started: float = field(default_factory=time.monotonic)
     error: Exception | None = None
 
@@ -107,6 +112,11 @@ class Running:
     def timesteps(self) -> torch.Tensor:
         """The network's timesteps (steps, branches), float32."""
         return self.sampler.timesteps.float()[:, None].repeat(1, self.branches)
+
+    @property
+    def entries(self) -> Conditions:
+        """The network's inputs in this tick beside sample and timestep."""
+        return {**self.conditions, **self.side}
 
     @property
     def goes_sparsely(self) -> bool:
@@ -268,7 +278,8 @@ def _predict_group(
     join = controls.start(group) if controls else None
     samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
     timesteps = [r.timesteps[r.step] for r in group]
-    conditions = {k: _join([r.conditions[k] for r in group]) for k in group[0].conditions}
+    entries = [r.entries for r in group]
+    conditions = {k: _join([own[k] for own in entries]) for k in entries[0]}
     inputs = _join(samples), _join(timesteps), conditions
     began = time.perf_counter()
     output = predict(*inputs, join)

@@ -24,6 +24,8 @@ ADAPTERS = "adapters"
 the manifest: files may be put in and taken out at any time; whoever opens one checks it."""
 CONTROLNET, HINT = "controlnet_", "_hint"
 """A ControlNet's two graphs are `controlnet_NAME` and `controlnet_NAME_hint`."""
+LOWRANK = "_lowrank"
+"""`unet_encoder_lowrank` and `unet_decoder_lowrank` are the UNet's halves with low-rank inputs."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in pixels, and how many UNet rows (two per request with guidance) one engine call may
-    have.
+    """Sizes in pixels, how many UNet rows (two per request with guidance) one engine call may have,
+    and how large the ranks of a row's LoRAs together may be; 0 without the graphs for it.
     """
 
     min_size: int
     max_size: int
     max_rows: int
+    lora_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ class Graph:
     weights.
 
     `config` is the configuration file of the network that it is a part of. `layout` maps a weight's
-    name to {"perm": [...]} or {"shape": [...]}; other weights are stored as they are.
+    name to {"perm": [...]} or {"shape": [...]}; other weights are stored as they are. `shares` is
+    the graph in whose external data the weights are, if they are not its own.
     """
 
     file: str
     config: str
     layout: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    shares: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,14 @@ class Manifest:
         """Identifies the bundle's content: SHA-256 over the names and digests of its files."""
         lines = [f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def files_of(self, graph: str) -> list[str]:
+        """Names of a graph's files: the .onnx and external data, whose name is that with a suffix;
+        those of the graph that it shares weights with too.
+        """
+        entry = self.graphs[graph]
+        own = [name for name in sorted(self.files) if name.startswith(entry.file)]
+        return [*own, *(self.files_of(entry.shares) if entry.shares else [])]
 
     @property
     def controlnets(self) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tessera.manifest import CONTROLNET, HINT
+from tessera.lowrank import LowRank
+from tessera.manifest import CONTROLNET, HINT, LOWRANK
 from tessera.modules import (
     ControlNet,
     ControlNetHint,
@@ -36,6 +37,8 @@ _KINDS: dict[str, type[GraphModule]] = {
 
 def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
     """The module of one of a bundle's graphs, around the network that it is a part of."""
+    if graph.endswith(LOWRANK):
+        return LowRank(wrap(graph.removesuffix(LOWRANK), network, variant)).eval()
     if graph.startswith("text_encoder"):
         kind: type[GraphModule] = PenultimateTextEncoder if variant.pooled else TextEncoder
     elif graph.startswith(CONTROLNET):

@@ -16,7 +16,7 @@ from tessera import modules, networks
 from tessera.manifest import read_manifest
 from tessera.variants import VARIANTS
 from tessera.weights import to_layout
-from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
+from tessera_build.examples import Tensors, decoder_inputs, example_inputs, factor_inputs, run
 from tessera_build.graphs import GraphSpec, graphs_of, latents_of
 from tests.conftest import Small
 from tests.fakes.checkpoint import topology
@@ -26,6 +26,8 @@ COMMON = (
     "text_encoder",
     "unet_encoder",
     "unet_decoder",
+    "unet_encoder_lowrank",
+    "unet_decoder_lowrank",
     "unet_text",
     "unet_sparse",
     "vae_encoder",
@@ -146,8 +148,9 @@ def resized(made: Small, graph: str, rows: int, height: int, width: int) -> Tens
     torch.manual_seed(rows)
     size = {"rows": rows, "height": height, "width": width}
     latents = latents_of(made.pipe)
-    if graph != "unet_decoder":
-        return example_inputs(spec_of(made, graph).module, latents, **size)
+    module = spec_of(made, graph).module
+    if not graph.startswith("unet_decoder"):
+        return example_inputs(module, latents, **size)
     encoder = spec_of(made, "unet_encoder").module
     inputs = example_inputs(encoder, latents, **size)
-    return decoder_inputs(inputs, run(encoder, inputs))
+    return decoder_inputs(inputs, run(encoder, inputs)) | factor_inputs(module, rows)

@@ -1,66 +1,117 @@
-"""The UNet's adapter sets: which requests are run in a tick, and the refits between them."""
+"""The UNet's adapter sets: which requests are run in a tick, by which path, and the refits between
+them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
+from tessera.adapters.factors import Ranks
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patcher
 from tessera.adapters.patchable import patchables_of
+from tessera.adapters.paths import Paths
+from tessera.adapters.settings import AdapterSettings
+from tessera.adapters.side import Member, SidePath
 from tessera.adapters.store import Adapter, Store
 from tessera.adapters.targets import targets_of
 from tessera.adapters.turns import Turns
 from tessera.bundle import Bundle
-from tessera.denoise import Running
+from tessera.denoise import Predict, Running
 from tessera.engines.base import Engine
 from tessera.plan import AdapterUse
 
+SIDE = "side path"
+"""Takes turns as if it were one adapter set."""
+Turn: TypeAlias = AdapterSet | str
+
 
 class AdapterSwitch:
-    """Chooses for every tick the requests that want the same adapter set, and puts it in.
+    """Chooses for every tick the requests that want the same adapter set, and puts it in; or all
+    that the side path can take.
 
     A set whose files are still being read is passed over as long as another can be run.
 
     Args:
         patcher: of the UNet.
         store: of the LoRAs.
+        paths: whether to use the side path, and with it that.
     """
 
-    def __init__(self, patcher: Patcher, store: Store) -> None:
-        self._patcher, self._store = patcher, store
-        self._turns: Turns[AdapterSet] = Turns(BASE)
+    def __init__(self, patcher: Patcher, store: Store, paths: Paths) -> None:
+        self._patcher, self._store, self._paths = patcher, store, paths
+        self._turns: Turns[Turn] = Turns(BASE)
+        self._turn: list[Running] = []
+        self._ranks: Ranks | None = None
 
     @classmethod
     def of_bundle(
-        cls, bundle: Bundle, engines: Mapping[str, Engine], *, budget: int
+        cls, bundle: Bundle, engines: Mapping[str, Engine], settings: AdapterSettings
     ) -> AdapterSwitch:
-        """For the engines of a bundle's UNet, by graph; `budget` is in bytes, once for parsed LoRAs
-        and once for merged weights.
-        """
+        """For the engines of a bundle's UNet, by graph."""
         targets = targets_of(bundle)
         patchables = patchables_of(bundle, targets, engines)
         library = Library.of_bundle(bundle.folder)
-        return cls(
-            Patcher("unet", patchables, budget=budget),
-            Store(library, targets, parts=["unet"], budget=budget),
+        store = Store(library, targets, parts=["unet"], budget=settings.memory)
+        side = SidePath.of_bundle(
+            bundle,
+            lambda use: store.load_digest(use.name, use.digest),
+            device=next(iter(engines.values())).describe().device,
+            budget=settings.memory,
         )
+        patcher = Patcher("unet", patchables, budget=settings.memory)
+        return cls(patcher, store, Paths(settings.path, side))
 
     def read_ahead(self, wanted: AdapterSet) -> None:
         """Begin to read what a request on its way will want."""
         for use in wanted:
             self._store.read_ahead(use.name, use.digest)
 
-    def choose(self, running: Sequence[Running]) -> list[Running]:
-        """The requests to run in this tick; their adapter set is in the engines.
+    def choose(self, running: Sequence[Running], predict: Predict) -> tuple[list[Running], Predict]:
+        """The requests to run in this tick, and by what: `predict` if their adapter set is in the
+        engines.
 
         A set that cannot be put in fails its requests.
         """
+        self._turn, self._ranks = [], None
         if not running:
-            return []
-        wanted = {id(r): self._wanted(r, running) for r in running}
-        ready = [key for key in wanted.values() if not self._reading(key)]
+            return [], predict
+        members = self._paths.choose(
+            [(r, s) for r in running if not self._reading(s := self._own(r))],
+            self._patcher.active,
+            self._turns,
+        )
+        aside = {id(request) for request, _ in members}
+        wanted = {id(r): SIDE if id(r) in aside else self._wanted(r, running) for r in running}
+        ready = [k for k in wanted.values() if isinstance(k, str) or not self._reading(k)]
         chosen = self._turns.choose(ready or wanted.values())
-        turn = [r for r in running if wanted[id(r)] == chosen]
+        for request in running:
+            request.passed_over += wanted[id(request)] != chosen
+        if isinstance(chosen, str):
+            self._turn, predict = self._aside(members)
+        else:
+            self._turn = self._put_in(chosen, [r for r in running if wanted[id(r)] == chosen])
+        return self._turn, predict
+
+    def add_tick(self, elapsed_ms: float) -> None:
+        """Tell how long the network's part of the tick took."""
+        self._turns.tick.add(elapsed_ms)
+        self._paths.observe(self._turn, self._ranks, elapsed_ms)
+
+    def _aside(self, members: Sequence[Member]) -> tuple[list[Running], Predict]:
+        """Have requests run by the side path; those whose set can be loaded, and what runs them."""
+        side = self._paths.side
+        assert side is not None, "nobody goes by a side path that is not there"
+        self._ranks = side.ranks(own for _, own in members)
+        turn = side.enter(members)
+        for request, own in members:
+            request.side_steps += request.error is None
+            _note(request, own)
+        return turn, side.predict
+
+    def _put_in(self, chosen: AdapterSet, turn: list[Running]) -> list[Running]:
+        """Put a set into the engines for its requests."""
         try:
             elapsed = self._patcher.apply(chosen, self._load)
         except Exception as error:
@@ -70,27 +121,27 @@ class AdapterSwitch:
         if elapsed:
             self._turns.refit.add(elapsed)
         for request in turn:
+            request.side = {}
             request.refit_ms += elapsed
             request.switches += elapsed > 0
-            if request.adapted_at is None and chosen == request.plan.adapters:
-                request.adapted_at = request.step
-        for request in running:
-            request.passed_over += wanted[id(request)] != chosen
+            _note(request, chosen)
         return turn
 
-    def add_tick(self, elapsed_ms: float) -> None:
-        """Tell how long the network's part of a tick took."""
-        self._turns.tick.add(elapsed_ms)
+    def _own(self, request: Running) -> AdapterSet:
+        """The set that a request is run with by the side path: its own, unless that is still being
+        read and may come later.
+        """
+        own = request.plan.adapters
+        return BASE if self._reading(own) and not _late(request) else own
 
     def _wanted(self, request: Running, running: Sequence[Running]) -> AdapterSet:
-        """The set that a request is to be run with.
+        """The set that a request is to be run with when sets take turns.
 
         One that may do without its LoRAs for some steps gets them as soon as they are read and the
         engine is free for them; until then it goes with those that want the base.
         """
         own = request.plan.adapters
-        late = request.adapted_at is not None or request.step >= request.plan.adapters_by
-        if late or own == self._turns.active:
+        if _late(request) or own == self._turns.active:
             return own
         base_is_wanted = any(r.plan.adapters == BASE for r in running)
         return BASE if base_is_wanted or self._reading(own) else own
@@ -100,3 +151,14 @@ class AdapterSwitch:
 
     def _load(self, use: AdapterUse) -> Adapter:
         return self._store.load_digest(use.name, use.digest)
+
+
+def _late(request: Running) -> bool:
+    """Whether a request may no longer do without its LoRAs."""
+    return request.adapted_at is not None or request.step >= request.plan.adapters_by
+
+
+def _note(request: Running, own: AdapterSet) -> None:
+    """Remember the first step that a request was run with its LoRAs."""
+    if request.adapted_at is None and own == request.plan.adapters:
+        request.adapted_at = request.step

@@ -77,11 +77,11 @@ def targets_of(bundle: Bundle) -> Targets:
         config = json.loads(bundle.file(manifest.graphs[own[0]].config).read_text())
         if part == "unet" and variant.pooled:
             layers = config["layers_per_block"]
-        shapes[part] = weights_of(_outline(part, config))
+        shapes[part] = weights_of(outline_of(part, config))
     return Targets(shapes, variant.title, layers)
 
 
-def _outline(part: str, config: dict[str, Any]) -> nn.Module:
+def outline_of(part: str, config: dict[str, Any]) -> nn.Module:
     """A network without weights. Unlike `networks.new_network`, which has every thread make modules
     without weights meanwhile, this may be done beside other threads.
     """

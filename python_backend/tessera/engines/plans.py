@@ -90,8 +90,7 @@ def check_version(tensorrt: str) -> None:
 
 def weights_digest(manifest: Manifest, graph: str) -> str:
     """Digest of a graph's files: the .onnx and its external data."""
-    file = manifest.graphs[graph].file
-    lines = [f"{n} {e.sha256}" for n, e in sorted(manifest.files.items()) if n.startswith(file)]
+    lines = [f"{name} {manifest.files[name].sha256}" for name in manifest.files_of(graph)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

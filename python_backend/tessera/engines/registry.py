@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tessera.engines.base import Engine
 from tessera.engines.plans import FOLDER, canary_path, find_plan, read_record
 from tessera.errors import BundleError, listing
-from tessera.manifest import CONTROLNET, HINT, Manifest, read_manifest
+from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from tessera.modules import GraphModule
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENGINE_VARIABLE = "TESSERA_ENGINE"
 COMPILE_VARIABLE = "TESSERA_TORCH_COMPILE"
 _TAKES_LORAS = ("text_encoder", "unet")
+_HALVES = ("unet_encoder", "unet_decoder")
 _GRAPHS = 8
 """CUDA graphs are kept for this many sets of shapes, of what runs at every step of a request. What
 runs once a request is not recorded: there is little to gain, and text encoders may not be
@@ -62,7 +63,7 @@ def _onnxruntime(source: Source) -> Engine:
         source.path,
         layout=source.layout,
         threads=source.threads,
-        refittable=source.graph.startswith(_TAKES_LORAS),
+        refittable=source.graph.startswith(_TAKES_LORAS) and not source.graph.endswith(LOWRANK),
         packed=source.graph == "unet_sparse",
     )
 
@@ -143,7 +144,7 @@ def _tensorrt(source: Source) -> Engine:
 
 
 def _runs_every_step(graph: str) -> bool:
-    dense = graph in ("unet_encoder", "unet_decoder")  # a sparse step's shapes are its mask's
+    dense = graph.startswith(_HALVES)  # a sparse step's shapes are its mask's
     return dense or (graph.startswith(CONTROLNET) and not graph.endswith(HINT))
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 
 from tessera import trace
-from tessera.adapters.settings import AdapterSettings
+from tessera.adapters.settings import PATHS, AdapterSettings
 from tessera.controls.models import engine_is_half, read_placements, write_models
 from tessera.controls.settings import ControlSettings
 from tessera.errors import BundleError, TesseraError, brief, listing
@@ -37,6 +37,7 @@ def serve(
     engine: o.Engine = "auto",
     adapters: o.Adapters = None,
     adapter_memory: o.AdapterMemory = AdapterSettings.memory / 1e9,
+    lora_path: o.LoraPath = AdapterSettings.path,
     place: o.Place = None,
     pin: o.Pin = None,
     control_memory: o.ControlMemory = ControlSettings.memory / 1e9,
@@ -55,12 +56,13 @@ def serve(
     ports = Ports(http_port, grpc_port, metrics_port)
     sizes = (template_disk, template_memory, template_size, template_device)
     budgets = [int(1e9 * gb) for gb in sizes]
-    loras = AdapterSettings(tuple(adapters or ()), int(1e9 * adapter_memory))
+    loras = AdapterSettings(tuple(adapters or ()), int(1e9 * adapter_memory), lora_path)
     kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *budgets)
     log_flags = [] if verbose else ["--log-info=false"]
     try:
         manifest = _checked(bundle)
         _check_engine(engine)
+        _check_lora_path(lora_path, manifest)
         placements = read_placements(place or [], manifest.controlnets)
         controls = ControlSettings(int(1e9 * control_memory), _pinned(pin or [], manifest))
         if write_models_to:
@@ -109,6 +111,16 @@ def _pinned(names: list[str], manifest: Manifest) -> tuple[str, ...]:
 def _check_engine(kind: str) -> None:
     if kind not in ENGINES:
         raise TesseraError(f"--engine {kind} is unknown; accepted: {', '.join(ENGINES)}")
+
+
+def _check_lora_path(path: str, manifest: Manifest) -> None:
+    if path not in PATHS:
+        raise TesseraError(f"--lora-path {path} is unknown; accepted: {', '.join(PATHS)}")
+    if path == "side" and not manifest.limits.lora_rank:
+        raise TesseraError(
+            f"--lora-path side: bundle {manifest.name} has no graphs for it; build it with "
+            "--lora-rank above 0"
+        )
 
 
 def _check_ports(ports: Ports, host: str) -> None:

@@ -22,6 +22,13 @@ AdapterMemory = Annotated[
     float,
     typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
 ]
+LoraPath = Annotated[
+    str,
+    typer.Option(
+        help="How LoRAs get into the UNet: refit (sets take turns), side (in one batch, where the "
+        "low-rank side path takes them), auto (what costs less)."
+    ),
+]
 Place = Annotated[
     list[str] | None,
     typer.Option(help="Where a ControlNet runs: NAME=cpu, NAME=gpu:1, NAME=gpu:0,gpu:1."),

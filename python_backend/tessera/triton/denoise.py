@@ -226,6 +226,8 @@ class TritonPythonModel:
             "switches": running.switches,
             "passed_over": running.passed_over,
             "adapted_at": running.adapted_at if running.plan.adapters else None,
+            "lora_path": _lora_path(running),
+            "side_ticks": running.side_steps,
             "ticks": len(running.batch_sizes),
             "mean_batch": float(np.mean(running.batch_sizes)),
             "queued_tick": queued_tick,
@@ -287,6 +289,15 @@ def _mode(running: Running) -> str:
         return "mixed"
     kinds = running.sparse.kinds
     return "sparse" if all(kinds[kinds.index(True) :]) else "mixed"
+
+
+def _lora_path(running: Running) -> str | None:
+    """How a request got the LoRAs of its UNet."""
+    if not running.plan.adapters:
+        return None
+    if not running.side_steps:
+        return "refit"
+    return "side" if running.side_steps == len(running.batch_sizes) else "mixed"
 
 
 def _gauges(tiers: Iterable[str]) -> dict[tuple[str, str], pb.Gauge]:

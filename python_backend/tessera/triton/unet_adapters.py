@@ -31,12 +31,12 @@ class UNetAdapters:
     """
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+        settings = AdapterSettings.from_environment()
+
         def open_switch() -> AdapterSwitch:
             from tessera.adapters.switch import AdapterSwitch  # imports diffusers' loaders: seconds
 
-            return AdapterSwitch.of_bundle(
-                bundle, engines, budget=AdapterSettings.from_environment().memory
-            )
+            return AdapterSwitch.of_bundle(bundle, engines, settings)
 
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
         self._used = False
@@ -66,7 +66,7 @@ class UNetAdapters:
             tick(running, predict, number, sparse=sparse, planner=planner, controls=controls)
             return
         switch = self._switch.result()
-        turn = switch.choose(running)
+        turn, predict = switch.choose(running, predict)
         began = time.perf_counter()
         tick(turn, predict, number, sparse=sparse, planner=planner, controls=controls)
         if turn:

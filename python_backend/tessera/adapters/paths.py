@@ -1,0 +1,76 @@
+"""Which requests of a tick go by the low-rank side path, and which take turns with refits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tessera.adapters.costs import Costs, Group
+from tessera.adapters.factors import Ranks
+from tessera.adapters.merge import BASE, AdapterSet
+from tessera.adapters.side import Member, SidePath
+from tessera.adapters.turns import Turns
+from tessera.denoise import Running
+
+
+class Paths:
+    """Decides for every tick.
+
+    Args:
+        setting: one of `settings.PATHS`.
+        side: `None` if the bundle has no graphs for it.
+
+    Attributes:
+        costs: of ticks, as `observe` was told.
+    """
+
+    def __init__(self, setting: str, side: SidePath | None) -> None:
+        self._setting, self.side = setting, None if setting == "refit" else side
+        self.costs = Costs()
+        self._last: tuple[object, ...] = ()
+
+    def choose(
+        self, candidates: Sequence[Member], active: AdapterSet | None, turns: Turns[Any]
+    ) -> list[Member]:
+        """Those of the candidates that are to go by the side path: all that can, or none.
+
+        Args:
+            candidates: requests, and the sets that they may be run with now.
+            active: the set that is in the UNet's engines.
+            turns: with the cost of a refit.
+        """
+        side = self.side
+        if side is None:
+            return []
+        members = [(request, own) for request, own in candidates if side.takes(own)]
+        sets = list(dict.fromkeys(own for _, own in members))
+        if self._setting == "side":
+            return members if any(own != BASE for own in sets) else []
+        if len(sets) > 1:
+            side.open()
+        if not sets or not side.ready:
+            return []
+        groups = [_group([r for r, s in members if s == own], own == active) for own in sets]
+        cheaper = self.costs.side_is_cheaper(
+            groups, side.ranks(sets), refit_ms=turns.refit.ms, quantum=turns.quantum
+        )
+        return members if cheaper else []
+
+    def observe(self, turn: Sequence[Running], ranks: Ranks | None, ms: float) -> None:
+        """Told of each tick: its requests, the ranks of the side path's call (`None` for the UNet's
+        own engines), and how long it took. The first tick of a batch does not count: engines
+        prepare themselves for new shapes.
+        """
+        key = (ranks, *map(id, turn))
+        if key == self._last and not any(request.goes_sparsely for request in turn):
+            self.costs.add(_work(turn), ms, ranks=ranks)
+        self._last = key
+
+
+def _group(requests: Sequence[Running], active: bool) -> Group:
+    steps = max(len(r.sampler.timesteps) - r.step for r in requests)
+    return Group(_work(requests), steps, active)
+
+
+def _work(requests: Sequence[Running]) -> int:
+    return sum(r.rows.numel() for r in requests if not r.goes_sparsely)
