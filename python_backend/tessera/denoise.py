@@ -37,13 +37,13 @@ class Guide:
         use: which, how strongly and when.
         key: names the request's picture and text to the ControlNet; no two guides have the same.
         image: the control picture (h, w, 3), UINT8.
-        told: ControlNets that know the key.
+        told: whether the ControlNet knows the key.
     """
 
     use: ControlUse
     key: int
     image: torch.Tensor
-    told: set[str] = field(default_factory=set)
+    told: bool = False
 
 
 @dataclass

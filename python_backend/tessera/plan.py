@@ -42,6 +42,10 @@ class ControlUse:
         """
         return not (step / steps < self.start or (step + 1) / steps > self.end)
 
+    def matters(self, steps: int) -> bool:
+        """Whether it changes a picture of that many steps at all."""
+        return self.scale != 0 and any(self.active(step, steps) for step in range(steps))
+
 
 @dataclass(frozen=True)
 class Plan:

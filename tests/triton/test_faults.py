@@ -15,7 +15,7 @@ import pytest
 
 from bench.server import Server, serving
 from tessera.errors import Unavailable
-from tessera.serve.supervisor import model_processes
+from tessera.processes import model_processes
 from tessera_client import Client, Control
 from tests.triton.test_jobs import wait_for_step
 

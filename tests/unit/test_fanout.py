@@ -209,10 +209,11 @@ def test_a_failing_controlnet_fails_the_requests_that_it_guides_only() -> None:
 
 
 def test_residuals_of_another_size_are_an_error_not_a_wrong_picture() -> None:
-    request = running(EDGES)
-    tick([request], unet().predict, 1, controls=FanOut(lambda name, inputs: torch.zeros(12)))
+    request, plain = running(EDGES, seed=1), running(seed=2)
+    tick([request, plain], unet().predict, 1, controls=FanOut(lambda name, inputs: torch.zeros(12)))
     assert isinstance(request.error, InternalError)
     assert "ControlNet edges gave 12 numbers" in str(request.error)
+    assert (plain.error, plain.step) == (None, 1)
 
 
 def test_controlnets_run_at_the_same_time_and_beside_the_encoder_half() -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tessera.controls.residency import Residency
 from tessera.errors import Cancelled, InvalidInput, Unavailable
 
 SIZES = {"a": 3, "b": 3, "c": 3, "d": 5}
+BUDGET = 8
 
 
 class FakeModels:
@@ -35,6 +37,8 @@ class FakeModels:
         time.sleep(self._seconds)
         self.moves.append(f"+{name}")
         (self._folder / name).touch(exist_ok=False)
+        together = sum(SIZES[p.name] for p in self._folder.iterdir() if p.name in SIZES)
+        assert together <= BUDGET, "more was loaded than there is room for"
 
     def unload(self, name: str) -> None:
         self.moves.append(f"-{name}")
@@ -51,10 +55,19 @@ Open = Callable[..., tuple[Residency, FakeModels]]
 def opened(tmp_path: Path) -> Open:
     """A residency of 8 bytes on a table and models that every other one of this test shares."""
 
-    def make(*, pinned: tuple[str, ...] = (), seconds: float = 0.0) -> tuple[Residency, FakeModels]:
+    def make(
+        *, pinned: tuple[str, ...] = (), seconds: float = 0.0, patience: float = 10.0
+    ) -> tuple[Residency, FakeModels]:
         models = FakeModels(tmp_path / "models", seconds)
-        path = tmp_path / "table"
-        return Residency(path, SIZES, budget=8, pinned=pinned, models=models), models
+        residency = Residency(
+            tmp_path / "table",
+            SIZES,
+            budget=BUDGET,
+            pinned=pinned,
+            models=models,
+            patience=patience,
+        )
+        return residency, models
 
     return make
 
@@ -79,14 +92,15 @@ def test_several_at_once_and_the_same_twice(opened: Open) -> None:
     assert models.moves == ["+a", "+b", "-a", "+c"]
 
 
-def test_pinned_ones_stay(opened: Open) -> None:
+def test_pinned_ones_stay_and_have_their_room_before_they_are_taken(opened: Open) -> None:
     residency, models = opened(pinned=("a",))
-    residency.take(["a"])
-    residency.give_back(["a"])
+    (models._folder / "a").touch()  # the server has loaded it
     for name in ("b", "c"):
         residency.take([name])
         residency.give_back([name])
-    assert models.moves == ["+a", "+b", "-b", "+c"]
+    residency.take(["c"])
+    assert residency.take(["a"], _give_up_after(0)) < 1000  # though there is no room but its own
+    assert models.moves == ["+b", "-b", "+c"]
 
 
 def test_what_does_not_fit_is_refused(opened: Open) -> None:
@@ -95,6 +109,9 @@ def test_what_does_not_fit_is_refused(opened: Open) -> None:
         residency.take(["a", "b"])
     residency.take(["d"])
     assert models.moves == ["+d"]
+    residency, _ = opened(pinned=("a", "b", "c"))
+    with pytest.raises(InvalidInput, match="beside the pinned a, b, c"):
+        residency.take(["a"])
 
 
 def test_a_failed_load_frees_the_room_and_what_was_held(opened: Open, tmp_path: Path) -> None:
@@ -115,6 +132,52 @@ def test_one_that_somebody_else_has_unloaded_is_loaded_again(opened: Open) -> No
     models.unload("a")
     residency.take(["a"])
     assert models.moves == ["+a", "-a", "+a"]
+
+
+def test_who_holds_one_that_is_loaded_again_goes_on_holding_it(opened: Open) -> None:
+    first, models = opened()
+    first.take(["a"])
+    models.unload("a")  # its process has died
+    child = multiprocessing.get_context("fork").Process(target=_take_and_give_back, args=(opened,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    with pytest.raises(Cancelled):
+        first.take(["b", "c"], _give_up_after(3))  # "a" is still held, so there is no room
+
+
+def _take_and_give_back(opened: Open) -> None:
+    residency, models = opened()
+    residency.take(["a"])
+    assert models.moves == ["+a"]
+    residency.give_back(["a"])
+
+
+def test_one_that_waits_for_room_is_not_passed_over_for_ever(opened: Open) -> None:
+    """Two who take turns at overlapping times never leave "a" and "b" idle, unless they have to."""
+    context = multiprocessing.get_context("fork")
+    stop = context.Event()
+    others = [context.Process(target=_overlap, args=(opened, stop, i)) for i in range(2)]
+    for other in others:
+        other.start()
+    time.sleep(0.5)
+    residency, _ = opened(patience=0.3)
+    waited = residency.take(["d"])
+    stop.set()
+    residency.give_back(["d"])
+    for other in others:
+        other.join(20)
+    assert [other.exitcode for other in others] == [0, 0]
+    assert 300 < waited < 5000
+
+
+def _overlap(opened: Open, stop: Any, number: int) -> None:
+    residency, _ = opened(patience=0.3)
+    time.sleep(0.05 * number)
+    while not stop.is_set():
+        residency.take(["a", "b"])
+        time.sleep(0.1)
+        residency.give_back(["a", "b"])
 
 
 def test_what_a_dead_process_held_or_was_loading_is_free(opened: Open, tmp_path: Path) -> None:

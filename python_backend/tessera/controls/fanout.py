@@ -30,6 +30,10 @@ Raises `TesseraError`; of status `FORGOTTEN` if a key is not known."""
 FORGOTTEN = "NOT_FOUND"
 """Status of a ControlNet's answer when it does not know a key: it is then told anew."""
 
+CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES": "time_ids"}
+"""Inputs of a ControlNet's model that stay the same from step to step, and what they are called in
+the network."""
+
 WORKERS = 4 * MAX_CONTROLS
 
 
@@ -74,19 +78,21 @@ class FanOut:
             rows += request.branches
         if not places:
             return None
-        asked = {name: self._threads.submit(self._answer, name, p) for name, p in places.items()}
+        asked = {
+            name: self._threads.submit(self._answer, name, own, _step_inputs(own))
+            for name, own in places.items()
+        }
         return Join(places, asked)
 
-    def _answer(self, name: str, places: list[_Place]) -> torch.Tensor:
+    def _answer(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
         """A ControlNet's residuals for all its places, in one flat tensor."""
         with trace.span(f"ControlNet {name}", requests=len(places)):
-            return self._told_and_asked(name, places)
+            return self._told_and_asked(name, places, inputs)
 
-    def _told_and_asked(self, name: str, places: list[_Place]) -> torch.Tensor:
+    def _told_and_asked(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
         for place in places:
-            if name not in place.guide.told:
+            if not place.guide.told:
                 self._tell(place)
-        inputs = _step_inputs(places)
         try:
             return self._ask(name, inputs)
         except TesseraError as error:
@@ -99,11 +105,12 @@ class FanOut:
     def _tell(self, place: _Place) -> None:
         """Make a request's text and control picture known to a ControlNet."""
         guide, conditions = place.guide, place.request.conditions
-        name = guide.use.name
-        names = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES": "time_ids"}
-        fixed = {ours: conditions[theirs] for ours, theirs in names.items() if theirs in conditions}
-        self._ask(name, {"KEYS": torch.tensor([guide.key]), "IMAGE": guide.image, **fixed})
-        guide.told.add(name)
+        fixed = {
+            ours: conditions[theirs] for ours, theirs in CONDITIONS.items() if theirs in conditions
+        }
+        told = {"KEYS": torch.tensor([guide.key]), "IMAGE": guide.image, **fixed}
+        self._ask(guide.use.name, told)
+        guide.told = True
 
 
 def _step_inputs(places: list[_Place]) -> dict[str, torch.Tensor]:
@@ -123,7 +130,7 @@ class Join:
         self, places: Mapping[str, list[_Place]], asked: Mapping[str, Future[torch.Tensor]]
     ) -> None:
         self._places, self._asked = places, asked
-        self._answers: dict[str, torch.Tensor] | None = None
+        self._answers: dict[str, list[torch.Tensor]] | None = None
 
     @torch.inference_mode()
     def add(self, encoded: dict[str, torch.Tensor], first: int = 0) -> None:
@@ -134,8 +141,8 @@ class Join:
             first: of the rows.
 
         Raises:
-            PathLost: a ControlNet failed; the requests that it guides have its error.
-            InternalError: residuals are of another size than what they are to be added to.
+            PathLost: a ControlNet failed, or what it gave is of another size than what it is to be
+                added to; the requests that it guides have its error.
         """
         names = [*sorted((n for n in encoded if n.startswith("skip_")), key=_number), "mid"]
         shapes = [encoded[name].shape[1:] for name in names]
@@ -167,27 +174,26 @@ class Join:
         return list(sums.values())
 
     def _found(self, shapes: Sequence[torch.Size]) -> Iterator[tuple[_Place, list[torch.Tensor]]]:
-        answers = self._wait()
-        for name, places in self._places.items():
-            rows = sum(p.request.branches for p in places)
-            maps = _unpack(name, answers[name], rows, shapes)
-            for place in places:
+        for name, maps in self._wait(shapes).items():
+            for place in self._places[name]:
                 own = slice(place.found, place.found + place.request.branches)
                 yield place, [m[own] for m in maps]
 
-    def _wait(self) -> dict[str, torch.Tensor]:
+    def _wait(self, shapes: Sequence[torch.Size]) -> dict[str, list[torch.Tensor]]:
         """Every answer; a ControlNet that failed fails the requests that it guides."""
         if self._answers is not None:
             return self._answers
         began = time.perf_counter()
-        answers: dict[str, torch.Tensor] = {}
+        answers: dict[str, list[torch.Tensor]] = {}
         lost = False
         for name, future in self._asked.items():
+            places = self._places[name]
+            rows = sum(p.request.branches for p in places)
             try:
-                answers[name] = future.result()
+                answers[name] = _unpack(name, future.result(), rows, shapes)
             except Exception as error:
                 lost = True
-                for place in self._places[name]:
+                for place in places:
                     place.request.error = error
         if lost:
             raise PathLost

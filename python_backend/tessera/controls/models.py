@@ -5,6 +5,8 @@ text, its code a line that names the class. Standard library only.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ output [
   {{ name: "RESIDUALS", data_type: {residuals}, dims: [ -1 ] }}
 ]
 
-instance_group [ {instances} ]
+instance_group [ {instance} ]
 parameters {{ key: "placement" value {{ string_value: "{placement}" }} }}
 """
 _CODE = """\
@@ -39,31 +41,33 @@ from tessera.triton.controlnet import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 """
-_PLACE = re.compile(r"cpu|gpu:\d+(,gpu:\d+)*")
+_PLACE = re.compile(r"cpu|gpu:\d+")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a ControlNet runs: `auto` (as the other models), `cpu`, or an instance on each of some
-    GPUs: `gpu:0,gpu:1`.
+    """Where a ControlNet runs: `auto` (as the other models), `cpu` or a GPU, `gpu:1`. Always one
+    process: it remembers the requests that it guides.
     """
 
     text: str = "auto"
 
     @property
-    def instances(self) -> str:
-        """Entries of Triton's `instance_group`."""
-        if not self.text.startswith("gpu"):
+    def instance(self) -> str:
+        """The entry of Triton's `instance_group`."""
+        if not self.text.startswith("gpu:"):
             return "{ count: 1, kind: KIND_CPU }"
-        gpus = [part.removeprefix("gpu:") for part in self.text.split(",")]
-        return ", ".join(f"{{ count: 1, kind: KIND_GPU, gpus: [ {gpu} ] }}" for gpu in gpus)
+        return f"{{ count: 1, kind: KIND_GPU, gpus: [ {self.text.removeprefix('gpu:')} ] }}"
 
 
 def engine_is_half(engine: str) -> bool:
-    """Whether an engine setting means half precision: those for GPUs do, `auto` where the NVIDIA
-    driver is.
+    """Whether an engine setting means half precision: those for GPUs do where torch finds one,
+    which is asked in a process of its own, since it takes seconds and much memory.
     """
-    return engine != "onnxruntime" and Path("/dev/nvidiactl").exists()
+    if engine == "onnxruntime" or not Path("/dev/nvidiactl").exists():
+        return False
+    question = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", question], check=False).returncode == 0
 
 
 def read_placements(pairs: Iterable[str], controlnets: Iterable[str]) -> dict[str, Placement]:
@@ -77,7 +81,7 @@ def read_placements(pairs: Iterable[str], controlnets: Iterable[str]) -> dict[st
         name, equals, place = pair.partition("=")
         if not equals or not _PLACE.fullmatch(place):
             raise TesseraError(
-                f"--place is {brief(pair)}; accepted: NAME=cpu, NAME=gpu:1 or NAME=gpu:0,gpu:1"
+                f"--place is {brief(pair)}; accepted: NAME=cpu or NAME=gpu:N, N from 0"
             )
         if name not in known:
             raise TesseraError(
@@ -107,7 +111,7 @@ def write_models(
         config = _CONFIG.format(
             name=name,
             residuals="TYPE_FP16" if half and place.text != "cpu" else "TYPE_FP32",
-            instances=place.instances,
+            instance=place.instance,
             placement=place.text,
         )
         (folder / name / "config.pbtxt").write_text(config)

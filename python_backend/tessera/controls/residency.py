@@ -22,14 +22,14 @@ from tessera.errors import InvalidInput, listing
 
 POLL_S = 0.01
 IMPATIENT_S = 10.0
-"""A request that has waited for room this long is given what becomes free before later ones."""
+"""A request that has waited for room this long is served before later ones, whatever they need."""
 
 
 class Models(Protocol):
     """The server's models, as far as residency needs them; each method raises a `TesseraError`."""
 
     def load(self, name: str) -> None:
-        """Returns when the ControlNet can be called."""
+        """Load one that is not; returns when it can be called."""
         ...
 
     def unload(self, name: str) -> None:
@@ -78,8 +78,9 @@ class Residency:
         path: of the shared file.
         sizes: bytes of every ControlNet of the bundle.
         budget: bytes that loaded ones may take together.
-        pinned: those that stay loaded.
+        pinned: those that are loaded from the beginning and stay.
         models: of the server.
+        patience: seconds after which a request for room goes before later ones.
     """
 
     def __init__(
@@ -90,8 +91,10 @@ class Residency:
         budget: int,
         pinned: Iterable[str],
         models: Models,
+        patience: float = IMPATIENT_S,
     ) -> None:
         self._path, self._sizes, self._budget = path, sizes, budget
+        self._patience = patience
         self._pinned, self._models = frozenset(pinned), models
         self._own = str(os.getpid())
 
@@ -136,35 +139,72 @@ class Residency:
                     resident.holders.pop(self._own, None)
 
     def _check(self, wanted: frozenset[str]) -> None:
-        together = sum(self._sizes[name] for name in wanted | self._pinned)
-        if wanted - self._pinned and together > self._budget:
+        if self._room(wanted) > self._budget:
             pinned = f" beside the pinned {listing(self._pinned)}" if self._pinned else ""
             accepted = f"ControlNets of at most {self._budget / 1e9:g} GB together{pinned}"
             raise InvalidInput("CONTROLS", listing(wanted), accepted)
 
+    def _room(self, names: Iterable[str]) -> int:
+        """Bytes of these and the pinned ones."""
+        return sum(self._sizes[name] for name in self._pinned.union(names))
+
     def _try(self, wanted: frozenset[str]) -> bool:
         """One attempt: False if it has to wait for what others do."""
         with self._table() as table:
-            missing = sorted(name for name in wanted if name not in table.residents)
-            if any(table.residents[name].mover for name in wanted.difference(missing)):
+            residents = table.residents
+            missing = sorted(name for name in wanted if name not in residents)
+            if any(residents[name].mover for name in wanted.difference(missing)):
                 return False
-            leaving = self._room_for(table, wanted, missing) if missing else []
+            leaving = self._leaving(table, wanted, missing)
             if leaving is None:
                 table.waiting.setdefault(self._own, time.time())
                 return False
             for name in (*leaving, *missing):
-                table.residents[name] = Resident(time.time(), mover=os.getpid())
-            for name in wanted - set(missing):
-                self._hold(table.residents[name])
-        if missing:
-            self._move(wanted, leaving, missing)
-        return self._all_ready(wanted)
+                residents[name] = Resident(time.time(), mover=os.getpid())
+            for name in wanted.difference(missing):
+                self._hold(residents[name])
+        try:
+            self._move(leaving, missing)
+            return self._reload_gone(wanted)
+        except Exception:
+            self.give_back(wanted)
+            raise
 
     def _hold(self, resident: Resident) -> None:
         resident.used = time.time()
         resident.holders[self._own] = resident.holders.get(self._own, 0) + 1
 
-    def _move(self, wanted: frozenset[str], leaving: list[str], missing: list[str]) -> None:
+    def _leaving(
+        self, table: _Table, wanted: frozenset[str], missing: list[str]
+    ) -> list[str] | None:
+        """What has to leave so that `missing` can be loaded; `None` if that would not be enough
+        yet, or if it is somebody else's turn.
+        """
+        if wanted <= self._pinned:
+            return []  # their room is never given away
+        if not self._on_turn(table):
+            return None
+        residents = table.residents
+        excess = self._room({*residents, *missing}) - self._budget
+        idle = [
+            name
+            for name, r in residents.items()
+            if not r.holders and not r.mover and name not in wanted | self._pinned
+        ]
+        leaving: list[str] = []
+        for name in sorted(idle, key=lambda name: residents[name].used) if missing else []:
+            if excess > 0:
+                leaving.append(name)
+                excess -= self._sizes[name]
+        return leaving if excess <= 0 or not missing else None
+
+    def _on_turn(self, table: _Table) -> bool:
+        """Whether nobody who waits for room has lost patience before this process began to wait."""
+        own = table.waiting.get(self._own, time.time())
+        late = [since for since in table.waiting.values() if time.time() - since > self._patience]
+        return all(since >= own for since in late)
+
+    def _move(self, leaving: list[str], missing: list[str]) -> None:
         """Unload and load, outside the lock; what has been loaded is held."""
         moving = [*leaving, *missing]
         try:
@@ -172,59 +212,46 @@ class Residency:
                 self._models.unload(name)
                 self._moved(moving.pop(0), stays=False)
             for name in missing:
-                self._models.load(name)
+                if not self._models.is_ready(name):  # it may be pinned, or an operator's
+                    self._models.load(name)
                 self._moved(moving.pop(0), stays=True)
         except Exception:
             for name in moving:
                 self._moved(name, stays=False)
-            self.give_back(wanted)
             raise
 
     def _moved(self, name: str, *, stays: bool) -> None:
         with self._table() as table:
-            del table.residents[name]
-            if stays:
-                table.residents[name] = Resident(time.time(), {self._own: 1})
+            if not stays:
+                table.residents.pop(name, None)
+                return
+            resident = table.residents.setdefault(name, Resident(time.time()))
+            resident.mover = 0
+            self._hold(resident)
 
-    def _all_ready(self, wanted: frozenset[str]) -> bool:
-        """Whether what the table says to be loaded is; somebody else may have unloaded it."""
-        gone = [name for name in wanted if not self._models.is_ready(name)]
-        if not gone:
+    def _reload_gone(self, wanted: frozenset[str]) -> bool:
+        """Load what the table says to be loaded and is not, since its process has ended or an
+        operator has unloaded it; who else holds it goes on holding it. False if somebody else is
+        loading it: then nothing is held.
+        """
+        for name in sorted(wanted):
+            if self._models.is_ready(name):
+                continue
+            with self._table() as table:
+                resident = table.residents.get(name)
+                if resident is None or resident.mover:
+                    break
+                resident.mover = os.getpid()
+            try:
+                self._models.load(name)
+            finally:
+                with self._table() as table:
+                    if name in table.residents:
+                        table.residents[name].mover = 0
+        else:
             return True
         self.give_back(wanted)
-        with self._table() as table:
-            for name in gone:
-                if name in table.residents and not table.residents[name].mover:
-                    del table.residents[name]
         return False
-
-    def _room_for(
-        self, table: _Table, wanted: frozenset[str], missing: list[str]
-    ) -> list[str] | None:
-        """What has to leave so that `missing` can be loaded; `None` if that would not be enough
-        yet, or if it is somebody else's turn.
-        """
-        if not self._on_turn(table):
-            return None
-        residents = table.residents
-        excess = sum(self._sizes[name] for name in {*residents, *missing}) - self._budget
-        idle = [
-            name
-            for name, r in residents.items()
-            if not r.holders and not r.mover and name not in wanted | self._pinned
-        ]
-        leaving: list[str] = []
-        for name in sorted(idle, key=lambda name: residents[name].used):
-            if excess > 0:
-                leaving.append(name)
-                excess -= self._sizes[name]
-        return leaving if excess <= 0 else None
-
-    def _on_turn(self, table: _Table) -> bool:
-        """Whether nobody who waits for room has lost patience before this process began to wait."""
-        own = table.waiting.get(self._own, time.time())
-        late = [since for since in table.waiting.values() if time.time() - since > IMPATIENT_S]
-        return all(since >= own for since in late)
 
     @contextlib.contextmanager
     def _table(self) -> Iterator[_Table]:

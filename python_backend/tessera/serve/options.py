@@ -31,7 +31,9 @@ LoraPath = Annotated[
 ]
 Place = Annotated[
     list[str] | None,
-    typer.Option(help="Where a ControlNet runs: NAME=cpu, NAME=gpu:1, NAME=gpu:0,gpu:1."),
+    typer.Option(
+        help="Where a ControlNet runs, instead of where the bundle says: NAME=cpu or NAME=gpu:1."
+    ),
 ]
 Pin = Annotated[
     list[str] | None,

@@ -19,11 +19,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from tessera.processes import model_processes
 
 _RESCAN_S = 0.5
 _STOP_S = 60.0
@@ -50,6 +52,7 @@ class Supervisor:
     _process: subprocess.Popen[bytes] | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
     _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
+    _instances: dict[str, int] = field(default_factory=dict)  # model -> how many processes it has
     _deaths: dict[str, list[float]] = field(default_factory=dict)
     _stopping: bool = False
 
@@ -125,6 +128,8 @@ class Supervisor:
         assert self._process is not None
         running = model_processes(self._process.pid)
         self._retired &= set(running)
+        for model, count in Counter(running.values()).items():
+            self._instances[model] = max(count, self._instances.get(model, 0))
         for pid, model in running.items():
             if pid not in self._watched and pid not in self._retired:
                 with contextlib.suppress(ProcessLookupError):
@@ -134,7 +139,13 @@ class Supervisor:
 
     def _process_ended(self, selector: selectors.BaseSelector, pid: int) -> None:
         model = self._unwatch(selector, pid)
-        if not self._stopping and self._exit_code() is None and self._is_ready(model):
+        if self._stopping or self._exit_code() is not None:
+            return
+        assert self._process is not None
+        left = list(model_processes(self._process.pid).values()).count(model)
+        if left >= self._instances.get(model, 0):
+            return  # it was unloaded and has been loaded again since
+        if self._is_ready(model):
             for sibling in [p for p, (_, m) in self._watched.items() if m == model]:
                 self._unwatch(selector, sibling)
                 self._retired.add(sibling)
@@ -189,24 +200,6 @@ class Supervisor:
                 return content
         except (OSError, urllib.error.URLError):
             return None
-
-
-def model_processes(server: int) -> dict[int, str]:
-    """Process id -> model of the Python-backend processes that a tritonserver has started."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent != server:
-                continue
-            arguments = (entry / "cmdline").read_bytes().decode().split("\0")
-        except (OSError, IndexError):
-            continue
-        if "triton_python_backend_stub" in arguments[0] and len(arguments) > 1:
-            found[int(entry.name)] = Path(arguments[1]).parts[-3]
-    return found
 
 
 def _die_with_parent() -> None:

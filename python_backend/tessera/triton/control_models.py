@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
+
 from tessera.board import control_table_path
 from tessera.controls.residency import Residency
 from tessera.controls.settings import ControlSettings
 from tessera.errors import Unavailable
 from tessera.manifest import CONTROLNET, read_manifest, served_folder
+from tessera.processes import model_processes
 from tessera.triton import pb
+
+_ENDS_WITHIN_S = 30.0
 
 
 class ControlModels:
@@ -18,16 +25,17 @@ class ControlModels:
     """
 
     def load(self, name: str) -> None:
-        """Load it, if it is not."""
-        if not self.is_ready(name):
-            pb.load_model(f"{CONTROLNET}{name}")
+        """Load it."""
+        pb.load_model(f"{CONTROLNET}{name}")
 
     def unload(self, name: str) -> None:
-        """Unload it."""
-        try:
-            pb.unload_model(f"{CONTROLNET}{name}")
-        except Unavailable as error:
-            pb.log(str(error))
+        """Unload it and wait for the end of its process, which holds the memory."""
+        model = f"{CONTROLNET}{name}"
+        with contextlib.suppress(Unavailable):  # the log says so
+            pb.unload_model(model)
+            until = time.monotonic() + _ENDS_WITHIN_S
+            while model in model_processes(os.getppid()).values() and time.monotonic() < until:
+                time.sleep(0.02)
 
     def is_ready(self, name: str) -> bool:
         """Whether it is loaded."""

@@ -13,11 +13,10 @@ import torch
 
 from tessera import trace
 from tessera.bundle import Bundle
+from tessera.controls.fanout import CONDITIONS
 from tessera.controls.network import GuidingNetwork
 from tessera.manifest import HINT
 from tessera.triton import pb
-
-_CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES": "time_ids"}
 
 
 class TritonPythonModel:
@@ -55,7 +54,7 @@ class TritonPythonModel:
             found = self._network.residuals(keys, inputs["SAMPLE"], inputs["TIMESTEP"])
             return [pb.tensor_of("RESIDUALS", found.to(self._precision))]
         given = {
-            theirs: inputs[ours].clone() for ours, theirs in _CONDITIONS.items() if ours in inputs
+            theirs: inputs[ours].clone() for ours, theirs in CONDITIONS.items() if ours in inputs
         }
         self._network.tell(keys[0], inputs["IMAGE"], given)
         return [pb.tensor_of("RESIDUALS", torch.zeros(1, dtype=self._precision))]

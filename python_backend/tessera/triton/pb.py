@@ -145,29 +145,40 @@ def load_model(model: str) -> None:
     """Load a model of this server; returns when it can be called.
 
     Raises:
-        Unavailable: it could not be loaded.
+        Unavailable: it could not be loaded; why is in the server's log.
     """
-    try:
-        pb_utils.load_model(model_name=model)
-    except Exception as error:  # the backend's own type, which it does not export
-        raise Unavailable(f"the {model} model could not be loaded: {error}") from error
+    _control("load", lambda: pb_utils.load_model(model_name=model), model)
 
 
 def unload_model(model: str) -> None:
-    """Unload a model of this server.
+    """Have a model of this server unloaded; its process may still be there when this returns.
 
     Raises:
         Unavailable: the server does not let models be unloaded.
     """
-    try:
-        pb_utils.unload_model(model_name=model)
-    except Exception as error:
-        raise Unavailable(f"the {model} model could not be unloaded: {error}") from error
+    _control("unload", lambda: pb_utils.unload_model(model_name=model), model)
 
 
 def is_ready(model: str) -> bool:
-    """Whether a model of this server is loaded."""
-    return bool(pb_utils.is_model_ready(model_name=model))
+    """Whether a model of this server is loaded.
+
+    Raises:
+        Unavailable: the server could not tell.
+    """
+    return bool(_control("find", lambda: pb_utils.is_model_ready(model_name=model), model))
+
+
+def _control(verb: str, change: Callable[[], Any], model: str) -> Any:
+    try:
+        return change()
+    except Exception as error:  # the backend's own type, which it does not export
+        log(f"could not {verb} the {model} model: {error}")
+        raise Unavailable(
+            f"the {model} model could not be {_PAST[verb]}; the server's log has the details"
+        ) from error
+
+
+_PAST = {"load": "loaded", "unload": "unloaded", "find": "found"}
 
 
 def reschedule(request: Request) -> None:

@@ -77,7 +77,8 @@ class TritonPythonModel:
     @contextlib.contextmanager
     def _controls(self, plan: Plan) -> Iterator[Plan]:
         """Keep the plan's ControlNets loaded meanwhile; the plan, with the time that it took."""
-        names = {use.name for use in plan.controls}
+        steps = plan.steps - plan.first_step
+        names = {use.name for use in plan.controls if use.matters(steps)}
         if not names:
             yield plan
             return
