@@ -60,7 +60,7 @@ def main() -> None:
     """Measure both, print, write the report and the picture."""
     overlapped, events = overlap()
     console.print(_overlap_table(overlapped))
-    draw_tick(_longest_tick(events))
+    draw_tick(_middle_tick(events))
     sent = transfer()
     console.print(_transfer_table(sent))
     machine = describe_machine(len(os.sched_getaffinity(0)))
@@ -109,13 +109,10 @@ def _summary(events: list[Event], sleeps: tuple[int, ...]) -> dict[str, float]:
     """Medians over ticks, milliseconds; `excess_ms` is what a tick takes beyond the longer of
     encoder half and slowest ControlNet, and the decoder half.
     """
-    ticks = [_parts(events, tick) for tick in events if tick["name"] == "tick"]
+    every = [_parts(events, tick) for tick in events if tick["name"] == "tick"]
+    ticks = [tick for tick in every if "decoder half" in tick]
     slowest = max(sleeps, default=0)
-    excess = [
-        t["tick"] - max(t["encoder half"], slowest) - t["decoder half"]
-        for t in ticks
-        if "decoder half" in t
-    ]
+    excess = [t["tick"] - max(t["encoder half"], slowest) - t["decoder half"] for t in ticks]
     medians = {
         f"{name.replace(' ', '_')}_ms": round(statistics.median(t[name] for t in ticks), 2)
         for name in ("tick", "encoder half", "decoder half")
@@ -142,7 +139,7 @@ def _parts(events: list[Event], tick: Event) -> dict[str, float]:
     return {e["name"]: e["dur"] / 1e3 for e in inside}
 
 
-def _longest_tick(events: list[Event]) -> list[Event]:
+def _middle_tick(events: list[Event]) -> list[Event]:
     """The events of one tick in the middle, those of other processes among them."""
     ticks = [e for e in events if e["name"] == "tick"]
     tick = sorted(ticks, key=lambda e: e["dur"])[len(ticks) // 2]

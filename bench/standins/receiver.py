@@ -13,8 +13,8 @@ from tessera.triton import pb
 
 
 class TritonPythonModel:
-    """SHAPES (JSON: (c, h, w) of each map), ROWS, CALLS (how many senders at once) -> TIMES (JSON:
-    milliseconds until all have answered, and of the additions).
+    """WANTED (JSON: `shapes`, (c, h, w) of each map; `rows`; `calls`, how many senders at once) ->
+    TIMES (JSON: milliseconds until all have answered, and of the additions).
     """
 
     def initialize(self, args: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ from accelerate import init_empty_weights
 from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
-from tessera.errors import BundleError
+from tessera.controls.models import read_placements
+from tessera.errors import BundleError, TesseraError
 from tessera.manifest import ADAPTERS, HINT, Latents
 from tessera_build.checkpoint import first_line, refuse_pickle
 
@@ -46,10 +47,26 @@ class AddOns:
         controlnets: by name: a folder with `config.json` and safetensors weights, or one
             safetensors file.
         loras: safetensors files.
+        placements: where ControlNets run, as `NAME=PLACE`; those that are not named run where the
+            other models do.
     """
 
     controlnets: Mapping[str, Path] = field(default_factory=dict)
     loras: Sequence[Path] = ()
+    placements: Sequence[str] = ()
+
+    @property
+    def places(self) -> dict[str, str]:
+        """`placements` by name.
+
+        Raises:
+            BundleError: one is of another form or names no ControlNet.
+        """
+        try:
+            found = read_placements(self.placements, self.controlnets)
+        except TesseraError as error:
+            raise BundleError(str(error)) from None
+        return {name: place.text for name, place in found.items()}
 
     def check(self) -> None:
         """Look at names and files before anything expensive is done.
@@ -64,6 +81,7 @@ class AddOns:
                     f"-, not ending in {HINT}"
                 )
             _check_controlnet(name, path)
+        self.places  # noqa: B018 - raises what is wrong with them
         stems = [path.stem for path in self.loras]
         twice = sorted({stem for stem in stems if stems.count(stem) > 1})
         if twice:

@@ -104,8 +104,7 @@ def build_bundle(
         source = source_digest(checkpoint, choices, addons)
         pipe, variant = open_checkpoint(checkpoint, config=config)
         torch.manual_seed(0)
-        limits, defaults = _limits(pipe, choices), _defaults(pipe, variant, choices)
-        _check(limits, defaults)
+        limits, defaults = _checked(_limits(pipe, choices), _defaults(pipe, variant, choices))
         controlnets = {
             name: open_controlnet(name, path, pipe.unet, latents_of(pipe))
             for name, path in addons.controlnets.items()
@@ -125,6 +124,7 @@ def build_bundle(
                 files=_entries(folder),
                 versions={name: version(name) for name in _LIBRARIES},
                 source=source,
+                placements=addons.places,
                 zero_negative=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
             )
             install_loras(folder, [*sorted((out / ADAPTERS).glob("*.safetensors")), *addons.loras])
@@ -157,7 +157,8 @@ def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) ->
     parts = [code_digest(), *(file_digest(p) for p in _files(checkpoint))]
     for name, path in sorted(addons.controlnets.items()):
         parts += [name, *(file_digest(p) for p in _files(path))]
-    return hashlib.sha256("".join([*parts, repr(choices)]).encode()).hexdigest()
+    parts += [repr(choices), repr(sorted(addons.places.items()))]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def code_digest() -> str:
@@ -279,7 +280,7 @@ def _defaults(pipe: DiffusionPipeline, variant: str, choices: Choices) -> Defaul
     )
 
 
-def _check(limits: Limits, defaults: Defaults) -> None:
+def _checked(limits: Limits, defaults: Defaults) -> tuple[Limits, Defaults]:
     if defaults.scheduler not in SCHEDULERS:
         raise BundleError(
             f"scheduler {defaults.scheduler!r} is unknown; accepted: {', '.join(SCHEDULERS)}"
@@ -290,6 +291,7 @@ def _check(limits: Limits, defaults: Defaults) -> None:
             f"smallest, usual and largest size are {sizes}; accepted: multiples of {SIZE_STEP} in "
             "ascending order"
         )
+    return limits, defaults
 
 
 def _entries(folder: Path) -> dict[str, FileEntry]:

@@ -26,6 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "build" / "demo_model" / "base"
 
 
+Place = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=PLACE", help="Where a ControlNet runs: cpu, or a GPU as gpu:1."),
+]
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the bundle.")] = Path(
@@ -62,6 +68,7 @@ def bundle(
             metavar="NAME=PATH", help="A ControlNet to build in; may be given several times."
         ),
     ] = None,
+    place: Place = None,
     lora: Annotated[
         list[Path] | None,
         typer.Option(help="A LoRA (.safetensors) to copy in; may be given several times."),
@@ -98,7 +105,7 @@ def bundle(
     choices = Choices(
         steps, guidance, scheduler, size, min_size, max_size, max_rows, lora_bound, lora_rank
     )
-    addons = AddOns(read_controlnets(controlnet or []), lora or [])
+    addons = AddOns(read_controlnets(controlnet or []), lora or [], place or [])
     _build(checkpoint, out, choices, addons, force=force, config=config)
 
 

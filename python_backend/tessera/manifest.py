@@ -104,9 +104,10 @@ class Manifest:
     """The whole of `bundle.json`.
 
     `source` is a digest of the checkpoint and the exporter; `versions` are those of the libraries
-    that exported it; `zero_negative` says that a negative prompt that is left out means embeddings
-    of zero instead of those of the empty prompt; `verification` is what `tessera-build verify`
-    found: of ONNX Runtime by graph, of another engine by `graph@kind`.
+    that exported it; `placements` says where ControlNets run, by name (`cpu`, `gpu:1`), unless the
+    operator says otherwise; `zero_negative` says that a negative prompt that is left out means
+    embeddings of zero instead of those of the empty prompt; `verification` is what `tessera-build
+    verify` found: of ONNX Runtime by graph, of another engine by `graph@kind`.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Manifest:
     versions: dict[str, str]
     source: str
     zero_negative: bool = False
+    placements: dict[str, str] = field(default_factory=dict)
     verification: dict[str, Verification] = field(default_factory=dict)
     schema: int = SCHEMA
 

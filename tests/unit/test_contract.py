@@ -86,11 +86,12 @@ def test_no_sequence_model_is_a_member_of_an_ensemble(name: str) -> None:
     assert not [m for m in members if config(m).HasField("sequence_batching")]
 
 
-def test_denoise_has_a_place_for_every_slot_of_render() -> None:
+def test_render_has_a_few_slots_more_than_denoise_has_places() -> None:
+    """They are for requests that wait for ControlNets."""
     slots = sum(group.count for group in config("render").instance_group)
     denoise = config("denoise")
-    assert slots == denoise.max_batch_size
-    assert slots == denoise.sequence_batching.oldest.max_candidate_sequences
+    assert slots == denoise.max_batch_size + 4
+    assert denoise.max_batch_size == denoise.sequence_batching.oldest.max_candidate_sequences
     assert denoise.sequence_batching.iterative_sequence
 
 

@@ -63,8 +63,9 @@ def serve(
         manifest = _checked(bundle)
         _check_engine(engine)
         _check_lora_path(lora_path, manifest)
-        placements = read_placements(place or [], manifest.controlnets)
-        controls = ControlSettings(int(1e9 * control_memory), _pinned(pin or [], manifest))
+        bundled = [f"{name}={text}" for name, text in manifest.placements.items()]
+        placements = read_placements([*bundled, *(place or [])], manifest.controlnets)
+        pinned = _pinned(pin or [], manifest, control_memory)
         if write_models_to:
             half = engine_is_half(engine)
             write_models(write_models_to, manifest.controlnets, placements, half=half)
@@ -72,11 +73,11 @@ def serve(
         _check_ports(ports, host)
         variables = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
         variables |= {trace.VARIABLE: str(trace_to.resolve())} if trace_to else {}
-        for settings in (kept, loras, controls):
+        for settings in (kept, loras, ControlSettings(int(1e9 * control_memory), pinned)):
             variables |= settings.to_environment()
         flags = [*log_flags, *(triton_args or [])]
         launch = Launch(bundle, manifest, ports, host, variables, placements, flags)
-        code = launch.run(console, pinned=controls.pinned, timeout=start_timeout)
+        code = launch.run(console, pinned=pinned, timeout=start_timeout)
     except TesseraError as error:
         console.print(f"tessera-serve: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -100,11 +101,17 @@ def _checked(bundle: Path) -> Manifest:
     return manifest
 
 
-def _pinned(names: list[str], manifest: Manifest) -> tuple[str, ...]:
+def _pinned(names: list[str], manifest: Manifest, memory: float) -> tuple[str, ...]:
     for name in names:
         if name not in manifest.controlnets:
             accepted = listing(manifest.controlnets)
             raise TesseraError(f"--pin names the ControlNet {brief(name)}; accepted: {accepted}")
+    together = sum(manifest.controlnet_bytes(name) for name in set(names)) / 1e9
+    if together > memory:
+        raise TesseraError(
+            f"--control-memory is {memory:g} GB; accepted: at least {together:.2g} GB for what "
+            f"--pin names, {listing(set(names))}"
+        )
     return tuple(dict.fromkeys(names))
 
 
