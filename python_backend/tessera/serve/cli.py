@@ -25,6 +25,13 @@ from tessera.variants import VARIANTS
 console = Console(stderr=True, highlight=False)
 DEFAULTS = Ports()
 TEMPLATES = TemplateSettings(default_folder())
+LoraPath = Annotated[
+    str,
+    typer.Option(
+        help="How LoRAs get into the UNet: refit (sets take turns), side (in one batch, where the "
+        "low-rank side path takes them), auto (what costs less)."
+    ),
+]
 ENGINES = ("auto", "onnxruntime", "tensorrt", "torch")
 
 
@@ -46,13 +53,7 @@ def serve(
         float,
         typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
     ] = AdapterSettings.memory / 1e9,
-    lora_path: Annotated[
-        str,
-        typer.Option(
-            help="How LoRAs get into the UNet: refit (sets take turns), side (all in one batch, "
-            "where the low-rank side path takes them), auto (what costs less)."
-        ),
-    ] = AdapterSettings.path,
+    lora_path: LoraPath = AdapterSettings.path,
     templates: Annotated[
         Path | None, typer.Option(help="Folder of templates; by default in the user's cache.")
     ] = None,
