@@ -130,11 +130,9 @@ def test_auto_takes_the_side_path_once_it_is_known_to_be_cheaper(
         together = models.together([dict(r) for r in requests])
         assert {p.info["lora_path"] for p in together} == {None, "side"}
         assert {p.info["mean_batch"] for p in together} == {8.0}
-        for _ in range(MEASUREMENTS):
-            paths.costs.add(512 * 8, 100.0, ranks=paths.side.ranks([()]))
-            for ranks in [(r, c) for r in (1, 2, 4, 8) for c in (1, 2, 4)]:
-                paths.costs.add(512 * 8, 100.0, ranks=ranks)
-                paths.costs.add(512, 100.0, ranks=ranks)
+        for ranks in [(r, c) for r in (1, 2, 4, 8) for c in (1, 2)]:
+            for size in (512, 512 * 8) * MEASUREMENTS:
+                paths.costs.add(size, 1e6, ranks=ranks)
         again = models.together([dict(r) for r in requests])
     assert {p.info["lora_path"] for p in again} == {None, "refit"}
     for one, other, last in zip(alone, together, again, strict=True):

@@ -25,6 +25,10 @@ from tessera.variants import VARIANTS
 console = Console(stderr=True, highlight=False)
 DEFAULTS = Ports()
 TEMPLATES = TemplateSettings(default_folder())
+AdapterFolders = Annotated[
+    list[Path] | None,
+    typer.Option(help="A folder of LoRAs beside the bundle's own; may be given several times."),
+]
 LoraPath = Annotated[
     str,
     typer.Option(
@@ -45,10 +49,7 @@ def serve(
         int, typer.Option(min=0, help="Threads per engine call; 0 is one per core.")
     ] = 0,
     engine: Annotated[str, typer.Option(help="auto, onnxruntime, tensorrt or torch.")] = "auto",
-    adapters: Annotated[
-        list[Path] | None,
-        typer.Option(help="A folder of LoRAs beside the bundle's own; may be given several times."),
-    ] = None,
+    adapters: AdapterFolders = None,
     adapter_memory: Annotated[
         float,
         typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
