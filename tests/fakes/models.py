@@ -94,7 +94,7 @@ def _arrays(response: pb_utils.InferenceResponse) -> dict[str, Any]:
 
 
 @contextmanager
-def models_of(bundle: Path, board: Path) -> Iterator[Models]:
+def models_of(bundle: Path, board: Path, **environment: str) -> Iterator[Models]:
     """Models that serve a bundle."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
@@ -102,6 +102,8 @@ def models_of(bundle: Path, board: Path) -> Iterator[Models]:
         patch.setenv("TESSERA_BOARD", str(board))
         patch.setenv("TESSERA_ENGINE", "onnxruntime")
         patch.setenv("TESSERA_TEMPLATES", str(board.parent / "templates"))
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
         for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
             patch.delitem(sys.modules, name)
         loaded = {}

@@ -77,11 +77,9 @@ class AdapterSwitch:
         self._turn, self._ranks = [], None
         if not running:
             return [], predict
-        members = self._paths.choose(
-            [(r, s) for r in running if not self._reading(s := self._own(r))],
-            self._patcher.active,
-            self._turns,
-        )
+        able = [(r, s) for r in running if not self._reading(s := self._own(r))]
+        able = able or [(r, self._own(r)) for r in running]
+        members = self._paths.choose(able, self._patcher.active, self._turns)
         aside = {id(request) for request, _ in members}
         wanted = {id(r): SIDE if id(r) in aside else self._wanted(r, running) for r in running}
         ready = [k for k in wanted.values() if isinstance(k, str) or not self._reading(k)]

@@ -1,0 +1,210 @@
+"""Where the low-rank side path becomes cheaper than refits in turns, and where it does not.
+
+    python -m bench.lora_crossover [--engine onnxruntime] [--steps 20] [--rounds 9]
+
+On the demo bundle's engines, without a server: one step of n requests with n different LoRAs. By
+turns it is n calls of the UNet's halves with two rows each, and for each set a refit, spread over
+the steps of a request. By the side path it is one call with 2 n rows. Sides alternate within a
+round; medians. Writes `bench/results/lora_crossover.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench.lora_files import CONVOLUTIONS, LINEAR, write_loras
+from bench.run import describe_machine
+from bench.server import DEMO_BUNDLE, ROOT
+from tessera.adapters.library import Library
+from tessera.adapters.merge import AdapterSet, Patcher
+from tessera.adapters.patchable import patchables_of
+from tessera.adapters.side import SET, SidePath
+from tessera.adapters.store import Adapter, Store
+from tessera.adapters.targets import targets_of
+from tessera.bundle import Bundle
+from tessera.denoise import Running
+from tessera.engines.registry import ENGINE_VARIABLE, KINDS
+from tessera.plan import AdapterUse, Plan
+from tessera.sampler import Sampler
+from tessera.unet import UNet
+
+SETS = (1, 2, 4, 8)
+RANKS = (4, 8, 16, 32)
+KINDS_OF_LORA = {"linear": LINEAR, "linear and 3x3": (*LINEAR, *CONVOLUTIONS)}
+RESULTS = ROOT / "bench" / "results" / "lora_crossover.json"
+FOLDER = ROOT / "out" / "bench-crossover"
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step of `sets` requests with LoRAs of one rank.
+
+    Attributes:
+        layers: that the LoRAs change.
+        pair_ms: a call of the UNet with two rows.
+        refit_ms: to put one set in.
+        side_ms: a call of the side path with all rows.
+        turns_ms: a step by turns, refits spread over the steps of a request.
+    """
+
+    layers: str
+    rank: int
+    sets: int
+    pair_ms: float
+    refit_ms: float
+    side_ms: float
+    turns_ms: float
+
+
+class Sides:
+    """Both paths of the demo bundle.
+
+    Args:
+        folder: of the LoRAs.
+    """
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        bundle = Bundle(DEMO_BUNDLE, threads=threads)
+        halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
+        targets = targets_of(bundle)
+        self._store = Store(Library([folder]), targets, parts=["unet"], budget=2 * 10**9)
+        self._patcher = Patcher("unet", patchables_of(bundle, targets, halves), budget=2 * 10**9)
+        self._unet = UNet(*halves.values(), max_rows=16)
+        device = halves["unet_encoder"].describe().device
+        side = SidePath.of_bundle(bundle, self._load, device=device, budget=2 * 10**9)
+        if side is None:
+            raise SystemExit("the demo bundle has no side path; run: tessera-build demo")
+        self._side, self._config, self._shape = side, bundle.scheduler_config, (4, 32, 32)
+
+    def set_of(self, name: str) -> AdapterSet:
+        """One LoRA, as an adapter set."""
+        return (AdapterUse(name, self._store.load(name).digest, 1.0),)
+
+    def put_in(self, wanted: AdapterSet) -> None:
+        """Refit the UNet."""
+        self._patcher.apply(wanted, self._load)
+
+    def pair(self) -> None:
+        """A call of the UNet for one request."""
+        self._unet.predict(*self._inputs(2), self._conditions(2))
+
+    def side(self, sets: Sequence[AdapterSet]) -> None:
+        """A call of the side path for requests with these sets."""
+        requests = [(self._request(own), own) for own in sets]
+        self._side.enter(requests)
+        numbers = torch.cat([request.side[SET] for request, _ in requests])
+        rows = len(numbers)
+        self._side.predict(*self._inputs(rows), {**self._conditions(rows), SET: numbers})
+
+    def _request(self, own: AdapterSet) -> Running:
+        plan = Plan(0, 0, "", 0, 20, 4.0, 128, 128, "euler", 0.0, adapters=own)
+        sampler = Sampler("euler", self._config, steps=20, seed=0)
+        return Running(plan, {}, sampler, torch.zeros(1, *self._shape))
+
+    def _inputs(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(rows, *self._shape), torch.full((rows,), 500.0)
+
+    def _conditions(self, rows: int) -> dict[str, torch.Tensor]:
+        return {"encoder_hidden_states": torch.randn(rows, 77, 96)}
+
+    def _load(self, use: AdapterUse) -> Adapter:
+        return self._store.load_digest(use.name, use.digest)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="side path against refits in turns")
+    parser.add_argument("--engine", choices=KINDS, default="auto")
+    parser.add_argument("--steps", type=int, default=20, help="of a request")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    os.environ[ENGINE_VARIABLE] = options.engine
+    machine = describe_machine(options.threads)
+    names = write_files()
+    sides = Sides(FOLDER, options.threads)
+    cases = [(k, r, n) for k in KINDS_OF_LORA for r in RANKS for n in SETS]
+    levels = [
+        measure(sides, names[kind, rank], kind, rank, count, options)
+        for kind, rank, count in track(cases, description="crossover", console=console)
+    ]
+    for kind in KINDS_OF_LORA:
+        console.print(table([level for level in levels if level.layers == kind]))
+    report = {"date": date.today().isoformat(), "machine": machine, "steps": options.steps}
+    found = [asdict(level) for level in levels]
+    options.out.write_text(json.dumps({**report, "levels": found}, indent=1) + "\n")
+    console.print(f"written: {options.out}")
+
+
+def write_files() -> dict[tuple[str, int], list[str]]:
+    """LoRAs by layers and rank: their names."""
+    names = {}
+    for number, (kind, modules) in enumerate(KINDS_OF_LORA.items()):
+        for rank in RANKS:
+            names[kind, rank] = [f"{number}-{rank}-{i}" for i in range(max(SETS))]
+            write_loras(FOLDER, names[kind, rank], rank=rank, modules=modules)
+    return names
+
+
+def measure(
+    sides: Sides, names: Sequence[str], kind: str, rank: int, count: int, options: Any
+) -> Level:
+    """Medians over the rounds, of which the first does not count."""
+    sets = [sides.set_of(name) for name in names[:count]]
+    others = [sides.set_of(name) for name in names]
+    times: dict[str, list[float]] = {"pair": [], "refit": [], "side": []}
+    for number in range(options.rounds + 1):
+        with _clock(times["refit"]):
+            sides.put_in(others[number % len(others)])
+        sides.pair()
+        with _clock(times["pair"]):
+            sides.pair()
+        sides.side(sets)
+        with _clock(times["side"]):
+            sides.side(sets)
+    pair, refit, side = (median(found[1:]) for found in times.values())
+    refits = refit / options.steps if count > 1 else 0.0
+    turns = count * (pair + refits)
+    return Level(kind, rank, count, *(round(ms, 2) for ms in (pair, refit, side, turns)))
+
+
+def table(levels: Sequence[Level]) -> Table:
+    """For people: the side path's step in units of the step by turns."""
+    shown = Table(title=f"{levels[0].layers}: side path / turns (below 1 the side path is cheaper)")
+    shown.add_column("rank", justify="right")
+    for count in SETS:
+        shown.add_column(f"{count} sets", justify="right")
+    shown.add_column("refit ms", justify="right")
+    for rank in RANKS:
+        own = [level for level in levels if level.rank == rank]
+        ratios = [f"{level.side_ms / level.turns_ms:.2f}" for level in own]
+        shown.add_row(str(rank), *ratios, f"{median(level.refit_ms for level in own):.0f}")
+    return shown
+
+
+@contextmanager
+def _clock(times: list[float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    times.append(1e3 * (time.perf_counter() - began))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Requests with different LoRAs on a real server: refits in turns, the low-rank side path, and the
+server's own choice, under the same load.
+
+    python -m bench.mixed_adapters
+    python -m bench.mixed_adapters --blocks 1 --requests 12 --steps 10     # a short look
+
+Requests arrive at random (Poisson) at a share of what the server can do without LoRAs, each with
+one of 20 LoRAs, the popular ones more often (Zipf). The three servers take turns, block by block,
+with the same arrivals. Latency counts from the arrival. Writes `bench/results/mixed_adapters.json`
+and `docs/images/mixed_adapters.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench.lora_files import write_loras
+from bench.run import describe_machine
+from bench.server import DEMO_BUNDLE, ROOT, Server, serving
+from tessera.adapters.settings import PATHS
+from tessera_client import Client, Lora
+
+PROMPT = "a large red circle at the left on a blue background"
+GUIDANCE = 4.0
+LORAS = 20
+ZIPF = 1.1
+_AT_ONCE = 64
+FOLDER = ROOT / "out" / "bench-adapters"
+RESULTS = ROOT / "bench" / "results" / "mixed_adapters.json"
+FIGURE = ROOT / "docs" / "images" / "mixed_adapters.png"
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of a block: when, after its beginning, and with which LoRA."""
+
+    seconds: float
+    lora: str
+    seed: int
+
+
+@dataclass
+class Measured:
+    """One server's answers.
+
+    Attributes:
+        latencies_ms: from the arrival to the answer.
+        paths: how many requests got their LoRA in which way.
+        batches: mean batch of each request.
+        refit_ms: of each request.
+    """
+
+    latencies_ms: list[float] = field(default_factory=list)
+    paths: Counter[str] = field(default_factory=Counter)
+    batches: list[float] = field(default_factory=list)
+    refit_ms: list[float] = field(default_factory=list)
+
+    def percentile(self, share: float) -> float:
+        """Of the latencies."""
+        ordered = sorted(self.latencies_ms)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = _options()
+    names = [f"lora-{number:02}" for number in range(LORAS)]
+    write_loras(options.adapters, names, rank=options.rank)
+    machine = describe_machine(options.threads)
+    with contextlib.ExitStack() as stack:
+        flags = (f"--threads={options.threads}", f"--adapters={options.adapters}")
+        servers = {
+            path: stack.enter_context(
+                serving(DEMO_BUNDLE, FOLDER / f"{path}.log", *flags, f"--lora-path={path}")
+            )
+            for path in PATHS
+        }
+        capacity = measure_capacity(servers["refit"], options.steps)
+        rate = options.share * capacity
+        console.print(f"without LoRAs {capacity:.2f} pictures/s; arrivals {rate:.2f}/s")
+        for server in servers.values():
+            prepare(server, names, options.steps)
+        found = measure(servers, names, rate, options)
+    console.print(table(found))
+    settings = {
+        name: getattr(options, name) for name in ("steps", "share", "blocks", "requests", "rank")
+    }
+    report = {
+        "date": date.today().isoformat(),
+        "machine": machine,
+        "settings": {**settings, "loras": LORAS, "zipf": ZIPF, "capacity": round(capacity, 3)},
+        "servers": {path: asdict(own) for path, own in found.items()},
+    }
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    draw(found, options.figure)
+    console.print(f"written: {options.out}, {options.figure}")
+
+
+def measure_capacity(server: Server, steps: int) -> float:
+    """Pictures per second without LoRAs, eight requests at a time."""
+
+    def one(seed: int) -> None:
+        with Client(server.http, timeout=600) as client:
+            client.generate(PROMPT, seed=seed, steps=steps, guidance=GUIDANCE)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(8)))
+        began = time.perf_counter()
+        list(pool.map(one, range(24)))
+    return 24 / (time.perf_counter() - began)
+
+
+def prepare(server: Server, names: Sequence[str], steps: int) -> None:
+    """Have a server read every file and open what it opens later."""
+    with ThreadPoolExecutor(4) as pool, Client(server.http, timeout=600) as client:
+        draws = [
+            pool.submit(client.generate, PROMPT, steps=steps, guidance=GUIDANCE, loras=[Lora(name)])
+            for name in names
+        ]
+        for drawn in draws:
+            drawn.result()
+
+
+def arrivals(names: Sequence[str], rate: float, count: int, seed: int) -> list[Arrival]:
+    """A block of requests; the same for the same seed."""
+    rng, now, block = random.Random(seed), 0.0, []
+    weights = [1 / (place + 1) ** ZIPF for place in range(len(names))]
+    for number in range(count):
+        now += rng.expovariate(rate)
+        block.append(Arrival(now, rng.choices(names, weights)[0], 1000 * seed + number))
+    return block
+
+
+def measure(
+    servers: dict[str, Server], names: Sequence[str], rate: float, options: argparse.Namespace
+) -> dict[str, Measured]:
+    """Every block on every server; who begins changes from block to block."""
+    found = {path: Measured() for path in servers}
+    order = list(servers)
+    with Progress(console=console) as progress:
+        total = options.blocks * len(servers) * options.requests
+        bar = progress.add_task("mixed load", total=total)
+        for block in range(options.blocks):
+            for path in order[block % len(order) :] + order[: block % len(order)]:
+                progress.update(bar, description=f"block {block + 1}, {path}")
+                arriving = arrivals(names, rate, options.requests, block)
+                run_block(servers[path], arriving, options.steps, found[path])
+                progress.advance(bar, options.requests)
+    return found
+
+
+def run_block(server: Server, block: Sequence[Arrival], steps: int, into: Measured) -> None:
+    """Send each request when it arrives, whatever has become of those before."""
+    began = time.perf_counter()
+
+    def one(arrival: Arrival) -> tuple[float, dict[str, Any]]:
+        time.sleep(max(0.0, arrival.seconds - (time.perf_counter() - began)))
+        with Client(server.http, timeout=600) as client:
+            result = client.generate(
+                PROMPT,
+                seed=arrival.seed,
+                steps=steps,
+                guidance=GUIDANCE,
+                loras=[Lora(arrival.lora)],
+            )
+        return 1e3 * (time.perf_counter() - began - arrival.seconds), result.info.raw
+
+    with ThreadPoolExecutor(max(_AT_ONCE, len(block))) as pool:
+        for latency, info in pool.map(one, block):
+            into.latencies_ms.append(round(latency, 1))
+            into.paths[info["lora_path"]] += 1
+            into.batches.append(info["mean_batch"])
+            into.refit_ms.append(info["refit_ms"])
+
+
+def table(found: dict[str, Measured]) -> Table:
+    """For people."""
+    shown = Table(title="mixed LoRAs, latency from the arrival")
+    columns = ("--lora-path", "requests", "p50 ms", "p95 ms", "mean batch", "refits ms", "went by")
+    for column in columns:
+        shown.add_column(column, justify="left" if column == columns[0] else "right")
+    for path, own in found.items():
+        shown.add_row(
+            path,
+            str(len(own.latencies_ms)),
+            f"{own.percentile(0.5):.0f}",
+            f"{own.percentile(0.95):.0f}",
+            f"{statistics.mean(own.batches):.1f}",
+            f"{statistics.mean(own.refit_ms):.1f}",
+            ", ".join(f"{way} {count}" for way, count in own.paths.most_common()),
+        )
+    return shown
+
+
+def draw(found: dict[str, Measured], path: Path) -> None:
+    """Share of requests answered within a time, a curve for each server."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, own in found.items():
+        ordered = sorted(own.latencies_ms)
+        shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
+        axes.step([ms / 1e3 for ms in ordered], shares, where="post", label=name)
+    axes.set(xlabel="seconds from the arrival", ylabel="share of requests answered", ylim=(0, 1))
+    axes.legend(title="--lora-path")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="requests with different LoRAs under load")
+    parser.add_argument("--adapters", type=Path, default=FOLDER / "files", help="folder of LoRAs")
+    parser.add_argument("--rank", type=int, default=8, help="of each LoRA")
+    parser.add_argument("--share", type=float, default=0.7, help="of the capacity without LoRAs")
+    parser.add_argument("--blocks", type=int, default=6, help="turns of each server")
+    parser.add_argument("--requests", type=int, default=50, help="in a block")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--figure", type=Path, default=FIGURE)
+    options = parser.parse_args()
+    options.adapters.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The low-rank side path on a real server: in company, and against diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.server import serving
+from tessera_client import Client, Lora
+from tests.fakes import lora
+from tests.triton.test_loras import FILES, OPTIONS, PROMPT, apart, draw, pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LoRAs of random numbers, on linear layers and 3x3 convolutions."""
+    pipe, folder = pipeline(), tmp_path_factory.mktemp("adapters")
+    modules = (*lora.ATTENTION, "net.2", "conv1", "conv_shortcut")
+    for seed, (name, (layout, rank)) in enumerate(FILES.items()):
+        pairs = lora.random_pairs(pipe, rank=rank, seed=seed, modules=modules, size=0.7)
+        lora.save(folder / f"{name}.safetensors", lora.LAYOUTS[layout](pairs))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def aside(bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a server that uses the side path whenever it can."""
+    flags = ("--lora-path=side", f"--adapters={folder}")
+    log = tmp_path_factory.mktemp("side") / "log"
+    with serving(bundle, log, *flags) as server, Client(server.http, timeout=120) as client:
+        yield client
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "chosen",
+    [[Lora("test-a", 1.0)], [Lora("test-a", 0.6, 0.2), Lora("test-b", -0.8)]],
+    ids=["one", "two"],
+)
+def test_pictures_equal_diffusers(aside: Client, folder: Path, chosen: list[Lora]) -> None:
+    pipe = pipeline()
+    for one in chosen:
+        pipe.load_lora_weights(str(folder / f"{one.name}.safetensors"), adapter_name=one.name)
+    weights = [
+        {"unet": c.weight, "text_encoder": c.weight if c.text_weight is None else c.text_weight}
+        for c in chosen
+    ]
+    pipe.set_adapters([c.name for c in chosen], adapter_weights=weights)
+    expected = pipe(
+        PROMPT,
+        num_inference_steps=OPTIONS["steps"],
+        guidance_scale=OPTIONS["guidance"],
+        generator=torch.Generator("cpu").manual_seed(5),
+    ).images[0]
+    served = draw(aside, *chosen)
+    assert served.info.raw["lora_path"] == "side"
+    assert apart(served.image, draw(aside).image) > 20, "no effect would prove nothing"
+    assert apart(served.image, expected) <= 2
+
+
+def test_eight_at_once_with_five_sets_share_steps_and_equal_their_solo_runs(aside: Client) -> None:
+    a, b, c = (Lora(name) for name in FILES)
+    sets: list[tuple[Lora, ...]] = [(), (a,), (b,), (), (Lora("test-a", 0.5),), (a,), (b, c), ()]
+    alone = [draw(aside, *s, seed=i).image for i, s in enumerate(sets)]
+    with ThreadPoolExecutor(len(sets)) as pool:
+        together = list(pool.map(lambda i: draw(aside, *sets[i], seed=i), range(len(sets))))
+    for one, other, own in zip(alone, together, sets, strict=True):
+        assert apart(one, other.image) <= 1
+        assert other.info.raw["lora_path"] == ("side" if own else None)
+        assert (other.info.raw["switches"], other.info.raw["passed_over"]) == (0, 0)
+    assert max(picture.info.mean_batch for picture in together) > 2
