@@ -89,7 +89,7 @@ def serve(
         manifest = _checked(bundle)
         _check_ports(ports, host)
         _check_engine(engine)
-        _check_lora_path(lora_path, manifest)
+        check_lora_path(lora_path, manifest)
         settings = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
         settings |= {**kept.to_environment(), **loras.to_environment()}
         flags = [*log_flags, *(triton_args or [])]
@@ -178,7 +178,12 @@ def _check_engine(kind: str) -> None:
         raise TesseraError(f"--engine {kind} is unknown; accepted: {', '.join(ENGINES)}")
 
 
-def _check_lora_path(path: str, manifest: Manifest) -> None:
+def check_lora_path(path: str, manifest: Manifest) -> None:
+    """Refuse a way of LoRAs that is unknown, or that the bundle was not built for.
+
+    Raises:
+        TesseraError: it is one of these.
+    """
     if path not in PATHS:
         raise TesseraError(f"--lora-path {path} is unknown; accepted: {', '.join(PATHS)}")
     if path == "side" and not manifest.limits.lora_rank:
