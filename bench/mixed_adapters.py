@@ -19,7 +19,6 @@ import os
 import random
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -69,7 +68,7 @@ class Measured:
     """
 
     latencies_ms: list[float] = field(default_factory=list)
-    paths: Counter[str] = field(default_factory=Counter)
+    paths: dict[str, int] = field(default_factory=dict)
     batches: list[float] = field(default_factory=list)
     refit_ms: list[float] = field(default_factory=list)
 
@@ -186,7 +185,7 @@ def run_block(server: Server, block: Sequence[Arrival], steps: int, into: Measur
     with ThreadPoolExecutor(max(_AT_ONCE, len(block))) as pool:
         for latency, info in pool.map(one, block):
             into.latencies_ms.append(round(latency, 1))
-            into.paths[info["lora_path"]] += 1
+            into.paths[info["lora_path"]] = into.paths.get(info["lora_path"], 0) + 1
             into.batches.append(info["mean_batch"])
             into.refit_ms.append(info["refit_ms"])
 
@@ -205,7 +204,7 @@ def table(found: dict[str, Measured]) -> Table:
             f"{own.percentile(0.95):.0f}",
             f"{statistics.mean(own.batches):.1f}",
             f"{statistics.mean(own.refit_ms):.1f}",
-            ", ".join(f"{way} {count}" for way, count in own.paths.most_common()),
+            ", ".join(f"{way} {count}" for way, count in sorted(own.paths.items())),
         )
     return shown
 

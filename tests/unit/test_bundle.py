@@ -12,18 +12,28 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import tessera_build.bundle as module
+from tessera.bundle import Bundle
 from tessera.errors import BundleError
-from tessera.manifest import FileEntry, Manifest, file_digest, read_manifest, write_manifest
+from tessera.manifest import (
+    LOWRANK,
+    FileEntry,
+    Manifest,
+    file_digest,
+    read_manifest,
+    write_manifest,
+)
 from tessera.variants import VARIANTS
 from tessera_build.addons import AddOns
 from tessera_build.bundle import Choices, build_bundle, is_current
 from tessera_build.checkpoint import find_checkpoint, open_checkpoint, variant_of
 from tessera_build.cli import app
+from tessera_build.graphs import graphs_of
 from tessera_build.verify import tolerance_of, verify_bundle
 from tests.conftest import Small
 
@@ -256,6 +266,34 @@ def test_a_refiner_is_told_so(small: Make, tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("half", ["unet_encoder", "unet_decoder"])
+def test_halves_with_low_rank_inputs_share_the_weights_of_the_others(
+    small: Make, half: str, tmp_path: Path
+) -> None:
+    made = small("sd15").bundle
+    manifest, graph = read_manifest(made), f"{half}{LOWRANK}"
+    data = f"graphs/{half}.onnx.data"
+    assert manifest.files_of(graph) == [f"graphs/{graph}.onnx", f"graphs/{half}.onnx", data]
+    assert manifest.files[f"graphs/{graph}.onnx"].bytes < manifest.files[data].bytes / 2
+    held = {i.name: i for i in _initializers(made, graph)}
+    for initializer in _initializers(made, half):
+        if initializer.name.endswith(".weight") and initializer.external_data:
+            assert held[initializer.name] == initializer
+    shutil.copytree(made, tmp_path / "bundle")
+    with (tmp_path / "bundle" / data).open("r+b") as file:
+        file.write(b"?")
+    with pytest.raises(BundleError, match=r"onnx\.data is not the file of the manifest"):
+        Bundle(tmp_path / "bundle").engine(graph)
+
+
+def test_a_bundle_may_do_without_the_side_path(small: Make) -> None:
+    made = small("sd15")
+    names = {s.name for s in graphs_of(made.pipe, VARIANTS["sd15"], lowrank=False)}
+    everything = {s.name for s in graphs_of(made.pipe, VARIANTS["sd15"])}
+    assert everything - names == {f"unet_encoder{LOWRANK}", f"unet_decoder{LOWRANK}"}
+    assert read_manifest(made.bundle).limits.lora_rank == CHOICES.lora_rank == 64
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_verify_finds_all_well_and_writes_it_down(
     small: Make, variant: str, tmp_path: Path
@@ -307,3 +345,8 @@ def test_verify_refuses_a_bundle_edited_by_hand(small: Make, tmp_path: Path) -> 
     result = CliRunner().invoke(app, ["verify", str(bundle)])
     assert isinstance(result.exception, BundleError)
     assert "scheduler_config.json has 2 bytes" in str(result.exception)
+
+
+def _initializers(bundle: Path, graph: str) -> list[onnx.TensorProto]:
+    model = onnx.load(bundle / "graphs" / f"{graph}.onnx", load_external_data=False)
+    return list(model.graph.initializer)

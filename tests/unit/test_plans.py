@@ -104,6 +104,13 @@ def test_profiles_follow_from_the_bundles_limits(bundle: Path) -> None:
     assert dataclasses.astuple(mid) == ((1, 64, 1, 1), (2, 64, 2, 2), (16, 64, 4, 4))
     image = planned["vae_encoder"].key.profile["image"]
     assert image.largest == (2, 3, 256, 256)
+    down = planned["unet_encoder_lowrank"].key.profile["lora_down"]
+    width = down.smallest[2]
+    assert dataclasses.astuple(down) == ((1, 1, width), (2, 16, width), (16, 64, width))
+    own = planned["unet_decoder_lowrank"].key.profile
+    plain = planned["unet_decoder"].key.profile
+    assert {name: own[name] for name in plain} == plain
+    assert own["lora_conv_up"].largest[:2] == (16, 64)
     assert set(planned) == set(read_manifest(bundle).graphs)
 
 
@@ -136,6 +143,13 @@ def test_a_plan_is_compared_with_torch_and_found_again(bundle: Path) -> None:
     assert find(bundle) == job.path
     assert read_record(job.path.with_suffix(".json")) == record
     assert not [p for p in job.path.parent.iterdir() if p.name.startswith(".build")]
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_halves_with_low_rank_inputs_are_compiled_like_the_others(bundle: Path, half: str) -> None:
+    record = compile_job(jobs(bundle)[f"unet_{half}_lowrank"], FakeCompiler(), bundle)
+    assert record.canary_built < 1e-4
+    assert record.canary_refitted < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ pictures.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -16,6 +17,7 @@ import pytest
 
 from tessera.errors import TesseraError
 from tessera.serve import tritonserver
+from tessera.serve.cli import check_lora_path
 from tessera.serve.tritonserver import (
     NoServer,
     Ports,
@@ -26,6 +28,7 @@ from tessera.serve.tritonserver import (
     model_repository,
 )
 from tessera.serve.warmup import warm_up
+from tests.unit.test_request import MANIFEST
 
 SLOTS = 3
 
@@ -66,6 +69,20 @@ def test_without_any_server_the_ways_to_one_are_told(
 
 def test_the_model_repository_is_found() -> None:
     assert (model_repository() / "generate" / "config.pbtxt").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "rank", "sentence"),
+    [
+        ("sideways", 64, "--lora-path sideways is unknown; accepted: auto, refit, side"),
+        ("side", 0, "bundle .* has no graphs for it; build it with --lora-rank above 0"),
+    ],
+    ids=["unknown", "no graphs"],
+)
+def test_lora_paths_that_cannot_be_served(path: str, rank: int, sentence: str) -> None:
+    limits = dataclasses.replace(MANIFEST.limits, lora_rank=rank)
+    with pytest.raises(TesseraError, match=sentence):
+        check_lora_path(path, dataclasses.replace(MANIFEST, limits=limits))
 
 
 class _Triton(BaseHTTPRequestHandler):

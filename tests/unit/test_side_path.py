@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tessera.adapters.costs import FRESH_S, MEASUREMENTS, Costs, Curve, Group
@@ -196,43 +195,62 @@ def test_costs_lie_between_those_of_the_sizes_beside() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "dense", "side", "refit_ms", "cheaper"),
+    ("count", "dense", "side", "refit_ms", "full", "better"),
     [
-        (4, {2: 10, 8: 40}, 52, 1, False),  # a CPU: a batch costs what its rows cost
-        (4, {2: 10, 8: 40}, 52, 100, True),  # dear refits, as of convolutions in ONNX Runtime
-        (4, {2: 10, 8: 12}, 16, 1, True),  # a GPU: a batch costs little more than a row
-        (1, {2: 10}, 12, 0, False),
-        (1, {2: 10}, 12, 100, True),  # one set that is not in the engine
-        (4, {2: 10}, None, 1, True),  # tried
-        (4, {}, None, 1, False),  # what turns cost is measured first
-        (1, {2: 10}, None, 1, False),
+        (4, {2: 10, 8: 40}, 44, 1, False, False),  # a CPU: a batch costs what its rows cost
+        (4, {2: 10, 8: 40}, 44, 600, False, True),  # dear refits
+        (4, {2: 10, 8: 12}, 16, 1, False, True),  # a GPU: a batch costs little more than a row
+        (4, {2: 10, 8: 30}, 32, 1, False, False),  # between: turns are better for most ...
+        (4, {2: 10, 8: 30}, 32, 1, True, True),  # ... but not for those who wait for a place
+        (1, {2: 10}, 12, 0, False, False),
+        (1, {2: 10}, 12, 100, False, True),  # one set that is not in the engine
+        (4, {2: 10}, None, 1, False, True),  # tried
+        (4, {}, None, 1, False, False),  # what turns cost is measured first
+        (1, {2: 10}, None, 1, False, False),
     ],
     ids=[
-        "cpu", "dear refits", "gpu", "one set", "one set, dear refit", "untried", "nothing known",
-        "one set, untried",
+        "cpu", "dear refits", "gpu", "between", "between, full", "one set", "one set, dear refit",
+        "untried", "nothing known", "one set, untried",
     ],
 )  # fmt: skip
-def test_the_cheaper_way_is_taken(
-    count: int, dense: dict[int, float], side: float | None, refit_ms: float, cheaper: bool
+def test_the_better_way_is_taken(
+    count: int,
+    dense: dict[int, float],
+    side: float | None,
+    refit_ms: float,
+    full: bool,
+    better: bool,
 ) -> None:
     costs = measured(Costs(), dense)
     if side is not None:
         measured(costs, {2 * count: side}, (8, 1))
-    chosen = costs.side_is_cheaper(groups(count), (8, 1), refit_ms=refit_ms, quantum=20)
-    assert chosen is cheaper
+    price: dict[str, Any] = {"refit_ms": refit_ms, "quantum": 20}
+    assert costs.side_is_better(groups(count), (8, 1), full=full, **price) is better
 
 
-def test_a_refit_is_spread_over_the_steps_behind_it() -> None:
-    costs = measured(Costs(), {2: 10})
-    long = costs.turns_ms(groups(2, steps=50), refit_ms=100, quantum=20)
-    short = costs.turns_ms(groups(2, steps=4), refit_ms=100, quantum=20)
-    one_is_in = costs.turns_ms(groups(2, steps=4, active=True), refit_ms=100, quantum=20)
-    assert (long, short, one_is_in) == (30, 70, 45)
+def test_turns_are_played_out() -> None:
+    """Two sets of 30 steps, a quantum of 20, a step of 10 ms, a refit of 100 ms; the first set is
+    in: A 200, B 100 + 200, A 100 + 100, B 100 + 100.
+    """
+    ends = (700.0, 900.0)
+    for gain, better in ((0.96, False), (0.94, True)):
+        each = gain * sum(ends) / 2 / 30
+        costs = measured(measured(Costs(), {2: 10}), {4: each}, (1, 1))
+        both = groups(2, steps=30, active=True)
+        assert costs.side_is_better(both, (1, 1), refit_ms=100, quantum=20) is better
+
+
+def test_calls_of_the_side_path_shrink() -> None:
+    """One request of 10 steps and one of 30: 10 calls for both, 20 for the longer one."""
+    costs = measured(measured(Costs(), {2: 10}), {2: 12, 4: 16}, (1, 1))
+    pair = [Group(2, 10, True), Group(2, 30, False)]  # aside 160, 400; by turns 100, 400 + refit
+    for refit_ms, better in ((40, False), (100, True)):
+        found = costs.side_is_better(pair, (1, 1), refit_ms=refit_ms, quantum=100)
+        assert found is better
 
 
 def test_ranks_are_measured_apart() -> None:
     costs = measured(measured(Costs(), {2: 10}), {4: 99}, (64, 64))
-    small = costs.side_is_cheaper(groups(2), (8, 1), refit_ms=0, quantum=20)
-    large = costs.side_is_cheaper(groups(2), (64, 64), refit_ms=0, quantum=20)
+    small = costs.side_is_better(groups(2), (8, 1), refit_ms=0, quantum=20)
+    large = costs.side_is_better(groups(2), (64, 64), refit_ms=0, quantum=20)
     assert (small, large) == (True, False)
-    assert np.isclose(costs.side[64, 64].about(2) or 0, 49.5)

@@ -1,9 +1,10 @@
-"""What ticks cost, measured: by refits and turns, and by the low-rank side path.
+"""What ticks cost, measured, and when requests would be done: by refits and turns, or by the
+low-rank side path.
 
-Everybody's next step costs, if sets take turns, a call for each set and the refits between them,
-each spread over the steps that its set then keeps the engine for. By the side path it costs one
-call, with low-rank inputs. The cheaper way is taken; a call of the side path whose cost is not
-known is tried.
+By turns each set waits for those before it, and has smaller calls and refits to pay; by the side
+path everybody is done last, after as many calls as the longest request has steps. The way by which
+the requests that are here are done earlier, on the average, is taken; if others wait for their
+places, that by which the last one is. A call of the side path whose cost is not known is tried.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ KEPT = 7
 FRESH_S = 600.0
 """Older measurements are forgotten: what else a machine does changes."""
 GAIN = 0.95
-"""The side path has to cost this much less, since it makes everybody wait for each other."""
+"""The side path has to be this much better, lest noise decides."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Group:
         work: size of their call: latents of all rows.
         steps: that the longest of them still needs.
         active: whether the set is in the engine.
+        requests: how many they are.
     """
 
     work: int
     steps: int
     active: bool
+    requests: int = 1
 
 
 @dataclass
@@ -93,30 +96,67 @@ class Costs:
         curve = self.dense if ranks is None else self.side.setdefault(ranks, Curve(self.clock))
         curve.add(work, ms)
 
-    def side_is_cheaper(
-        self, groups: Sequence[Group], ranks: tuple[int, int], *, refit_ms: float, quantum: int
+    def side_is_better(
+        self,
+        groups: Sequence[Group],
+        ranks: tuple[int, int],
+        *,
+        refit_ms: float,
+        quantum: int,
+        full: bool = False,
     ) -> bool:
-        """Whether to run these groups by one call of the side path.
+        """Whether to run these groups by calls of the side path.
 
         Args:
             groups: one for each adapter set.
             ranks: of the side path's call.
             refit_ms: what it costs to put a set into the engine.
             quantum: ticks that a set keeps the engine while others wait.
+            full: whether requests may be waiting for the places of these.
         """
-        turns = self.turns_ms(groups, refit_ms=refit_ms, quantum=quantum)
-        if turns is None:
+        by_turns = self._by_turns(groups, refit_ms, quantum)
+        if by_turns is None:
             return False  # then it is measured first
         curve = self.side.get(ranks)
-        side = curve.at(sum(g.work for g in groups)) if curve else None
-        return len(groups) > 1 if side is None else side < GAIN * turns
+        if curve is None or curve.at(sum(g.work for g in groups)) is None:
+            return len(groups) > 1
+        aside = _aside(groups, curve)
+        if full:
+            return max(aside) < GAIN * max(by_turns)
+        return _mean(aside, groups) < GAIN * _mean(by_turns, groups)
 
-    def turns_ms(self, groups: Sequence[Group], *, refit_ms: float, quantum: int) -> float | None:
-        """One step of all groups by turns; `None` if no call has been measured."""
-        total = 0.0
-        for group in groups:
-            call = self.dense.about(group.work)
-            if call is None:
-                return None
-            total += call + (0 if group.active else refit_ms / min(quantum, group.steps))
-        return total
+    def _by_turns(
+        self, groups: Sequence[Group], refit_ms: float, quantum: int
+    ) -> list[float] | None:
+        """When each group would be done by turns; `None` if no call has been measured."""
+        calls = [self.dense.about(group.work) for group in groups]
+        left, done, now = [group.steps for group in groups], [0.0] * len(groups), 0.0
+        inside = [group.active for group in groups]
+        order = sorted(range(len(groups)), key=lambda i: not inside[i])
+        while any(left):
+            for index in order:
+                call, steps = calls[index], min(left[index], quantum)
+                if call is None:
+                    return None
+                if steps:
+                    now += steps * call + (0 if inside[index] else refit_ms)
+                    done[index], left[index] = now, left[index] - steps
+                    inside = [other == index for other in range(len(groups))]
+        return done
+
+
+def _aside(groups: Sequence[Group], curve: Curve) -> list[float]:
+    """When each group would be done by the side path, whose calls shrink as groups end."""
+    done, now, before = [0.0] * len(groups), 0.0, 0
+    for index in sorted(range(len(groups)), key=lambda i: groups[i].steps):
+        steps = groups[index].steps
+        work = sum(g.work for g in groups if g.steps >= steps)
+        now += (steps - before) * (curve.about(work) or 0.0)
+        done[index], before = now, steps
+    return done
+
+
+def _mean(done: Sequence[float], groups: Sequence[Group]) -> float:
+    """Over the requests."""
+    total = sum(when * g.requests for when, g in zip(done, groups, strict=True))
+    return total / sum(g.requests for g in groups)

@@ -18,13 +18,15 @@ class Paths:
 
     Args:
         setting: one of `settings.PATHS`.
+        slots: requests that can be denoised at a time.
         side: `None` if the bundle has no graphs for it.
 
     Attributes:
         costs: of ticks, as `observe` was told.
     """
 
-    def __init__(self, setting: str, side: SidePath | None) -> None:
+    def __init__(self, setting: str, side: SidePath | None, *, slots: int) -> None:
+        self._slots = slots
         self._setting, self.side = setting, None if setting == "refit" else side
         self.costs = Costs()
         self._last: tuple[object, ...] = ()
@@ -51,10 +53,14 @@ class Paths:
         if not sets or not side.ready:
             return []
         groups = [_group([r for r, s in members if s == own], own == active) for own in sets]
-        cheaper = self.costs.side_is_cheaper(
-            groups, side.ranks(sets), refit_ms=turns.refit.ms, quantum=turns.quantum
+        better = self.costs.side_is_better(
+            groups,
+            side.ranks(sets),
+            refit_ms=turns.refit.ms,
+            quantum=turns.quantum,
+            full=len(candidates) >= self._slots,
         )
-        return members if cheaper else []
+        return members if better else []
 
     def observe(self, turn: Sequence[Running], ranks: Ranks | None, ms: float) -> None:
         """Told of each tick: its requests, the ranks of the side path's call (`None` for the UNet's
@@ -69,7 +75,7 @@ class Paths:
 
 def _group(requests: Sequence[Running], active: bool) -> Group:
     steps = max(len(r.sampler.timesteps) - r.step for r in requests)
-    return Group(_work(requests), steps, active)
+    return Group(_work(requests), steps, active, len(requests))
 
 
 def _work(requests: Sequence[Running]) -> int:

@@ -47,9 +47,9 @@ class AdapterSwitch:
 
     @classmethod
     def of_bundle(
-        cls, bundle: Bundle, engines: Mapping[str, Engine], settings: AdapterSettings
+        cls, bundle: Bundle, engines: Mapping[str, Engine], settings: AdapterSettings, *, slots: int
     ) -> AdapterSwitch:
-        """For the engines of a bundle's UNet, by graph."""
+        """For the engines of a bundle's UNet, by graph; `slots` requests are denoised at a time."""
         targets = targets_of(bundle)
         patchables = patchables_of(bundle, targets, engines)
         library = Library.of_bundle(bundle.folder)
@@ -61,7 +61,7 @@ class AdapterSwitch:
             budget=settings.memory,
         )
         patcher = Patcher("unet", patchables, budget=settings.memory)
-        return cls(patcher, store, Paths(settings.path, side))
+        return cls(patcher, store, Paths(settings.path, side, slots=slots))
 
     def read_ahead(self, wanted: AdapterSet) -> None:
         """Begin to read what a request on its way will want."""

@@ -62,7 +62,7 @@ def serve(
     try:
         manifest = _checked(bundle)
         _check_engine(engine)
-        _check_lora_path(lora_path, manifest)
+        check_lora_path(lora_path, manifest)
         bundled = [f"{name}={text}" for name, text in manifest.placements.items()]
         placements = read_placements([*bundled, *(place or [])], manifest.controlnets)
         pinned = _pinned(pin or [], manifest, control_memory)
@@ -120,7 +120,12 @@ def _check_engine(kind: str) -> None:
         raise TesseraError(f"--engine {kind} is unknown; accepted: {', '.join(ENGINES)}")
 
 
-def _check_lora_path(path: str, manifest: Manifest) -> None:
+def check_lora_path(path: str, manifest: Manifest) -> None:
+    """Refuse a way of LoRAs that is unknown, or that the bundle was not built for.
+
+    Raises:
+        TesseraError: it is one of these.
+    """
     if path not in PATHS:
         raise TesseraError(f"--lora-path {path} is unknown; accepted: {', '.join(PATHS)}")
     if path == "side" and not manifest.limits.lora_rank:

@@ -56,12 +56,12 @@ class TritonPythonModel:
         self._scheduler_config = bundle.scheduler_config
         halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
         self._unet = UNet(*halves.values(), max_rows=bundle.manifest.limits.max_rows)
-        self._adapters = UNetAdapters(bundle, halves)
+        self._slots = int(json.loads(args["model_config"])["max_batch_size"])
+        self._adapters = UNetAdapters(bundle, halves, slots=self._slots)
         self._board = Board(board_path())
         self._controls = FanOut(_ask)
         self._sparse, self._planner = open_sparse(bundle, self._unet, self._controls)
         self._gauges = _gauges(self._sparse.memory.tiers) if self._sparse else {}
-        self._slots = int(json.loads(args["model_config"])["max_batch_size"])
         self._running: dict[int, Running] = {}
         self._queued_ticks: dict[int, int] = {}
         self._seen: dict[int, float] = {}

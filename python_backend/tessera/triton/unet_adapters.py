@@ -28,15 +28,16 @@ class UNetAdapters:
     Args:
         bundle: the server's.
         engines: of the UNet, by graph.
+        slots: requests that are denoised at a time.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine], *, slots: int) -> None:
         settings = AdapterSettings.from_environment()
 
         def open_switch() -> AdapterSwitch:
             from tessera.adapters.switch import AdapterSwitch  # imports diffusers' loaders: seconds
 
-            return AdapterSwitch.of_bundle(bundle, engines, settings)
+            return AdapterSwitch.of_bundle(bundle, engines, settings, slots=slots)
 
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
         self._used = False
