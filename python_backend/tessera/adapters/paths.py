@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tessera.adapters.costs import Costs, Group
@@ -29,7 +30,7 @@ class Paths:
         self._slots = slots
         self._setting, self.side = setting, None if setting == "refit" else side
         self.costs = Costs()
-        self._last: tuple[object, ...] = ()
+        self._tick, self._settled = _Tick(), False
 
     def choose(
         self, candidates: Sequence[Member], active: AdapterSet | None, turns: Turns[Any]
@@ -62,15 +63,32 @@ class Paths:
         )
         return members if better else []
 
-    def observe(self, turn: Sequence[Running], ranks: Ranks | None, ms: float) -> None:
-        """Told of each tick: its requests, the ranks of the side path's call (`None` for the UNet's
-        own engines), and how long it took. The first tick of a batch does not count: engines
-        prepare themselves for new shapes.
+    def begin(self, turn: Sequence[Running], ranks: Ranks | None) -> None:
+        """Told of each tick before it is run.
+
+        Args:
+            turn: its requests.
+            ranks: of the side path's call; `None` for the UNet's own engines.
         """
-        key = (ranks, *map(id, turn))
-        if key == self._last and not any(request.goes_sparsely for request in turn):
-            self.costs.add(_work(turn), ms, ranks=ranks)
-        self._last = key
+        other = any(request.goes_sparsely or request.guides_now for request in turn)
+        now = _Tick(tuple(map(id, turn)), ranks, 0 if other else _work(turn))
+        self._settled, self._tick = now == self._tick, now
+
+    def observe(self, ms: float) -> None:
+        """Told how long it took. The first tick of a batch does not count: engines prepare
+        themselves for new shapes.
+        """
+        if self._settled and self._tick.work:
+            self.costs.add(self._tick.work, ms, ranks=self._tick.ranks)
+
+
+@dataclass(frozen=True)
+class _Tick:
+    """Requests, ranks, and the size of their call: 0 if there is more in it than the dense UNet."""
+
+    requests: tuple[int, ...] = ()
+    ranks: Ranks | None = None
+    work: int = 0
 
 
 def _group(requests: Sequence[Running], active: bool) -> Group:

@@ -90,12 +90,13 @@ class AdapterSwitch:
             self._turn, predict = self._aside(members)
         else:
             self._turn = self._put_in(chosen, [r for r in running if wanted[id(r)] == chosen])
+        self._paths.begin(self._turn, self._ranks)
         return self._turn, predict
 
     def add_tick(self, elapsed_ms: float) -> None:
         """Tell how long the network's part of the tick took."""
         self._turns.tick.add(elapsed_ms)
-        self._paths.observe(self._turn, self._ranks, elapsed_ms)
+        self._paths.observe(elapsed_ms)
 
     def _aside(self, members: Sequence[Member]) -> tuple[list[Running], Predict]:
         """Have requests run by the side path; those whose set can be loaded, and what runs them."""
