@@ -19,14 +19,14 @@ OUTLINES = 0.8
 
 def fit(
     parameters: Sequence[torch.nn.Parameter],
-    loss: Callable[[random.Random], torch.Tensor],
+    loss: Callable[[int, random.Random], torch.Tensor],
     *,
     steps: int,
     peak_rate: float,
     seed: int,
     report: Callable[[int, str], None],
 ) -> None:
-    """Lower `loss`, which draws its own batch; the rate warms up, then falls to zero.
+    """Lower `loss`, which draws its own batch of a step; the rate warms up, then falls to zero.
 
     Both generators, torch's and the one that `loss` gets, begin anew in each step, so that what
     `report` does with them changes nothing.
@@ -37,7 +37,7 @@ def fit(
         rng = random.Random(seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = peak_rate * min((step + 1) / WARMUP, (steps - step) / steps)
-        value = loss(rng)
+        value = loss(step, rng)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -130,7 +130,7 @@ def _fit(
     for network in networks:
         network.train()
 
-    def loss(rng: random.Random) -> torch.Tensor:
+    def loss(_step: int, rng: random.Random) -> torch.Tensor:
         latents, shares, _, ids = (
             tensor.to(pipe.device) for tensor in make_batch(data, pipe.tokenizer, rng)
         )
