@@ -185,10 +185,13 @@ def test_a_sparse_edit_follows_its_controlnet(http_client: Client) -> None:
     http_client.register_template(template.image, steps=20, scheduler="euler")
     wanted: dict[str, Any] = {"seed": 4, "steps": 20, "guidance": 4.0, "scheduler": "euler"}
     where = (32, 32, 64, 64)
-    controls = [Control("edges", image=EDGES, scale=0.7, end=0.8)]
+    y, x = np.mgrid[:128, :128]
+    disc = np.where((x - 64) ** 2 + (y - 64) ** 2 < 24**2, 255, 0).astype(np.uint8)
+    shape = Image.fromarray(disc).convert("RGB")
+    controls = [Control("silhouette", image=shape, end=0.8)]
     pictures = {
         (mode, bool(use)): http_client.edit(
-            template.image, where, PROMPT, mode=mode, controls=use, **wanted
+            template.image, where, "yellow on a blue background", mode=mode, controls=use, **wanted
         )
         for mode in ("sparse", "dense")
         for use in (controls, [])

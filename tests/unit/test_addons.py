@@ -164,7 +164,7 @@ def test_loras_are_copied_and_survive_the_next_build(
     small: Make, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = small("sd15").checkpoint, tmp_path / "small"
-    monkeypatch.setattr(module, "graphs_of", lambda *_: [])
+    monkeypatch.setattr(module, "graphs_of", lambda *_, **__: [])
 
     def quiet(what: str, done: int, total: int) -> None:
         pass

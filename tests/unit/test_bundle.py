@@ -110,7 +110,7 @@ def test_a_new_bundle_takes_the_place_of_the_older(
     small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = small("sd15")
-    monkeypatch.setattr(module, "graphs_of", lambda *_: [])
+    monkeypatch.setattr(module, "graphs_of", lambda *_, **__: [])
     out = tmp_path / "small"
     out.mkdir()
     (out / "stray").touch()

@@ -65,8 +65,8 @@ def test_its_bundle_is_the_folders(
     made, file = small(variant), single(variant)
     expected = read_manifest(made.bundle)
 
-    def quick(*arguments: object) -> list[GraphSpec]:
-        return [s for s in graphs_of(*arguments) if s.name in QUICK]  # type: ignore[arg-type]
+    def quick(*arguments: object, **options: bool) -> list[GraphSpec]:
+        return [s for s in graphs_of(*arguments, **options) if s.name in QUICK]  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "graphs_of", quick)
     line = ["bundle", str(file), "-o", str(tmp_path / "bundle"), "--config", str(made.checkpoint)]
