@@ -195,7 +195,8 @@ def table(found: dict[str, Measured]) -> Table:
     shown = Table(title="mixed LoRAs, latency from the arrival")
     columns = ("--lora-path", "requests", "p50 ms", "p95 ms", "mean batch", "refits ms", "went by")
     for column in columns:
-        shown.add_column(column, justify="left" if column == columns[0] else "right")
+        side: Any = "left" if column in (columns[0], columns[-1]) else "right"
+        shown.add_column(column, justify=side, no_wrap=column == columns[0])
     for path, own in found.items():
         shown.add_row(
             path,

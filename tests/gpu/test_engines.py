@@ -22,6 +22,7 @@ from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
 from tests.conftest import Small
 
 Make = Callable[[str], Small]
+UNET = ("unet_encoder", "unet_encoder_lowrank")
 HALVES = ("encoder", "decoder")
 HALF = 2e-2
 """Largest difference of half precision from float32, in units of the largest value."""
@@ -71,7 +72,7 @@ def refit_and_back(engine: Engine, reference: GraphModule, inputs: Tensors) -> R
 def test_the_torch_engine_on_cuda(small: Make, variant: str) -> None:
     bundle = small(variant).bundle
     assert chosen_kind(bundle) == "torch"
-    for graph in (*VARIANTS[variant].text_encoders, "unet_encoder", "vae_decoder"):
+    for graph in (*VARIANTS[variant].text_encoders, *UNET, "vae_decoder"):
         source = source_of(bundle, graph)
         reference = open_module(source)
         engine = open_engine("torch", source)

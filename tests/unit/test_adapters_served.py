@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
+from tessera.adapters.settings import PATH_VARIABLE
 from tessera.bundle import Bundle
 from tests.conftest import Small
 from tests.fakes import lora
@@ -58,7 +59,8 @@ def folders(
 def sd15(
     folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Models]:
-    with models_of(folders("sd15"), tmp_path_factory.mktemp("board") / "board") as models:
+    board = tmp_path_factory.mktemp("board") / "board"
+    with models_of(folders("sd15"), board, **{PATH_VARIABLE: "refit"}) as models:
         yield models
 
 

@@ -123,7 +123,7 @@ def test_a_new_bundle_takes_the_place_of_the_older(
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **options: bool) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     checkpoint = small("sd15").checkpoint

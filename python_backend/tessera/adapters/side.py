@@ -20,13 +20,13 @@ from tessera.adapters.merge import AdapterSet
 from tessera.adapters.store import Adapter
 from tessera.adapters.targets import outline_of
 from tessera.bundle import Bundle
-from tessera.denoise import Running
+from tessera.denoise import Predict, Running
 from tessera.engines.base import Engine, EngineInfo
 from tessera.errors import TesseraError
 from tessera.lowrank import slots_of
 from tessera.manifest import LOWRANK
 from tessera.plan import AdapterUse
-from tessera.unet import Conditions, Join, UNet
+from tessera.unet import UNet
 from tessera.variants import VARIANTS
 
 SET = "lora_set"
@@ -140,15 +140,10 @@ class SidePath:
                 request.side = {SET: torch.full((request.branches,), numbers[own])}
         return [request for request, own in members if own in numbers]
 
-    def predict(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        conditions: Conditions,
-        join: Join | None = None,
-    ) -> torch.Tensor:
-        """See `UNet.predict`; `conditions` has `SET` too, as `enter` gave it to the requests."""
-        return self._unet().predict(sample, timestep, conditions, join)
+    @property
+    def predict(self) -> Predict:
+        """`UNet.predict`; its conditions have `SET` too, as `enter` gave it to the requests."""
+        return self._unet().predict
 
     def _unet(self) -> UNet:
         self.open()

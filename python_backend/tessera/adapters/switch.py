@@ -105,7 +105,7 @@ class AdapterSwitch:
         self._ranks = side.ranks(own for _, own in members)
         turn = side.enter(members)
         for request, own in members:
-            request.side_steps += request.error is None
+            request.side_steps += request.error is None and not request.goes_sparsely
             _note(request, own)
         return turn, side.predict
 
