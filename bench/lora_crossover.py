@@ -110,7 +110,7 @@ class Sides:
         self._side.enter(requests)
         numbers = torch.cat([request.side[SET] for request, _ in requests])
         rows = len(numbers)
-        self._side.predict(*self._inputs(rows), {**self._conditions(rows), SET: numbers})
+        self._side.predict(*self._inputs(rows), {**self._conditions(rows), SET: numbers}, None)
 
     def _request(self, own: AdapterSet) -> Running:
         plan = Plan(0, 0, "", 0, 20, 4.0, 128, 128, "euler", 0.0, adapters=own)
