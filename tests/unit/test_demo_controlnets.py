@@ -50,7 +50,7 @@ def test_edges_run_along_silhouettes() -> None:
 
 
 def test_the_judge_finds_everything_in_the_renderer_s_pictures() -> None:
-    scenes = held_out_scenes(40)
+    scenes = held_out_scenes(20)
     pictures = [render(scene) for scene in scenes]
     right = Judged.of(pictures, scenes)
     assert right.score.fraction == 1
@@ -116,6 +116,7 @@ def test_training_writes_folders_that_diffusers_loads(
 ) -> None:
     monkeypatch.setattr(controlnet_training, "STEPS", dict.fromkeys(CONTROLS, 2))
     for name, small in {
+        "BATCH": 2,
         "SCENES": 4,
         "JUDGED": 1,
         "SAMPLED": 1,
