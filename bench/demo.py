@@ -19,7 +19,7 @@ from rich.table import Table
 from bench.pictures import Tile, sheet
 from bench.server import DEMO_BUNDLE, ROOT, serving
 from tessera_build.demo.controls import CONTROLS
-from tessera_build.demo.scenes import Scene, describe_colours, held_out_scenes
+from tessera_build.demo.scenes import Scene, describe_shapes, held_out_scenes
 from tessera_client import Client, Control, JobStatus, Lora, Result
 
 OUT = ROOT / "out" / "demo"
@@ -70,7 +70,12 @@ def main() -> None:
     _save("generate", "Text to image: eight requests, one running batch", together, columns=4)
     _save("schedulers", "One seed, four schedulers", schedulers, columns=4)
     _save("loras", "The same requests with LoRAs: one, or two at once", loras, columns=len(LORAS))
-    _save("controls", "ControlNets: the words say colours only", controls, columns=6)
+    _save(
+        "controls",
+        "ControlNets: the words say shapes and colours, not where and how large",
+        controls,
+        columns=6,
+    )
     _save("edits", "One picture, edited inside a mask", edits, columns=4)
     alone.image.save(OUT / "first.png")
     console.print(table)
@@ -139,7 +144,7 @@ def _loras(client: Client, table: Table) -> list[Tile]:
 
 def _controls(client: Client, table: Table) -> list[Tile]:
     """Two rows: control pictures of a scene; what becomes of each, of both, and with a LoRA. The
-    words say colours only.
+    words say shapes and colours, not where and how large.
     """
     scenes = held_out_scenes(max(CONTROL_SCENES) + 1)
     chosen = [scenes[i] for i in CONTROL_SCENES]
@@ -147,17 +152,13 @@ def _controls(client: Client, table: Table) -> list[Tile]:
     began = time.perf_counter()
     with _bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
         jobs = [
-            pool.submit(
-                client.generate, describe_colours(scene), seed=4, controls=uses, loras=loras
-            )
+            pool.submit(client.generate, describe_shapes(scene), seed=4, controls=uses, loras=loras)
             for scene, _, uses, loras in wanted
         ]
         results = [job.result() for job in bar.track(jobs, description="ControlNets")]
     _row(table, "ControlNets, eight at once", results, 1e3 * (time.perf_counter() - began))
     made = [
-        Tile(
-            result.image, f"{describe_colours(scene)}, {caption}", f"{result.info.total_ms:.0f} ms"
-        )
+        Tile(result.image, f"{describe_shapes(scene)}, {caption}", f"{result.info.total_ms:.0f} ms")
         for (scene, caption, *_), result in zip(wanted, results, strict=True)
     ]
     ways, tiles = len(wanted) // len(chosen), list[Tile]()
@@ -170,11 +171,11 @@ def _controls(client: Client, table: Table) -> list[Tile]:
 def _guided(scene: Scene) -> list[tuple[str, list[Control], list[Lora]]]:
     """Ways to guide a picture to a scene."""
     one = {name: Control(name, image) for name, image in _images(scene).items()}
-    both = [Control(name, image, scale=0.6) for name, image in _images(scene).items()]
+    both = [Control(name, image, scale=0.75) for name, image in _images(scene).items()]
     alone = [(f"with {name}", [control], list[Lora]()) for name, control in one.items()]
     return [
         *alone,
-        ("with both at a scale of 0.6", both, []),
+        ("with both at a scale of 0.75", both, []),
         ("with edges and the LoRA night", [one["edges"]], [Lora("night")]),
     ]
 

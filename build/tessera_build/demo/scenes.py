@@ -114,6 +114,12 @@ def describe_colours(scene: Scene) -> str:
     return f"{' and '.join(i.colour for i in scene.items)} on {_ground_clause(scene)}"
 
 
+def describe_shapes(scene: Scene) -> str:
+    """A prompt without size and position: "a red circle and a blue star on a green background"."""
+    items = (_article(f"{item.colour} {item.shape}") for item in scene.items)
+    return f"{' and '.join(items)} on {_ground_clause(scene)}"
+
+
 def paraphrase(scene: Scene, rng: random.Random) -> str:
     """A looser prompt for training: attributes may be left out, clauses and wording vary."""
     clauses = [_loose_item_clause(i, rng) for i in scene.items]
