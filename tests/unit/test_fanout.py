@@ -5,6 +5,7 @@ requests with other ControlNets in the same call.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -206,6 +207,21 @@ def test_a_failing_controlnet_fails_the_requests_that_it_guides_only() -> None:
     (found,) = predictions([again], Models(), unet())
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     assert torch.allclose(again.latents, other.latents, atol=1e-4)
+
+
+def test_nobody_waits_for_a_process_that_has_died() -> None:
+    guided, plain, over = running(EDGES, seed=1), running(seed=2), threading.Event()
+
+    def ask(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        over.wait(60)
+        return torch.zeros(1)
+
+    began = time.monotonic()
+    tick([guided, plain], unet().predict, 1, controls=FanOut(ask, lambda name: False))
+    assert time.monotonic() - began < 30
+    over.set()
+    assert "the controlnet_edges model is being restarted" in str(guided.error)
+    assert (plain.error, plain.step) == (None, 1)
 
 
 def test_residuals_of_another_size_are_an_error_not_a_wrong_picture() -> None:

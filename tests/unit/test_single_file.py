@@ -51,7 +51,9 @@ def test_a_single_file_is_the_same_checkpoint(
         held, expected = (getattr(p, name).state_dict() for p in (pipe, made.pipe))
         assert held.keys() == expected.keys()
         assert all(torch.equal(held[key], expected[key]) for key in expected), name
-    assert np.array_equal(picture(pipe), picture(open_checkpoint(made.checkpoint)[0]))
+    pictures = [picture(p).astype(np.int16) for p in (pipe, open_checkpoint(made.checkpoint)[0])]
+    # The weights are equal to the bit; torch's kernels depend on where in memory they lie.
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 @pytest.mark.parametrize("variant", ["sd15", "sdxl"])

@@ -18,7 +18,7 @@ import torch
 from tessera import trace
 from tessera.contract import MAX_CONTROLS
 from tessera.denoise import Guide, PathLost, Running
-from tessera.errors import InternalError, TesseraError
+from tessera.errors import InternalError, TesseraError, Unavailable
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -35,6 +35,9 @@ CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES":
 the network."""
 
 WORKERS = 4 * MAX_CONTROLS
+LOOK_S = 0.25
+"""A call that takes longer is looked after: one to a process that has died would not end before its
+model is loaded again, which takes seconds that everybody in the tick would wait."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ class FanOut:
 
     Args:
         ask: calls a ControlNet's model.
+        lives: whether that ControlNet's process is there.
     """
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self, ask: Ask, lives: Callable[[str], bool] = lambda name: True) -> None:
+        self._ask, self._lives = ask, lives
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="controls")
 
     def start(self, group: Sequence[Running]) -> Join | None:
@@ -82,7 +86,7 @@ class FanOut:
             name: self._threads.submit(self._answer, name, own, _step_inputs(own))
             for name, own in places.items()
         }
-        return Join(places, asked)
+        return Join(places, asked, self._lives)
 
     def _answer(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
         """A ControlNet's residuals for all its places, in one flat tensor."""
@@ -127,9 +131,12 @@ class Join:
     """The answers to one group's calls; `add` waits for them."""
 
     def __init__(
-        self, places: Mapping[str, list[_Place]], asked: Mapping[str, Future[torch.Tensor]]
+        self,
+        places: Mapping[str, list[_Place]],
+        asked: Mapping[str, Future[torch.Tensor]],
+        lives: Callable[[str], bool],
     ) -> None:
-        self._places, self._asked = places, asked
+        self._places, self._asked, self._lives = places, asked, lives
         self._answers: dict[str, list[torch.Tensor]] | None = None
 
     @torch.inference_mode()
@@ -190,7 +197,7 @@ class Join:
             places = self._places[name]
             rows = sum(p.request.branches for p in places)
             try:
-                answers[name] = _unpack(name, future.result(), rows, shapes)
+                answers[name] = _unpack(name, self._result(name, future), rows, shapes)
             except Exception as error:
                 lost = True
                 for place in places:
@@ -203,6 +210,18 @@ class Join:
             request.control_steps += 1
         self._answers = answers
         return answers
+
+    def _result(self, name: str, asked: Future[torch.Tensor]) -> torch.Tensor:
+        """The answer, unless the process that it would come from has ended."""
+        while True:
+            try:
+                return asked.result(LOOK_S)
+            except TimeoutError:
+                if asked.done() or self._lives(name):
+                    continue
+                raise Unavailable(
+                    f"the controlnet_{name} model is being restarted; try again in a few seconds"
+                ) from None
 
     def _all(self) -> Iterator[_Place]:
         for places in self._places.values():

@@ -8,6 +8,7 @@ gave it.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from tessera.edits import Canvas, canvas_of
 from tessera.errors import Cancelled, Unavailable
 from tessera.manifest import CONTROLNET
 from tessera.plan import Plan
+from tessera.processes import model_processes
 from tessera.sampler import Sampler
 from tessera.sparse_engine import open_sparse
 from tessera.triton import pb
@@ -59,7 +61,7 @@ class TritonPythonModel:
         self._slots = int(json.loads(args["model_config"])["max_batch_size"])
         self._adapters = UNetAdapters(bundle, halves, slots=self._slots)
         self._board = Board(board_path())
-        self._controls = FanOut(_ask)
+        self._controls = FanOut(_ask, _lives)
         self._sparse, self._planner = open_sparse(bundle, self._unet, self._controls)
         self._gauges = _gauges(self._sparse.memory.tiers) if self._sparse else {}
         self._running: dict[int, Running] = {}
@@ -277,6 +279,11 @@ def _ask(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Call a ControlNet's model."""
     tensors = [pb.tensor_of(key, tensor) for key, tensor in inputs.items()]
     return pb.to_torch(pb.call(f"{CONTROLNET}{name}", tensors, ["RESIDUALS"])["RESIDUALS"])
+
+
+def _lives(name: str) -> bool:
+    """Whether a ControlNet's process is there."""
+    return f"{CONTROLNET}{name}" in model_processes(os.getppid()).values()
 
 
 def _mode(running: Running) -> str:
