@@ -1,7 +1,8 @@
 """What ControlNets cost a tick beyond their own time, on the real server.
 
 `overlap`: stand-ins of a known duration; a tick should take max(encoder half, slowest ControlNet) +
-decoder half. `transfer`: residuals of Stable Diffusion XL's true sizes between two model processes.
+decoder half. The UNet has one thread: a machine of two cores has the other one for the calls, as a
+machine with GPUs has many. `transfer`: residuals of Stable Diffusion XL's true sizes between two model processes.
 Writes `bench/results/controls.json` and a picture of one tick.
 """
 
@@ -280,6 +281,7 @@ def _plain_server(
         variables = {
             "TESSERA_BUNDLE": str(bundle),
             "TESSERA_BOARD": str(folder / "board"),
+            "TESSERA_THREADS": "1",
         }
         if traced:
             variables[trace.VARIABLE] = str(traced)
