@@ -2,8 +2,8 @@
 
 `overlap`: stand-ins of a known duration; a tick should take max(encoder half, slowest ControlNet) +
 decoder half. The UNet has one thread: a machine of two cores has the other one for the calls, as a
-machine with GPUs has many. `transfer`: residuals of Stable Diffusion XL's true sizes between two model processes.
-Writes `bench/results/controls.json` and a picture of one tick.
+machine with GPUs has many. `transfer`: residuals of Stable Diffusion XL's true sizes between two
+model processes. Writes `bench/results/controls.json` and a picture of one tick.
 """
 
 from __future__ import annotations
