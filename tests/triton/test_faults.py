@@ -54,12 +54,12 @@ def test_killing_a_controlnet(fragile: Server) -> None:
         others = [pool.submit(client.generate, "a red circle", seed=1, steps=150)]
         lost = pool.submit(client.generate, "a", job_id="guided", steps=300, controls=controls)
         wait_for_step(client, "guided", 2)
+        assert not others[0].done(), "it was over before the ControlNet was killed"
         began = time.monotonic()
         kill(fragile, "controlnet_edges")
         with pytest.raises(Unavailable, match="the controlnet_edges model is being restarted"):
             lost.result(timeout=10)
         told = time.monotonic() - began
-        assert not others[0].done(), "it was over before the ControlNet was killed"
         others.append(pool.submit(client.generate, "a red circle", seed=1, steps=150))
         for other in others:
             found = np.asarray(other.result(timeout=30).image, np.int16)
