@@ -13,9 +13,8 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,11 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.run import describe_machine
-from bench.server import DEMO_BUNDLE, ROOT, Server, free_ports
+from bench.server import DEMO_BUNDLE, ROOT, Server, plain_serving
 from tessera import networks, trace
 from tessera.controls.models import write_models
 from tessera.manifest import CONTROLNET, HINT, read_manifest, write_manifest
-from tessera.serve.tritonserver import (
-    Ports,
-    command,
-    environment,
-    find_server,
-    model_repository,
-    models_of,
-)
+from tessera.serve.tritonserver import model_repository
 from tessera.sparse.program import Program
 from tessera.sparse.tables import level_sizes
 from tessera_client import Client, Control
@@ -49,6 +41,7 @@ import matplotlib.pyplot as plt
 
 RESULTS = ROOT / "bench" / "results" / "controls.json"
 FIGURE = ROOT / "docs" / "images" / "controls_tick.png"
+LOG = ROOT / "out" / "bench-controls.log"
 STANDINS = Path(__file__).parent / "standins"
 SLEEPS = (40, 60, 80)
 STEPS, REQUESTS = 20, 6
@@ -59,6 +52,7 @@ Event = dict[str, Any]
 
 def main() -> None:
     """Measure both, print, write the report and the picture."""
+    LOG.parent.mkdir(exist_ok=True)
     overlapped, events = overlap()
     console.print(_overlap_table(overlapped))
     draw_tick(_middle_tick(events))
@@ -85,7 +79,10 @@ def overlap() -> tuple[list[dict[str, float]], list[Event]]:
         for name in sleepers:
             _stand_in(repository / f"{CONTROLNET}{name}", "sleeper", numbers=str(numbers))
         traced = Path(folder) / "trace.json"
-        with _plain_server(bundle, [model_repository(), repository], traced) as server:
+        variables = {"TESSERA_BUNDLE": str(bundle), "TESSERA_THREADS": "1"}
+        variables |= {"TESSERA_BOARD": f"{folder}/board", trace.VARIABLE: str(traced)}
+        repositories = [model_repository(), repository]
+        with plain_serving(repositories, LOG, explicit=True, **variables) as server:
             for count in track(range(len(SLEEPS) + 1), description="overlap"):
                 events = _ticks(server, traced, sleepers[:count])
                 found.append(_summary(events, SLEEPS[:count]))
@@ -184,7 +181,7 @@ def transfer() -> list[dict[str, float]]:
             for i in range(3):
                 _write_plain(repository / f"sender{i}", "sender", _SENDER, numbers=str(numbers))
             _write_plain(repository / "receiver", "receiver", _RECEIVER)
-            with _plain_server(DEMO_BUNDLE, [repository]) as server:
+            with plain_serving([repository], LOG) as server:
                 for calls in (1, 2, 3):
                     found.append(_transfers(server, shapes, rows, calls))
     return found
@@ -267,38 +264,6 @@ def _write_plain(model: Path, kind: str, config: str, **parameters: str) -> None
     (model / "1").mkdir(parents=True)
     (model / "config.pbtxt").write_text(config)
     _stand_in(model, kind, **parameters)
-
-
-@contextlib.contextmanager
-def _plain_server(
-    bundle: Path, repositories: list[Path], traced: Path | None = None
-) -> Iterator[Server]:
-    """A tritonserver without `tessera-serve`, on these repositories only."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as run_folder:
-        folder = Path(run_folder)
-        found, ports = find_server(folder), Ports(*free_ports(3))
-        load = [name for repository in repositories for name in models_of(repository)]
-        variables = {
-            "TESSERA_BUNDLE": str(bundle),
-            "TESSERA_BOARD": str(folder / "board"),
-            "TESSERA_THREADS": "1",
-        }
-        if traced:
-            variables[trace.VARIABLE] = str(traced)
-        line = command(found, repositories, ports, load=load, extra=["--log-info=false"])
-        log = ROOT / "out" / "bench-controls.log"
-        log.parent.mkdir(exist_ok=True)
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                line, env=environment(found, **variables), stdout=sink, stderr=sink
-            )
-            try:
-                server = Server(process, ports.http, ports.grpc, ports.metrics, log)
-                server.wait_ready()
-                yield server
-            finally:
-                process.terminate()
-                process.wait(60)
 
 
 def _overlap_table(found: list[dict[str, float]]) -> Table:

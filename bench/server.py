@@ -7,11 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tessera.serve.tritonserver import Ports, command, environment, find_server, models_of
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_BUNDLE = ROOT / "bundles" / "demo"
@@ -79,6 +82,42 @@ def free_ports(count: int) -> list[int]:
         for s in sockets:
             s.bind(("127.0.0.1", 0))
         return [s.getsockname()[1] for s in sockets]
+
+
+@contextlib.contextmanager
+def plain_serving(
+    repositories: Sequence[Path], log: Path, *, explicit: bool = False, **variables: str
+) -> Iterator[Server]:
+    """A tritonserver on free ports that no `tessera-serve` looks after.
+
+    Args:
+        repositories: whose models it loads, all of them.
+        log: what it prints.
+        explicit: whether models can be loaded and unloaded later.
+        variables: of its environment.
+
+    Raises:
+        RuntimeError: it does not start; the message is its log.
+    """
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        found, ports = find_server(Path(folder)), Ports(*free_ports(3))
+        load = [name for repository in repositories for name in models_of(repository)]
+        line = command(found, repositories, ports, load=load, extra=["--log-info=false"])
+        if not explicit:
+            line = [a for a in line if "model-control-mode" not in a and "load-model" not in a]
+        with (
+            log.open("wb") as sink,
+            subprocess.Popen(
+                line, env=environment(found, **variables), stdout=sink, stderr=sink
+            ) as process,
+        ):
+            server = Server(process, ports.http, ports.grpc, ports.metrics, log)
+            try:
+                server.wait_ready()
+                yield server
+            finally:
+                process.terminate()
+                process.wait(60)
 
 
 @contextlib.contextmanager

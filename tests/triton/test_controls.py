@@ -17,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.server import DEMO_CHECKPOINT, Server, free_ports, serving
+from bench.server import DEMO_CHECKPOINT, plain_serving, serving
 from tessera.contract import SCHEDULERS
 from tessera.errors import InvalidInput
 from tessera.manifest import read_manifest
-from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
+from tessera.serve.tritonserver import model_repository
 from tessera.variants import VARIANTS
 from tessera_client import Client, Control, Lora
 from tests.conftest import Small
@@ -278,26 +278,16 @@ def test_a_plain_tritonserver_serves_the_models_that_are_written_for_it(
         [sys.executable, "-m", "tessera.serve", str(bundle), f"--write-models={written}"],
         check=True,
     )
-    found = find_server(tmp_path)
-    ports = Ports(*free_ports(3))
-    line = command(found, [model_repository(), written], ports, load=[])
-    line = [a for a in line if "model-control-mode" not in a]
-    variables = environment(found, TESSERA_BUNDLE=str(bundle))
     with (
-        (tmp_path / "log").open("wb") as log,
-        subprocess.Popen(line, env=variables, stdout=log, stderr=log) as process,
+        plain_serving(
+            [model_repository(), written], tmp_path / "log", TESSERA_BUNDLE=str(bundle)
+        ) as server,
+        Client(server.http) as client,
     ):
-        try:
-            server = Server(process, ports.http, ports.grpc, ports.metrics, tmp_path / "log")
-            server.wait_ready()
-            with Client(server.http) as client:
-                controls = [Control(name, image=EDGES, end=0.6) for name in NAMES]
-                result = client.generate(PROMPT, seed=1, steps=4, controls=controls)
-                assert result.info.raw["control_ticks"] == 2
-        finally:
-            process.terminate()
-            process.wait(60)
-    for left in Path("/dev/shm").glob(f"tessera-board-*-{process.pid}-*"):
+        controls = [Control(name, image=EDGES, end=0.6) for name in NAMES]
+        result = client.generate(PROMPT, seed=1, steps=4, controls=controls)
+        assert result.info.raw["control_ticks"] == 2
+    for left in Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"):
         left.unlink()
 
 

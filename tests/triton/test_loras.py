@@ -52,6 +52,25 @@ def apart(one: Any, other: Any) -> int:
     return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
 
 
+def by_diffusers(files: Path, chosen: list[Lora]) -> Any:
+    """The same request with `load_lora_weights` and `set_adapters`."""
+    pipe = pipeline()
+    for one in chosen:
+        path = files / f"{one.name}.safetensors"
+        pipe.load_lora_weights(str(path), adapter_name=one.name)
+    weights = [
+        {"unet": c.weight, "text_encoder": c.weight if c.text_weight is None else c.text_weight}
+        for c in chosen
+    ]
+    pipe.set_adapters([c.name for c in chosen], adapter_weights=weights)
+    return pipe(
+        PROMPT,
+        num_inference_steps=OPTIONS["steps"],
+        guidance_scale=OPTIONS["guidance"],
+        generator=torch.Generator("cpu").manual_seed(5),
+    ).images[0]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "chosen",
@@ -62,21 +81,7 @@ def apart(one: Any, other: Any) -> int:
     ids=["one", "three"],
 )
 def test_pictures_equal_diffusers(http_client: Client, files: Path, chosen: list[Lora]) -> None:
-    pipe = pipeline()
-    for one in chosen:
-        path = files / f"{one.name}.safetensors"
-        pipe.load_lora_weights(str(path), adapter_name=one.name)
-    weights = [
-        {"unet": c.weight, "text_encoder": c.weight if c.text_weight is None else c.text_weight}
-        for c in chosen
-    ]
-    pipe.set_adapters([c.name for c in chosen], adapter_weights=weights)
-    expected = pipe(
-        PROMPT,
-        num_inference_steps=OPTIONS["steps"],
-        guidance_scale=OPTIONS["guidance"],
-        generator=torch.Generator("cpu").manual_seed(5),
-    ).images[0]
+    expected = by_diffusers(files, chosen)
     served = draw(http_client, *chosen).image
     assert apart(served, draw(http_client).image) > 20, "no effect would prove nothing"
     assert apart(served, expected) <= 2

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.server import Server, free_ports, serving
+from bench.server import Server, free_ports, plain_serving, serving
 from tessera.manifest import SCHEMA
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera_client import Client
@@ -91,26 +91,14 @@ def test_killed_outright_it_leaves_no_process(bundle: Path, tmp_path: Path) -> N
 
 
 def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) -> None:
-    found = find_server(tmp_path)
-    http, grpc, metrics = free_ports(3)
-    line = command(found, [model_repository()], Ports(http, grpc, metrics), load=[])
-    line = [a for a in line if "model-control-mode" not in a]
-    variables = environment(found, TESSERA_BUNDLE=str(bundle))
-    with (
-        (tmp_path / "log").open("wb") as log,
-        subprocess.Popen(line, env=variables, stdout=log, stderr=log) as process,
-    ):
-        try:
-            server = Server(process, http, grpc, metrics, tmp_path / "log")
-            server.wait_ready()
-            with Client(server.http) as client:
-                assert client.generate("a red circle", steps=2, job_id="plain").info.ticks == 2
-                assert client.status("plain").phase == "done"
-            boards = list(Path("/dev/shm").glob(f"tessera-board-*-{process.pid}-*"))
-            assert len(boards) == 1
-        finally:
-            process.terminate()
-            process.wait(60)
+    with plain_serving(
+        [model_repository()], tmp_path / "log", TESSERA_BUNDLE=str(bundle)
+    ) as server:
+        with Client(server.http) as client:
+            assert client.generate("a red circle", steps=2, job_id="plain").info.ticks == 2
+            assert client.status("plain").phase == "done"
+        boards = list(Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"))
+        assert len(boards) == 1
     boards[0].unlink()
 
 

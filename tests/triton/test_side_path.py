@@ -7,12 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.server import serving
 from tessera_client import Client, Lora
 from tests.fakes import lora
-from tests.triton.test_loras import FILES, OPTIONS, PROMPT, apart, draw, pipeline
+from tests.triton.test_loras import FILES, apart, by_diffusers, draw, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +41,7 @@ def aside(bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     ids=["one", "two"],
 )
 def test_pictures_equal_diffusers(aside: Client, folder: Path, chosen: list[Lora]) -> None:
-    pipe = pipeline()
-    for one in chosen:
-        pipe.load_lora_weights(str(folder / f"{one.name}.safetensors"), adapter_name=one.name)
-    weights = [
-        {"unet": c.weight, "text_encoder": c.weight if c.text_weight is None else c.text_weight}
-        for c in chosen
-    ]
-    pipe.set_adapters([c.name for c in chosen], adapter_weights=weights)
-    expected = pipe(
-        PROMPT,
-        num_inference_steps=OPTIONS["steps"],
-        guidance_scale=OPTIONS["guidance"],
-        generator=torch.Generator("cpu").manual_seed(5),
-    ).images[0]
+    expected = by_diffusers(folder, chosen)
     served = draw(aside, *chosen)
     assert served.info.raw["lora_path"] == "side"
     assert apart(served.image, draw(aside).image) > 20, "no effect would prove nothing"

@@ -135,6 +135,6 @@ def test_training_writes_folders_that_diffusers_loads(
     assert (tmp_path / "work/controlnets/controlnets.png").exists()
     assert not (tmp_path / "loras").exists()
 
-    monkeypatch.delattr(controlnet_training, "_train")  # what is there is not trained again
+    monkeypatch.delattr(controlnet_training, "_Training")  # what is there is not trained again
     again = CliRunner().invoke(app, line, catch_exceptions=False)
     assert again.exit_code == 0

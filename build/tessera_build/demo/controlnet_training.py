@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,8 @@ def train_controlnets(
             folder = work / name
             if not folder.exists():
                 data = data or _latents(pipe, seed, bars)
-                _save(_train(pipe, name, data, work, seed=seed, bars=bars), folder)
+                torch.manual_seed(seed)
+                _save(_Training(pipe, name, data, work, bars).run(seed=seed), folder)
             shutil.copytree(folder, out / name, dirs_exist_ok=True)
             pictures = _pictures(pipe, _load(folder, pipe.device), name, scenes)
             rows += _rows(pictures, name, scenes)
@@ -102,58 +103,63 @@ def _latents(pipe: StableDiffusionPipeline, seed: int, bars: StageBars) -> Laten
     )
 
 
-def _train(
-    pipe: StableDiffusionPipeline,
-    name: str,
-    data: LatentSet,
-    work: Path,
-    *,
-    seed: int,
-    bars: StageBars,
-) -> ControlNetModel:
-    """One ControlNet; sheets of the first unseen scenes show how it comes along."""
-    torch.manual_seed(seed)
-    controlnet = new_controlnet(pipe.unet).to(pipe.device).train()
-    filled, controls = (
-        np.stack([CONTROLS[kind](scene)[:, :, 0] for scene in data.scenes])
-        for kind in ("silhouette", name)
-    )
-    schedule = noise_schedule()
-    bar = bars.stage(name, STEPS[name])
+class _Training:
+    """One ControlNet beside the frozen pipeline; sheets of the first unseen scenes show how it
+    comes along.
+    """
 
-    def loss(step: int, rng: random.Random) -> torch.Tensor:
+    def __init__(
+        self, pipe: StableDiffusionPipeline, name: str, data: LatentSet, work: Path, bars: StageBars
+    ) -> None:
+        self._pipe, self._name, self._data = pipe, name, data
+        self._work, self._bars = work, bars
+        self._schedule = noise_schedule()
+        self._bar = bars.stage(name, STEPS[name])
+        self._filled, self._controls = (
+            np.stack([CONTROLS[kind](scene)[:, :, 0] for scene in data.scenes])
+            for kind in ("silhouette", name)
+        )
+        self._controlnet = new_controlnet(pipe.unet).to(pipe.device).train()
+
+    def run(self, *, seed: int) -> ControlNetModel:
+        """The trained network."""
+        fit(
+            list(self._controlnet.parameters()),
+            self._loss,
+            steps=STEPS[self._name],
+            peak_rate=PEAK_RATE,
+            seed=seed,
+            report=self._report,
+        )
+        return self._controlnet
+
+    def _loss(self, step: int, rng: random.Random) -> torch.Tensor:
+        """Of a batch that `rng` draws."""
+        pipe, data = self._pipe, self._data
         picks = [rng.randrange(len(data.scenes)) for _ in range(BATCH)]
         ids = tokenize(pipe.tokenizer, [_prompt(data.scenes[i], rng) for i in picks])
-        shown = filled if step < FILLED_FIRST else controls
+        shown = self._filled if step < FILLED_FIRST else self._controls
         pictures = torch.from_numpy(shown[picks]).to(pipe.device)[:, None] / 255
         error = velocity_errors(
-            _controlled(pipe.unet, controlnet, pictures.expand(-1, 3, -1, -1)),
+            partial(_controlled, pipe.unet, self._controlnet, pictures.expand(-1, 3, -1, -1)),
             pipe.text_encoder,
-            schedule,
+            self._schedule,
             data.latents[picks].float().to(pipe.device),
             ids.to(pipe.device),
         )
         return weighted(error, data.shares[picks].float().to(pipe.device))
 
-    def report(done: int, note: str) -> None:
-        bar(done, note)
-        if done % SAMPLE_EVERY == 0 and done < STEPS[name]:
-            scenes = held_out_scenes(SAMPLED)
-            pictures = _pictures(pipe, controlnet.eval(), name, scenes)
-            controlnet.train()
-            sheet = contact_sheet(_rows(pictures, name, scenes), columns=SAMPLED)
-            sheet.save(work / f"{name}-{done:05}.png")
-            bars.say(f"{name}, step {done}: {Judged.of(pictures, scenes)}")
-
-    fit(
-        list(controlnet.parameters()),
-        loss,
-        steps=STEPS[name],
-        peak_rate=PEAK_RATE,
-        seed=seed,
-        report=report,
-    )
-    return controlnet
+    def _report(self, done: int, note: str) -> None:
+        """Moves the bar; now and then a sheet and the judge's figures."""
+        self._bar(done, note)
+        if done % SAMPLE_EVERY or done == STEPS[self._name]:
+            return
+        scenes = held_out_scenes(SAMPLED)
+        pictures = _pictures(self._pipe, self._controlnet.eval(), self._name, scenes)
+        self._controlnet.train()
+        sheet = contact_sheet(_rows(pictures, self._name, scenes), columns=SAMPLED)
+        sheet.save(self._work / f"{self._name}-{done:05}.png")
+        self._bars.say(f"{self._name}, step {done}: {Judged.of(pictures, scenes)}")
 
 
 def _prompt(scene: Scene, rng: random.Random) -> str:
@@ -166,25 +172,24 @@ def _prompt(scene: Scene, rng: random.Random) -> str:
 
 
 def _controlled(
-    unet: UNet2DConditionModel, controlnet: ControlNetModel, pictures: torch.Tensor
-) -> Callable[..., UNet2DConditionOutput]:
+    unet: UNet2DConditionModel,
+    controlnet: ControlNetModel,
+    pictures: torch.Tensor,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    text: torch.Tensor,
+) -> UNet2DConditionOutput:
     """The UNet with a ControlNet's residuals of control pictures (batch, 3, 128, 128) in 0..1."""
-
-    def call(
-        noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor
-    ) -> UNet2DConditionOutput:
-        down, mid = controlnet(noisy, timesteps, text, pictures, return_dict=False)
-        output = unet(
-            noisy,
-            timesteps,
-            text,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-        )
-        assert isinstance(output, UNet2DConditionOutput)
-        return output
-
-    return call
+    down, mid = controlnet(noisy, timesteps, text, pictures, return_dict=False)
+    output = unet(
+        noisy,
+        timesteps,
+        text,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+    )
+    assert isinstance(output, UNet2DConditionOutput)
+    return output
 
 
 def _pictures(

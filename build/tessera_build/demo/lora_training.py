@@ -10,11 +10,12 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
 
@@ -126,20 +127,26 @@ def _fit(
     report: Callable[[int, str], None],
 ) -> None:
     networks = (pipe.unet, pipe.text_encoder)
-    schedule = noise_schedule()
     for network in networks:
         network.train()
-
-    def loss(_step: int, rng: random.Random) -> torch.Tensor:
-        latents, shares, _, ids = (
-            tensor.to(pipe.device) for tensor in make_batch(data, pipe.tokenizer, rng)
-        )
-        return weighted(
-            velocity_errors(pipe.unet, pipe.text_encoder, schedule, latents, ids), shares
-        )
-
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    loss = partial(_loss, pipe, data, noise_schedule())
     fit(parameters, loss, steps=STEPS, peak_rate=PEAK_RATE, seed=seed, report=report)
+
+
+def _loss(
+    pipe: StableDiffusionPipeline,
+    data: LatentSet,
+    schedule: DDPMScheduler,
+    _step: int,
+    rng: random.Random,
+) -> torch.Tensor:
+    """Of a batch that `rng` draws."""
+    latents, shares, _, ids = (
+        tensor.to(pipe.device) for tensor in make_batch(data, pipe.tokenizer, rng)
+    )
+    errors = velocity_errors(pipe.unet, pipe.text_encoder, schedule, latents, ids)
+    return weighted(errors, shares)
 
 
 def _state(pipe: StableDiffusionPipeline, recipe: LoraRecipe) -> dict[str, torch.Tensor]:
