@@ -4,7 +4,7 @@ checkpoint as a diffusers folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ QUICK = ("text_encoder", "text_encoder_2", "vae_decoder")
 """Graphs that are exported again here; that the others are the same follows from their weights."""
 
 
+@pytest.fixture(autouse=True)
+def several_threads() -> Iterator[None]:
+    """Tests of Triton models leave torch with one thread; there its sums depend on where weights lie
+    in memory, which differs between a file and a folder: a byte of the picture, by one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def single(small: Make, tmp_path: Path) -> Callable[[str], Path]:
     def make(variant: str) -> Path:
@@ -51,9 +62,7 @@ def test_a_single_file_is_the_same_checkpoint(
         held, expected = (getattr(p, name).state_dict() for p in (pipe, made.pipe))
         assert held.keys() == expected.keys()
         assert all(torch.equal(held[key], expected[key]) for key in expected), name
-    pictures = [picture(p).astype(np.int16) for p in (pipe, open_checkpoint(made.checkpoint)[0])]
-    # The weights are equal to the bit; torch's kernels depend on where in memory they lie.
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert np.array_equal(picture(pipe), picture(open_checkpoint(made.checkpoint)[0]))
 
 
 @pytest.mark.parametrize("variant", ["sd15", "sdxl"])
