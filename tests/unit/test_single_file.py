@@ -33,8 +33,8 @@ QUICK = ("text_encoder", "text_encoder_2", "vae_decoder")
 
 @pytest.fixture(autouse=True)
 def several_threads() -> Iterator[None]:
-    """Tests of Triton models leave torch with one thread; there its sums depend on where weights lie
-    in memory, which differs between a file and a folder: a byte of the picture, by one.
+    """Tests of Triton models leave torch with one thread. Then its sums depend on where weights
+    lie in memory, which differs between a file and a folder: a byte of the picture, by one.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(2)
