@@ -42,7 +42,6 @@ import matplotlib.pyplot as plt
 RESULTS = ROOT / "bench" / "results" / "controls.json"
 FIGURE = ROOT / "docs" / "images" / "controls_tick.png"
 LOG = ROOT / "out" / "bench-controls.log"
-STANDINS = Path(__file__).parent / "standins"
 SLEEPS = (40, 60, 80)
 STEPS, REQUESTS = 20, 6
 console = Console(highlight=False)

@@ -44,7 +44,7 @@ from tessera.sampler import Sampler
 from tessera.unet import UNet
 
 SETS = (1, 2, 4, 8)
-RANKS = (4, 8, 16, 32)
+RANKS = (4, 8, 16, 32, 64)
 KINDS_OF_LORA = {"linear": LINEAR, "linear and 3x3": (*LINEAR, *CONVOLUTIONS)}
 RESULTS = ROOT / "bench" / "results" / "lora_crossover.json"
 FOLDER = ROOT / "out" / "bench-crossover"

@@ -3,8 +3,10 @@
     python -m bench.lora_switch --config sd15 --rank 32 [--threads 2] [--rounds 3]
 
 The UNet has a published configuration and random float32 weights, the file changes all of its
-linear layers. Each side runs in a process of its own, since both need the memory. Tessera's engines
-are of the torch kind; what it restores from, the checkpoint's weights, lies in a mapped file.
+linear layers. Each side runs in a process of its own, since both need the memory (SDXL: 12 GB, and
+as much for the mapped checkpoint; 9 GB more to keep a set's merged weights, which is left out where
+they are not free). Tessera's engines are of the torch kind; what it restores from, the checkpoint's
+weights, lies in a mapped file. Writes `bench/results/lora_switch_CONFIG.json`.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bench.run import describe_machine
+from bench.server import ROOT
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patchable, Patcher
 from tessera.adapters.store import Adapter, Store
@@ -51,7 +56,7 @@ class Setting:
 
 
 def main() -> None:
-    """Measure and print one JSON object: median milliseconds and ratios."""
+    """Measure, print and write one JSON object: median milliseconds and ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", choices=CONFIGS, default="sd15")
     parser.add_argument("--rank", type=int, default=32)
@@ -64,8 +69,12 @@ def main() -> None:
     found = {name: {k: round(median(v), 1) for k, v in t.items()} for name, t in sides.items()}
     ours, theirs = found["tessera"], found["diffusers"]
     switch = theirs["load"] + theirs["unfuse"]
-    found["ratio"] = {k: round(switch / ours[k], 1) for k in ("cold", "warm", "kept")}
-    print(json.dumps({"config": chosen.config, "rank": chosen.rank, **found}, indent=1))
+    found["ratio"] = {k: round(switch / ours[k], 1) for k in ("cold", "warm", "kept") if k in ours}
+    settings = {k: v for k, v in vars(chosen).items() if k != "threads"}
+    machine = describe_machine(chosen.threads)
+    report = json.dumps({**settings, "machine": machine, **found}, indent=1)
+    print(report)
+    (ROOT / "bench" / "results" / f"lora_switch_{chosen.config}.json").write_text(report + "\n")
 
 
 def prepare(setting: Setting) -> Times:
@@ -102,7 +111,7 @@ def tessera(setting: Setting) -> Times:
         library = Library([setting.folder])
         return Store(library, targets, parts=["unet"], budget=2 * 10**9)
 
-    times: Times = {"parse": [], "cold": [], "warm": [], "kept": [], "restore": []}
+    times: Times = {"parse": [], "cold": [], "warm": [], "restore": []}
     warm = Patcher("unet", patchables, budget=0, threads=setting.threads)
     parsed = new_store()
     sets = {n: (AdapterUse(n, parsed.load(n).digest, 0.8),) for n in NAMES}
@@ -119,13 +128,15 @@ def tessera(setting: Setting) -> Times:
                 _switch(warm, sets[name], parsed)
         with _clock(times["restore"]):
             _switch(warm, BASE, parsed)
-    kept = Patcher("unet", patchables, budget=2**40, threads=setting.threads)
-    for _ in range(setting.rounds):
-        for name in NAMES:
-            _switch(kept, sets[name], parsed)
+    merged = sum(base[name].nbytes for name in _touched(parsed))
+    if psutil.virtual_memory().available > 1.2 * merged:
+        kept = Patcher("unet", patchables, budget=merged, threads=setting.threads)
+        _switch(kept, sets["b"], parsed)
+        times["kept"] = []
+        for _ in range(setting.rounds):
             _switch(kept, BASE, parsed)
             with _clock(times["kept"]):
-                _switch(kept, sets[name], parsed)
+                _switch(kept, sets["b"], parsed)
     assert all(torch.equal(p, base[n]) == (n not in _touched(parsed)) for n, p in _some(unet))
     return times
 

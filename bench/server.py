@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tessera.serve.tritonserver import Ports, command, environment, find_server, models_of
+from tessera_client.client import NEEDED_MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_BUNDLE = ROOT / "bundles" / "demo"
@@ -51,13 +52,15 @@ class Server:
         except OSError:
             return False
 
-    def wait_ready(self, seconds: float = _STARTS_WITHIN_S) -> None:
-        """Wait until the server says that it is ready.
+    def wait_ready(
+        self, seconds: float = _STARTS_WITHIN_S, models: Sequence[str] = NEEDED_MODELS
+    ) -> None:
+        """Wait until the models say that they are ready.
 
         Raises:
-            RuntimeError: it has ended, or is not ready in time; the message is its log.
+            RuntimeError: it has ended, or one is not ready in time; the message is its log.
         """
-        self._wait(self.ready, seconds)
+        self._wait(lambda: all(map(self.ready, models)), seconds)
 
     def wait_started(self, seconds: float = _STARTS_WITHIN_S) -> None:
         """Wait until `tessera-serve` says that it is ready, its first pictures made.
@@ -113,7 +116,7 @@ def plain_serving(
         ):
             server = Server(process, ports.http, ports.grpc, ports.metrics, log)
             try:
-                server.wait_ready()
+                server.wait_ready(models=load)
                 yield server
             finally:
                 process.terminate()

@@ -19,6 +19,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Nothing is kept between calls but threads."""
+        torch.set_num_threads(1)
         self._threads = ThreadPoolExecutor(4)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:

@@ -17,6 +17,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Make the residuals."""
+        torch.set_num_threads(1)
         config = json.loads(args["model_config"])
         self._residuals = torch.randn(int(config["parameters"]["numbers"]["string_value"]))
 

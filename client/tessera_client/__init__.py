@@ -1,13 +1,12 @@
 """Python client for a Tessera server.
 
-from tessera_client import Client
+>>> from tessera_client import Client
+>>> with Client("http://localhost:8000") as client:
+...     result = client.generate("a large red circle at the left on a blue background", seed=7)
+>>> result.image.save("out.png")
 
-with Client("http://localhost:8000") as client:     client.generate("a large red circle at the left
-on a blue background", seed=7).image.save("out.png")
-
-`Client` and `AsyncClient` speak HTTP (`
-http://`)
-and gRPC (`grpc://`). Importing this needs neither torch nor tensorrt.
+`Client` and `AsyncClient` speak HTTP and gRPC (`grpc://localhost:8001`). Importing this needs
+neither torch nor tensorrt.
 """
 
 from tessera.errors import (

@@ -22,6 +22,7 @@ from tessera_client.terminal import (
     LOCAL,
     AsJson,
     Guidance,
+    JobId,
     NegativePrompt,
     Scheduler,
     Steps,
@@ -58,6 +59,7 @@ def generate(
     lora_policy: LoraPolicy = None,
     control: Controls = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many pictures.")] = 1,
+    job_id: JobId = None,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
@@ -81,14 +83,15 @@ def generate(
                 turn = options.copy()
                 if seed is not None:
                     turn["seed"] = seed + number
-                _generate_one(client, prompt, path, turn, as_json)
+                job = f"{job_id}-{number + 1}" if job_id and n > 1 else job_id
+                _generate_one(client, prompt, path, turn, job, as_json)
     except (TesseraError, ValueError, OSError, KeyboardInterrupt) as error:
         fail(error)
 
 
 @app.command()
 def jobs(
-    job_id: Annotated[str, typer.Argument(help="The job's id (see `tessera generate --json`).")],
+    job_id: Annotated[str, typer.Argument(help="The job's id: --job-id, or what the bar shows.")],
     cancel: Annotated[bool, typer.Option("--cancel", help="End the job.")] = False,
     url: Url = LOCAL,
     as_json: AsJson = False,
@@ -133,11 +136,17 @@ def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
 
 
 def _generate_one(
-    client: Client, prompt: str, path: Path, options: GenerateOptions, as_json: bool
+    client: Client,
+    prompt: str,
+    path: Path,
+    options: GenerateOptions,
+    job_id: str | None,
+    as_json: bool,
 ) -> None:
     result = with_progress(
         lambda job, show: client.generate(prompt, job_id=job, on_progress=show, **options),
         options.get("steps"),
+        job_id,
     )
     save(result, path, as_json)
 

@@ -20,6 +20,7 @@ from tessera_client.terminal import (
     LOCAL,
     AsJson,
     Guidance,
+    JobId,
     NegativePrompt,
     Scheduler,
     Steps,
@@ -42,7 +43,9 @@ def edit(
     rect: Annotated[
         str | None, typer.Option(help="Rectangle to edit instead of a mask: x,y,width,height.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path("out.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path(
+        "edited.png"
+    ),
     sheet: Annotated[
         Path | None, typer.Option(help="Also write before, mask and after side by side.")
     ] = None,
@@ -58,6 +61,7 @@ def edit(
     lora: Loras = None,
     lora_policy: LoraPolicy = None,
     control: Controls = None,
+    job_id: JobId = None,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
@@ -85,6 +89,7 @@ def edit(
                     picture, where, prompt, job_id=job, on_progress=show, **options
                 ),
                 None,
+                job_id,
             )
         save(result, out, as_json)
         if sheet:

@@ -28,15 +28,23 @@ NegativePrompt = Annotated[str | None, typer.Option("--negative", help="What not
 Steps = Annotated[int | None, typer.Option(help="Denoising steps; of an edit, at full strength.")]
 Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
 Scheduler = Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")]
+JobId = Annotated[
+    str | None, typer.Option(help="Name of the job, for `tessera jobs`; else one is made up.")
+]
 LOCAL = "http://localhost:8000"
 
 
 def with_progress(
-    ask: Callable[[str, Callable[[JobStatus], None]], Result], steps: int | None
+    ask: Callable[[str, Callable[[JobStatus], None]], Result],
+    steps: int | None,
+    job_id: str | None,
 ) -> Result:
-    """The answer of `ask(job id, what to call with news)`, with a bar until it comes."""
+    """The answer of `ask(job id, what to call with news)`, with a bar until it comes; `steps` and
+    the id if they are known.
+    """
+    job = job_id or uuid.uuid4().hex
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn(f"{job} {{task.description:<10}}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -47,7 +55,7 @@ def with_progress(
         def show(status: JobStatus) -> None:
             bar.update(task, description=status.phase, completed=status.step, total=status.total)
 
-        return ask(uuid.uuid4().hex, show)
+        return ask(job, show)
 
 
 def save(result: Result, path: Path, as_json: bool) -> None:

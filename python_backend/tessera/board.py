@@ -30,7 +30,6 @@ from tessera.errors import InvalidInput, Unavailable, UnknownJob
 
 CAPACITY = 1024
 _SHARED = Path("/dev/shm")
-_CONTROLS = ".controls"
 ARRIVES_WITHIN_S = 5.0
 ABANDONED_S = 900.0
 """A running job that nothing has touched for this long has vanished: its row may be reused."""
@@ -99,7 +98,12 @@ def board_path() -> Path:
 
 def control_table_path() -> Path:
     """Where this server's processes keep which ControlNets are loaded: beside the board."""
-    return Path(f"{board_path()}{_CONTROLS}")
+    return Path(f"{board_path()}.controls")
+
+
+def costs_path() -> Path:
+    """Where this server keeps what it has measured of its steps: beside the board."""
+    return Path(f"{board_path()}.costs")
 
 
 def sweep_boards() -> None:
@@ -107,7 +111,7 @@ def sweep_boards() -> None:
     beside them.
     """
     for path in _SHARED.glob(f"tessera-board-{_namespace()}-*"):
-        _, _, _, server, started = path.name.removesuffix(_CONTROLS).split("-")
+        _, _, _, server, started = path.name.partition(".")[0].split("-")
         if _start_time(int(server)) != started:
             path.unlink(missing_ok=True)
 

@@ -73,7 +73,7 @@ EDIT = ModelSpec(
 )
 JOBS = ModelSpec(
     inputs=(TensorSpec("ACTION", "BYTES", (1,)), TensorSpec("JOB_ID", "BYTES", (1,))),
-    outputs=(TensorSpec("RESULT", "BYTES", (1,)), TensorSpec("PREVIEW", "UINT8", (-1, -1, 3))),
+    outputs=(TensorSpec("RESULT", "BYTES", (1,)),),
 )
 TEMPLATES = ModelSpec(
     inputs=(
@@ -114,7 +114,6 @@ Each is `cls.from_config(the bundle's scheduler config, **settings)`.
 MAX_PROMPT = 2000
 """Characters in PROMPT and NEGATIVE_PROMPT."""
 
-MAX_STEPS = 1000
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 SIZE_STEP = 8

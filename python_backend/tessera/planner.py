@@ -71,18 +71,6 @@ def optimum(steps: Sequence[Step]) -> Kinds:
     return min(front, key=lambda entry: entry[1])[2]
 
 
-def duration(steps: Sequence[Step], kinds: Kinds) -> float:
-    """Milliseconds until the last step ends if the steps are of these kinds."""
-    read = end = 0.0
-    for step, sparse in zip(steps, kinds, strict=True):
-        if sparse:
-            read += step.load
-            end = max(read, end) + step.sparse
-        else:
-            end += step.dense
-    return end
-
-
 def _pareto(entries: list[tuple[float, float, Kinds]]) -> list[tuple[float, float, Kinds]]:
     """Those that no other beats in both numbers, by ascending first number."""
     entries.sort(key=lambda entry: entry[:2])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tessera import networks
-from tessera.board import board_path
+from tessera.board import costs_path
 from tessera.bundle import Bundle
 from tessera.controls.fanout import FanOut
 from tessera.edit_request import can_be_sparse
@@ -61,8 +61,7 @@ def open_sparse(
         controls=controls,
     )
     bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
-    costs = settings.folder / f"costs-{board_path().name}.json"
-    return steps, _remembered(costs, lambda: _planner(bench, manifest))
+    return steps, _remembered(costs_path(), lambda: _planner(bench, manifest))
 
 
 def _memory(settings: TemplateSettings, device: str) -> Memory:
@@ -75,14 +74,11 @@ def _memory(settings: TemplateSettings, device: str) -> Memory:
 
 def _remembered(costs: Path, measured: Callable[[], Planner]) -> Planner:
     """What this server has measured before: a process that replaces a killed one has no time for
-    it. Other servers' files are removed.
+    it.
     """
     if costs.exists():
         return Planner.from_json(costs.read_text())
     planner = measured()
-    for other in costs.parent.glob("costs-*.json"):
-        other.unlink(missing_ok=True)
-    costs.parent.mkdir(parents=True, exist_ok=True)
     written = costs.with_suffix(".partial")
     written.write_text(planner.to_json())
     written.replace(costs)

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,12 +230,21 @@ def test_residency(bundle: Path, tmp_path: Path) -> None:
         def loaded() -> list[bool]:
             return [server.ready(f"controlnet_{name}") for name in NAMES]
 
+        def always_ready(drawing: Future[Any]) -> bool:
+            while not drawing.done():
+                if not server.ready():
+                    return False
+            return True
+
         assert loaded() == [False, False]
         first = draw(edges)
         assert loaded() == [True, False]
         assert first.info.raw["control_load_ms"] > 100
         assert draw(edges).info.raw["control_load_ms"] < 50
-        draw(silhouette)
+        with ThreadPoolExecutor(1) as pool:
+            drawing = pool.submit(draw, silhouette)
+            assert always_ready(drawing), "a load balancer would have taken the server away"
+            assert drawing.result().info.raw["control_load_ms"] > 100
         assert loaded() == [False, True]
         again = draw(edges)
         assert again.image.tobytes() == first.image.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,9 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tritonclient.grpc as grpc
+import tritonclient.http as http
+from tritonclient.utils import InferenceServerException
 
 from bench.server import Server, free_ports, plain_serving, serving
 from tessera.manifest import SCHEMA
+from tessera.processes import model_processes
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera_client import Client
 
@@ -117,9 +122,27 @@ def test_without_a_bundle_the_log_says_what_to_set(tmp_path: Path) -> None:
     ).read_text(errors="replace")
 
 
-def test_threads_reach_the_engines(bundle: Path, tmp_path: Path) -> None:
-    with serving(bundle, tmp_path / "log", "--threads=1") as server:
+def test_threads_and_address_reach_the_server_and_models_are_its_own(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Only `tessera-serve` may load and unload models: a model may be any code."""
+    log = tmp_path / "log"
+    with serving(bundle, log, "--threads=1", "--host=127.0.0.2") as server:
         (triton,) = psutil.Process(server.process.pid).children()
         assert triton.environ()["TESSERA_THREADS"] == "1"
-        time.sleep(0)
+        assert not server.ready(), "it listens at other addresses, too"
+        for protocol, port in ((http, server.http_port), (grpc, server.grpc_port)):
+            with contextlib.closing(protocol.InferenceServerClient(f"127.0.0.2:{port}")) as client:
+                for change in (client.unload_model, client.load_model):
+                    with pytest.raises(InferenceServerException, match="restricted"):
+                        change("jobs")
+                assert client.is_model_ready("jobs")
+        victim = next(p for p, m in model_processes(triton.pid).items() if m == "jobs")
+        os.kill(victim, signal.SIGKILL)
+        end = time.monotonic() + 30
+        while "model jobs is back after" not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.05)
+        with Client(f"http://127.0.0.2:{server.http_port}") as client:
+            assert client.generate("a", steps=1, job_id="after").info.ticks == 1
+            assert client.status("after").phase == "done"
     assert os.environ.get("TESSERA_THREADS") is None

@@ -16,7 +16,6 @@ from tessera import contract
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = ROOT / "model_repository"
 MODELS = sorted(p.name for p in REPOSITORY.iterdir())
-TYPES = {"TYPE_STRING": "BYTES", "TYPE_FP32": "FP32"}
 
 
 def config(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -10,10 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.planner import Kinds, Line, Planner, Size, Step, duration, measure, optimum
+from tessera.planner import Kinds, Line, Planner, Size, Step, measure, optimum
 
 TIMES = st.floats(0, 10)
 STEPS = st.lists(st.builds(Step, TIMES, TIMES, TIMES), min_size=1, max_size=8)
+
+
+def duration(steps: Sequence[Step], kinds: Kinds) -> float:
+    """Milliseconds until the last step ends if the steps are of these kinds."""
+    read = end = 0.0
+    for step, sparse in zip(steps, kinds, strict=True):
+        if sparse:
+            read += step.load
+            end = max(read, end) + step.sparse
+        else:
+            end += step.dense
+    return end
 
 
 def prefers_sparse(planner: Planner, size: Size, active: int) -> bool:

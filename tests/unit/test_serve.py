@@ -8,16 +8,20 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tessera.engines.registry import KINDS
 from tessera.errors import TesseraError
 from tessera.serve import tritonserver
-from tessera.serve.cli import check_lora_path
+from tessera.serve.cli import ENGINES, check_lora_path
+from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
     NoServer,
     Ports,
@@ -26,6 +30,7 @@ from tessera.serve.tritonserver import (
     environment,
     find_server,
     model_repository,
+    url_of,
 )
 from tessera.serve.warmup import warm_up
 from tests.unit.test_request import MANIFEST
@@ -43,6 +48,19 @@ def test_the_command_line_has_what_was_asked_for() -> None:
     assert {"--grpc-port=2", "--metrics-port=3", "--http-address=::1"} <= set(line)
     assert {"--model-control-mode=explicit", "--backend-directory=/backends"} <= set(line)
     assert line[-1] == "--x=1"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:1"),
+        ("10.0.0.5", "http://10.0.0.5:1"),
+        ("::", "http://[::1]:1"),
+        ("fe80::1", "http://[fe80::1]:1"),
+    ],
+)
+def test_a_server_is_asked_at_the_address_that_it_listens_on(host: str, url: str) -> None:
+    assert url_of(host, 1) == url
 
 
 def test_the_environment_lets_model_processes_find_this_python() -> None:
@@ -65,6 +83,10 @@ def test_without_any_server_the_ways_to_one_are_told(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NoServer, match=r"pip install nvidia-pytriton"):
         find_server(tmp_path)
+
+
+def test_the_engines_to_choose_from_are_those_there_are() -> None:
+    assert set(ENGINES) == set(KINDS)
 
 
 def test_the_model_repository_is_found() -> None:
@@ -90,11 +112,15 @@ class _Triton(BaseHTTPRequestHandler):
 
     answer = (200, b"{}")
     bodies: list[dict[str, object]]
+    paths: list[str]
+    keys: list[str | None]
 
     def do_GET(self) -> None:
         self._send(200, json.dumps({"instance_group": [{"count": SLOTS}]}).encode())
 
     def do_POST(self) -> None:
+        self.paths.append(self.path)
+        self.keys.append(self.headers["key"])
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self._send(*self.answer)
 
@@ -110,7 +136,7 @@ class _Triton(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def triton() -> Iterator[tuple[int, type[_Triton]]]:
-    handler = type("Handler", (_Triton,), {"bodies": []})
+    handler = type("Handler", (_Triton,), {"bodies": [], "paths": [], "keys": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port, handler
@@ -119,7 +145,7 @@ def triton() -> Iterator[tuple[int, type[_Triton]]]:
 
 def test_every_slot_makes_first_pictures(triton: tuple[int, type[_Triton]]) -> None:
     port, handler = triton
-    warm_up(port, 64)
+    warm_up(f"http://127.0.0.1:{port}", 64)
     assert len(handler.bodies) == 2 * SLOTS
     inputs = {i["name"]: i["data"] for i in handler.bodies[0]["inputs"]}  # type: ignore[attr-defined]
     assert inputs["WIDTH"] == inputs["HEIGHT"] == [64]
@@ -129,9 +155,36 @@ def test_a_server_that_cannot_make_a_picture_says_so(triton: tuple[int, type[_Tr
     port, handler = triton
     handler.answer = (500, b'{"error": "out of paint"}')
     with pytest.raises(TesseraError, match=r"the first picture failed: .*out of paint"):
-        warm_up(port, 64)
+        warm_up(f"http://127.0.0.1:{port}", 64)
 
 
 def test_no_server_at_all_is_one_sentence() -> None:
     with pytest.raises(TesseraError, match="the first picture failed"):
-        warm_up(1, 64)
+        warm_up("http://127.0.0.1:1", 64)
+
+
+def test_a_model_that_cannot_be_loaded_again_is_tried_again(
+    triton: tuple[int, type[_Triton]],
+) -> None:
+    port, handler = triton
+    said: list[str] = []
+    with subprocess.Popen(["sleep", "60"]) as process:
+        supervisor = Supervisor([], {}, f"http://127.0.0.1:{port}", said.append, {"key": "secret"})
+        supervisor._process = process
+        handler.answer = (500, b"")
+        supervisor._heal("denoise")
+        supervisor._load_due()
+        supervisor._load_due()  # not yet
+        assert handler.paths == [
+            f"/v2/repository/models/denoise/{verb}" for verb in ("unload", "load")
+        ]
+        handler.answer = (200, b"")
+        end = time.monotonic() + 10
+        while supervisor._due and time.monotonic() < end:
+            supervisor._load_due()
+            time.sleep(0.05)
+        process.kill()
+    assert handler.paths[2:] == ["/v2/repository/models/denoise/load"]
+    assert set(handler.keys) == {"secret"}
+    assert "could not be loaded again, see tritonserver's log; once more in 1 s" in said[1]
+    assert "model denoise is back after" in said[2]

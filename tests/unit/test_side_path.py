@@ -254,3 +254,29 @@ def test_ranks_are_measured_apart() -> None:
     small = costs.side_is_better(groups(2), (8, 1), refit_ms=0, quantum=20)
     large = costs.side_is_better(groups(2), (64, 64), refit_ms=0, quantum=20)
     assert (small, large) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("dense", "side", "full", "tried"),
+    [
+        ({2: 10}, {}, False, True),
+        ({2: 10, 6: 30}, {}, False, False),  # it cannot be cheaper than without LoRAs
+        ({2: 10}, {(8, 1): {4: 20}}, False, False),  # nor than a smaller batch
+        ({2: 10}, {(8, 1): {4: 20}}, True, True),
+        ({2: 10}, {(4, 1): {6: 30}}, False, False),  # nor than smaller ranks
+        ({2: 10}, {(8, 4): {6: 30}}, False, True),
+        ({2: 10}, {(8, 1): {8: 30}}, False, True),
+    ],
+)
+def test_what_cannot_pay_is_not_tried(
+    dense: dict[int, float],
+    side: dict[tuple[int, int], dict[int, float]],
+    full: bool,
+    tried: bool,
+) -> None:
+    """Three sets, by turns done after 10, 20 and 30 ms a step."""
+    costs = measured(Costs(), dense)
+    for ranks, sizes in side.items():
+        measured(costs, sizes, ranks)
+    found = costs.side_is_better(groups(3), (8, 1), refit_ms=0, quantum=20, full=full)
+    assert found is tried

@@ -337,7 +337,7 @@ def test_a_replaced_process_knows_what_the_first_has_measured(
         measured.append(1)
         return planner
 
-    costs = tmp_path / "costs-board.json"
+    costs = tmp_path / "board.costs"
     first = sparse_engine._remembered(costs, measure_once)
     second = sparse_engine._remembered(costs, measure_once)
     assert len(measured) == 1

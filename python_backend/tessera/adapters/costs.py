@@ -4,7 +4,8 @@ low-rank side path.
 By turns each set waits for those before it, and has smaller calls and refits to pay; by the side
 path everybody is done last, after as many calls as the longest request has steps. The way by which
 the requests that are here are done earlier, on the average, is taken; if others wait for their
-places, that by which the last one is. A call of the side path whose cost is not known is tried.
+places, that by which the last one is. A call of the side path whose cost is not known is tried if
+it would pay at the least that it can cost.
 """
 
 from __future__ import annotations
@@ -74,6 +75,13 @@ class Curve:
         nearest, ms = known[0] if size < known[0][0] else known[-1]
         return ms * size / nearest
 
+    def at_least(self, size: int) -> float:
+        """What a size cannot cost less than: its own cost or the highest of smaller ones; 0 if none
+        is known.
+        """
+        smaller = [ms for known, ms in self._known() if known < size]
+        return self.at(size) or max(smaller, default=0.0)
+
     def _known(self) -> list[tuple[int, float]]:
         limit = self.clock() - FRESH_S
         fresh = {s: [ms for when, ms in p if when > limit] for s, p in self._points.items()}
@@ -118,12 +126,22 @@ class Costs:
         if by_turns is None:
             return False  # then it is measured first
         curve = self.side.get(ranks)
-        if curve is None or curve.at(sum(g.work for g in groups)) is None:
-            return len(groups) > 1
-        aside = _aside(groups, curve)
+        if curve is not None and curve.at(sum(g.work for g in groups)) is not None:
+            aside = _aside(groups, curve.about)
+        elif len(groups) > 1:
+            aside = _aside(groups, lambda size: self._least(size, ranks))
+        else:
+            return False
         if full:
             return max(aside) < GAIN * max(by_turns)
         return _mean(aside, groups) < GAIN * _mean(by_turns, groups)
+
+    def _least(self, size: int, ranks: tuple[int, int]) -> float:
+        """What a call of the side path cannot cost less than: what is known of smaller ranks and
+        sizes, or without LoRAs.
+        """
+        lower = [c for own, c in self.side.items() if own[0] <= ranks[0] and own[1] <= ranks[1]]
+        return max(curve.at_least(size) for curve in (self.dense, *lower))
 
     def _by_turns(
         self, groups: Sequence[Group], refit_ms: float, quantum: int
@@ -145,13 +163,13 @@ class Costs:
         return done
 
 
-def _aside(groups: Sequence[Group], curve: Curve) -> list[float]:
+def _aside(groups: Sequence[Group], cost: Callable[[int], float | None]) -> list[float]:
     """When each group would be done by the side path, whose calls shrink as groups end."""
     done, now, before = [0.0] * len(groups), 0.0, 0
     for index in sorted(range(len(groups)), key=lambda i: groups[i].steps):
         steps = groups[index].steps
         work = sum(g.work for g in groups if g.steps >= steps)
-        now += (steps - before) * (curve.about(work) or 0.0)
+        now += (steps - before) * (cost(work) or 0.0)
         done[index], before = now, steps
     return done
 

@@ -22,9 +22,9 @@ from tessera.templates.settings import TemplateSettings, default_folder
 from tessera.variants import VARIANTS
 
 console = Console(stderr=True, highlight=False)
+ENGINES = ("auto", "onnxruntime", "torch", "tensorrt")
 DEFAULTS = Ports()
 TEMPLATES = TemplateSettings(default_folder())
-ENGINES = ("auto", "onnxruntime", "tensorrt", "torch")
 
 
 def serve(
@@ -117,7 +117,7 @@ def _pinned(names: list[str], manifest: Manifest, memory: float) -> tuple[str, .
 
 def _check_engine(kind: str) -> None:
     if kind not in ENGINES:
-        raise TesseraError(f"--engine {kind} is unknown; accepted: {', '.join(ENGINES)}")
+        raise TesseraError(f"--engine {kind} is unknown; accepted: {listing(ENGINES)}")
 
 
 def check_lora_path(path: str, manifest: Manifest) -> None:

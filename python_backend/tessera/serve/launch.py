@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 import time
@@ -17,12 +18,15 @@ from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
+    CONTROL_HEADER,
     Ports,
     command,
     environment,
     find_server,
     model_repository,
     models_of,
+    restricted,
+    url_of,
 )
 from tessera.serve.warmup import warm_up
 
@@ -66,8 +70,13 @@ class Launch:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def _url(self) -> str:
+        return url_of(self.host, self.ports.http)
+
     def _supervisor(self, folder: Path, console: Console, pinned: Sequence[str]) -> Supervisor:
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
+        secret = secrets.token_hex()
         half = engine_is_half(self.variables["TESSERA_ENGINE"])
         write_models(controlnets, self.manifest.controlnets, self.placements, half=half)
         variables = {
@@ -81,13 +90,14 @@ class Launch:
             self.ports,
             load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in pinned)],
             host=self.host,
-            extra=self.flags,
+            extra=[*restricted(secret), *self.flags],
         )
         return Supervisor(
             line,
             environment(server, **variables),
-            self.ports.http,
+            self._url,
             lambda text: console.print(f"tessera-serve: {text}", soft_wrap=True),
+            {CONTROL_HEADER: secret},
         )
 
     def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:
@@ -105,7 +115,7 @@ class Launch:
                 "tritonserver did not become ready; its log above says why (-v shows all of it)"
             )
         with Status("making the first pictures ...", console=console):
-            warm_up(self.ports.http, self.manifest.limits.min_size)
+            warm_up(self._url, self.manifest.limits.min_size)
         console.print(
             f"tessera-serve: bundle {name} ({self.manifest.digest[:12]}) is ready after "
             f"{time.monotonic() - began:.1f} s: HTTP {self.ports.http}, gRPC {self.ports.grpc}, "

@@ -3,8 +3,8 @@ died, stops it.
 
 Triton never restarts a Python model's process; every later request to that model fails while the
 server still says it is ready. So the model processes are watched (their ends wake us at once) and a
-dead one's model is unloaded and loaded again through the repository API, during which the server
-says that it is not ready. Standard library only.
+dead one's model is unloaded and loaded again through the repository API, during which it is not
+ready. Standard library only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from tessera.processes import model_processes
@@ -30,9 +30,19 @@ from tessera.processes import model_processes
 _RESCAN_S = 0.5
 _STOP_S = 60.0
 _LOAD_S = 600.0
+_LONGEST_WAIT_S = 30.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """A model that is to be loaded again: when it ended, when to load it, how often that failed."""
+
+    since: float
+    at: float
+    failures: int = 0
 
 
 @dataclass
@@ -41,19 +51,22 @@ class Supervisor:
 
     Attributes:
         command, environment: how it is started.
-        http_port: where its repository API answers.
+        url: of its HTTP endpoint, as this process reaches it.
         say: called with every line worth telling the operator.
+        headers: that its repository API wants.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    http_port: int
+    url: str
     say: Callable[[str], None]
+    headers: Mapping[str, str] = MappingProxyType({})
     _process: subprocess.Popen[bytes] | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
     _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
     _instances: dict[str, int] = field(default_factory=dict)  # model -> how many processes it has
     _deaths: dict[str, list[float]] = field(default_factory=dict)
+    _due: dict[str, _Load] = field(default_factory=dict)
     _stopping: bool = False
 
     @property
@@ -95,6 +108,7 @@ class Supervisor:
                 for key, _ in selector.select(_RESCAN_S):
                     if key.data in self._watched:
                         self._process_ended(selector, key.data)
+                self._load_due()
         code = self._exit_code()
         return code if code is not None else 0
 
@@ -158,24 +172,38 @@ class Supervisor:
         return model
 
     def _heal(self, model: str) -> None:
-        """Reload a model whose process has died; the wait before it grows when that happens again
-        and again.
+        """Unload a model whose process has died, and have it loaded again; the wait before that
+        grows when it happens again and again.
         """
         now = time.monotonic()
         recent = [t for t in self._deaths.get(model, []) if now - t < 60]
         self._deaths[model] = [*recent, now]
         self.say(f"a process of model {model} has ended; reloading the model")
         self._post(f"/v2/repository/models/{model}/unload")
-        if len(recent) >= 3:
-            delay = min(2.0 ** (len(recent) - 2), 30.0)
+        delay = min(2.0 ** (len(recent) - 2), _LONGEST_WAIT_S) if len(recent) >= 3 else 0.0
+        if delay:
             self.say(
                 f"model {model} ended {len(recent) + 1} times in a minute; waiting {delay:.0f} s"
             )
-            time.sleep(delay)
-        if self._post(f"/v2/repository/models/{model}/load"):
-            self.say(f"model {model} is back after {time.monotonic() - now:.1f} s")
-        elif not self._stopping:
-            self.say(f"model {model} could not be loaded again; see tritonserver's log")
+        self._due[model] = _Load(now, now + delay)
+
+    def _load_due(self) -> None:
+        """Load the models whose time has come; one that fails is tried again later and later."""
+        for model, load in list(self._due.items()):
+            now = time.monotonic()
+            if now < load.at or self._stopping or self._exit_code() is not None:
+                continue
+            if self._post(f"/v2/repository/models/{model}/load"):
+                del self._due[model]
+                self.say(f"model {model} is back after {time.monotonic() - load.since:.1f} s")
+            elif not self._stopping:
+                delay = min(2.0**load.failures, _LONGEST_WAIT_S)
+                again = time.monotonic() + delay
+                self._due[model] = _Load(load.since, again, load.failures + 1)
+                self.say(
+                    f"model {model} could not be loaded again, see tritonserver's log; once more "
+                    f"in {delay:.0f} s"
+                )
 
     def _is_ready(self, model: str) -> bool:
         """Whether Triton believes the model to be ready: not so when an operator has unloaded
@@ -193,7 +221,7 @@ class Supervisor:
 
     def _request(self, path: str, body: bytes | None, timeout: float = 5.0) -> bytes | None:
         """Body of a successful answer, `None` for anything else."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=body)
+        request = urllib.request.Request(self.url + path, body, dict(self.headers))
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
                 content: bytes = answer.read()

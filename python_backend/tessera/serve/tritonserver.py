@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tessera.errors import TesseraError
 
+CONTROL_HEADER = "tessera-control"
+"""Header of requests that load and unload models; its value is the secret of `restricted`."""
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 
 
@@ -73,12 +75,15 @@ def command(
     extra: Sequence[str] = (),
 ) -> list[str]:
     """The command line: explicit model control, so that a model can be reloaded when its process
-    has died, and ControlNets when they are needed. `load` names the models to begin with.
+    has died, and ControlNets when they are needed; readiness without regard to these, or a load
+    balancer would take the server away for as long as one is being loaded. `load` names the models
+    to begin with.
     """
     line = [
         str(server.executable),
         *(f"--model-repository={path}" for path in repositories),
         "--model-control-mode=explicit",
+        "--strict-readiness=false",
         *(f"--load-model={name}" for name in load),
         "--disable-auto-complete-config",
         f"--http-address={host}",
@@ -91,6 +96,22 @@ def command(
     if server.backends:
         line.append(f"--backend-directory={server.backends}")
     return [*line, *extra]
+
+
+def restricted(secret: str) -> list[str]:
+    """Flags by which models can be loaded and unloaded only by who knows the secret: a model may be
+    any code.
+    """
+    return [
+        f"--http-restricted-api=model-repository:{CONTROL_HEADER}={secret}",
+        f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={secret}",
+    ]
+
+
+def url_of(host: str, port: int) -> str:
+    """How a server that listens on an address is reached from its own machine."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
 def environment(server: TritonServer, **variables: str) -> dict[str, str]:

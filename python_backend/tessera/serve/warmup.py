@@ -18,19 +18,23 @@ _TIMEOUT_S = 300.0
 _STEPS = 4
 
 
-def warm_up(http_port: int, size: int) -> None:
+def warm_up(url: str, size: int) -> None:
     """Make pictures of `size` x `size` pixels, twice as many as there are slots.
+
+    Args:
+        url: of the HTTP endpoint.
+        size: in pixels.
 
     Raises:
         TesseraError: one of them failed; the sentence has the server's answer.
     """
-    base = f"http://127.0.0.1:{http_port}/v2/models"
+    base = f"{url}/v2/models"
     config = _request(f"{base}/render/config", None)
     slots = sum(group["count"] for group in config["instance_group"])
     body = json.dumps(_generate(size)).encode()
     with ThreadPoolExecutor(slots) as pool:
-        url = f"{base}/generate/infer"
-        for answer in [pool.submit(_request, url, body) for _ in range(2 * slots)]:
+        infer = f"{base}/generate/infer"
+        for answer in [pool.submit(_request, infer, body) for _ in range(2 * slots)]:
             answer.result()
 
 

@@ -18,8 +18,6 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Size = tuple[int, int]
 
-TAPS = 9
-
 
 @dataclass(frozen=True)
 class Level:

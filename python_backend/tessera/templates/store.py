@@ -56,7 +56,6 @@ class Key:
         template: id of the picture, which says its size and pixels.
         scheduler, steps: they decide how noisy the template is at each step.
         seed: of the template's noise.
-        adapters: the adapter set; empty for none.
     """
 
     bundle: str
@@ -64,7 +63,6 @@ class Key:
     scheduler: str
     steps: int
     seed: int
-    adapters: str = ""
 
     @property
     def digest(self) -> str:
