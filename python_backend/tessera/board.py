@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tessera.errors import InvalidInput, Unavailable, UnknownJob
+from tessera.processes import identity, lives
 
 CAPACITY = 1024
 _SHARED = Path("/dev/shm")
@@ -92,8 +93,8 @@ def board_path() -> Path:
     """
     if given := os.environ.get("TESSERA_BOARD"):
         return Path(given)
-    server = os.getppid()
-    return _SHARED / f"tessera-board-{_namespace()}-{server}-{_start_time(server)}"
+    server = identity(os.getppid()).replace(":", "-")
+    return _SHARED / f"tessera-board-{_namespace()}-{server}"
 
 
 def control_table_path() -> Path:
@@ -112,20 +113,13 @@ def sweep_boards() -> None:
     """
     for path in _SHARED.glob(f"tessera-board-{_namespace()}-*"):
         _, _, _, server, started = path.name.partition(".")[0].split("-")
-        if _start_time(int(server)) != started:
-            path.unlink(missing_ok=True)
+        if not lives(f"{server}:{started}"):
+            with contextlib.suppress(OSError):  # another user's
+                path.unlink()
 
 
 def _namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
-
-
-def _start_time(process: int) -> str:
-    """When a process started, in clock ticks since boot; empty if there is none of that id."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
 
 
 class Board:

@@ -1,8 +1,24 @@
-"""The model processes of a tritonserver. Standard library only."""
+"""Processes: the models' of a tritonserver, and whether one lives. Standard library only."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def identity(process: int) -> str:
+    """Process id and start: no two processes of this machine have the same; empty if there is none
+    of that id, or nothing but what its parent has not collected yet.
+    """
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else f"{process}:{fields[19]}"
+
+
+def lives(process: str) -> bool:
+    """Whether the process with that `identity` is there."""
+    return bool(process) and identity(int(process.partition(":")[0])) == process
 
 
 def model_processes(server: int) -> dict[int, str]:

@@ -162,7 +162,8 @@ def test_boards_of_ended_servers_are_swept(tmp_path: Path, monkeypatch: pytest.M
     namespace = os.stat("/proc/self/ns/pid").st_ino
     dead = tmp_path / f"tessera-board-{namespace}-{os.getppid()}-12"
     foreign = tmp_path / f"tessera-board-{namespace + 1}-1-12"
-    for path in (alive, dead, foreign):
+    beside = [Path(f"{dead}{end}") for end in (".controls", ".controls.lock", ".costs", ".partial")]
+    for path in (alive, dead, *beside, foreign):
         path.touch()
     sweep_boards()
     assert sorted(tmp_path.iterdir()) == sorted([alive, foreign])

@@ -185,16 +185,73 @@ def test_what_a_dead_process_held_or_was_loading_is_free(opened: Open, tmp_path:
     child = multiprocessing.get_context("fork").Process(target=_take_and_die, args=(opened,))
     child.start()
     child.join()
-    (pid,) = json.loads((tmp_path / "table").read_text())["residents"]["a"]["holders"]
-    assert int(pid) == child.pid
+    (holder,) = json.loads((tmp_path / "table").read_text())["residents"]["a"]["holders"]
+    assert holder.startswith(f"{child.pid}:")
     residency.take(["d"])
     residency.take(["c"])
     assert models.moves == ["+d", "-a", "+c"]
 
 
+def test_a_dead_process_that_its_parent_has_not_collected_holds_nothing(opened: Open) -> None:
+    """Triton collects a killed process when its model is unloaded, which may wait for requests."""
+    child = os.fork()
+    if not child:
+        _take_and_die(opened)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    residency, models = opened()
+    assert residency.take(["b", "c"]) < 1000
+    assert models.moves == ["-a", "+b", "+c"]
+    os.waitpid(child, 0)
+
+
 def _take_and_die(opened: Open) -> None:
     opened()[0].take(["a"])
     os._exit(0)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_a_dead_process_was_loading_takes_room(
+    opened: Open, tmp_path: Path, goes_on: bool
+) -> None:
+    """The server goes on with the load, or has never begun it."""
+    child = multiprocessing.get_context("fork").Process(target=_load_slowly, args=(opened,))
+    child.start()
+    time.sleep(0.3)
+    child.kill()
+    child.join()
+    residency, models = opened()
+    if goes_on:
+        (tmp_path / "models" / "a").touch()
+        residency.take(["b", "c"])
+        assert models.moves == ["-a", "+b", "+c"]
+    else:
+        residency.take(["a"])
+        assert models.moves == ["+a"]
+
+
+def _load_slowly(opened: Open) -> None:
+    opened(seconds=60.0)[0].take(["a"])
+
+
+def test_who_has_waited_for_long_and_has_its_room_holds_nobody_up(opened: Open) -> None:
+    residency, models = opened(patience=0.1)
+    residency.take(["d"])
+    late = multiprocessing.get_context("fork").Process(target=_wait_for_room, args=(opened,))
+    late.start()
+    time.sleep(0.3)
+    with residency._table() as table:
+        assert not residency._on_turn(table), "it has not waited for long"
+    residency.give_back(["d"])
+    time.sleep(0.3)
+    assert not models.is_ready("a"), "it is not loading"
+    with residency._table() as table:
+        assert residency._on_turn(table)
+    late.join()
+    assert late.exitcode == 0
+
+
+def _wait_for_room(opened: Open) -> None:
+    opened(seconds=1.0, patience=0.1)[0].take(["a", "b"])
 
 
 def test_while_one_is_loaded_only_those_who_need_it_wait(opened: Open) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tessera.errors import InvalidInput, listing
+from tessera.processes import identity, lives
 
 POLL_S = 0.01
 IMPATIENT_S = 10.0
@@ -47,13 +48,13 @@ class Resident:
 
     Attributes:
         used: when it was last taken or given back.
-        holders: processes that use it, and how often.
-        mover: the process that loads or unloads it; 0 if it is ready.
+        holders: processes (`processes.identity`) that use it, and how often.
+        mover: the process that loads or unloads it; empty if it is ready.
     """
 
     used: float
     holders: dict[str, int] = field(default_factory=dict)
-    mover: int = 0
+    mover: str = ""
 
 
 @dataclass
@@ -62,13 +63,13 @@ class _Table:
     waiting: dict[str, float] = field(default_factory=dict)  # process -> since when for room
 
     def forget_dead(self) -> None:
-        """Drop what processes that have ended held or were doing."""
+        """Drop what processes that have ended held. What one of them was loading takes room all the
+        same, since the server goes on with it.
+        """
         for resident in self.residents.values():
-            resident.holders = {p: n for p, n in resident.holders.items() if _lives(int(p))}
-        self.residents = {
-            name: r for name, r in self.residents.items() if not r.mover or _lives(r.mover)
-        }
-        self.waiting = {p: since for p, since in self.waiting.items() if _lives(int(p))}
+            resident.holders = {p: n for p, n in resident.holders.items() if lives(p)}
+            resident.mover = resident.mover if lives(resident.mover) else ""
+        self.waiting = {p: since for p, since in self.waiting.items() if lives(p)}
 
 
 class Residency:
@@ -96,7 +97,7 @@ class Residency:
         self._path, self._sizes, self._budget = path, sizes, budget
         self._patience = patience
         self._pinned, self._models = frozenset(pinned), models
-        self._own = str(os.getpid())
+        self._own = identity(os.getpid())
 
     def take(self, names: Iterable[str], give_up: Callable[[], None] = lambda: None) -> float:
         """Wait until these are loaded and keep them so until `give_back`.
@@ -159,8 +160,9 @@ class Residency:
             if leaving is None:
                 table.waiting.setdefault(self._own, time.time())
                 return False
+            table.waiting.pop(self._own, None)
             for name in (*leaving, *missing):
-                residents[name] = Resident(time.time(), mover=os.getpid())
+                residents[name] = Resident(time.time(), mover=self._own)
             for name in wanted.difference(missing):
                 self._hold(residents[name])
         try:
@@ -226,7 +228,7 @@ class Residency:
                 table.residents.pop(name, None)
                 return
             resident = table.residents.setdefault(name, Resident(time.time()))
-            resident.mover = 0
+            resident.mover = ""
             self._hold(resident)
 
     def _reload_gone(self, wanted: frozenset[str]) -> bool:
@@ -241,13 +243,13 @@ class Residency:
                 resident = table.residents.get(name)
                 if resident is None or resident.mover:
                     break
-                resident.mover = os.getpid()
+                resident.mover = self._own
             try:
                 self._models.load(name)
             finally:
                 with self._table() as table:
                     if name in table.residents:
-                        table.residents[name].mover = 0
+                        table.residents[name].mover = ""
         else:
             return True
         self.give_back(wanted)
@@ -255,22 +257,20 @@ class Residency:
 
     @contextlib.contextmanager
     def _table(self) -> Iterator[_Table]:
-        """The shared table, under the lock; what is done to it is written back."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            content = json.loads(file.read() or "{}")
+        """The shared table, under the lock; what is done to it is written back, all or nothing."""
+        descriptor = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self._path.read_text() if self._path.exists() else "{}"
+            content = json.loads(before)
             residents = {n: Resident(**r) for n, r in content.get("residents", {}).items()}
             table = _Table(residents, content.get("waiting", {}))
             table.forget_dead()
             try:
                 yield table
             finally:
-                file.seek(0)
-                file.truncate()
-                json.dump(asdict(table), file)
-                file.flush()
-
-
-def _lives(process: int) -> bool:
-    return Path(f"/proc/{process}").exists()
+                after = json.dumps(asdict(table))
+                if after != before:
+                    written = Path(f"{self._path}.partial")
+                    written.write_text(after)
+                    written.replace(self._path)

@@ -22,7 +22,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType, MappingProxyType
+from types import FrameType
 from typing import Any
 
 from tessera.processes import model_processes
@@ -60,7 +60,7 @@ class Supervisor:
     environment: Mapping[str, str]
     url: str
     say: Callable[[str], None]
-    headers: Mapping[str, str] = MappingProxyType({})
+    headers: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
     _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
