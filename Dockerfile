@@ -1,8 +1,8 @@
 # Tessera on NVIDIA's Triton container.
 #
 #   docker build -t tessera .
-#   docker run --rm --shm-size=1g -p 8000-8002:8000-8002 tessera                  # the demo bundle
-#   docker run --rm --shm-size=1g -p 8000-8002:8000-8002 -v DIR:/bundles/mine tessera /bundles/mine
+#   docker run --rm --shm-size=1g --stop-timeout=60 -p 8000-8002:8000-8002 tessera      # the demo bundle
+#   with a bundle of one's own, a GPU and kept templates: README.md, Configuration
 FROM nvcr.io/nvidia/tritonserver:26.02-py3
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1
 COPY . /opt/tessera

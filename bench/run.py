@@ -1,4 +1,4 @@
-"""`make bench`: every ratio that the README states, from one run on this machine.
+"""`make bench`: the ratios of the README's tables, from one run on this machine.
 
 Two sides of a ratio take turns within the run, so that whatever else the machine does falls on
 both. The report is written to `bench/results/`.

@@ -104,6 +104,7 @@ def plain_serving(
     """
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         found, ports = find_server(Path(folder)), Ports(*free_ports(3))
+        own = {} if "TESSERA_TEMPLATES" in variables else {"TESSERA_TEMPLATES": f"{folder}/kept"}
         load = [name for repository in repositories for name in models_of(repository)]
         line = command(found, repositories, ports, load=load, extra=["--log-info=false"])
         if not explicit:
@@ -111,7 +112,7 @@ def plain_serving(
         with (
             log.open("wb") as sink,
             subprocess.Popen(
-                line, env=environment(found, **variables), stdout=sink, stderr=sink
+                line, env=environment(found, **own, **variables), stdout=sink, stderr=sink
             ) as process,
         ):
             server = Server(process, ports.http, ports.grpc, ports.metrics, log)

@@ -106,7 +106,7 @@ class AsyncClient:
         on_progress: Callable[[JobStatus], None] | None,
     ) -> Result:
         async with self._reporting(job, on_progress), self._cancelling(job):
-            return read_result(await self._ask(call, timeout))
+            return read_result(await self._ask(call, timeout, job))
 
     async def status(self, job_id: str) -> JobStatus:
         """See `Client.status`."""
@@ -146,13 +146,17 @@ class AsyncClient:
         server = await self._transport.ready()
         return Health(server, {m: await self._transport.ready(m) for m in NEEDED_MODELS})
 
-    async def _ask(self, call: Call, timeout: float | None = None) -> dict[str, Array]:
+    async def _ask(
+        self, call: Call, timeout: float | None = None, job: str | None = None
+    ) -> dict[str, Array]:
         for number in range(self._retries + 1):
             try:
                 return await self._transport.infer(call, timeout or self._timeout)
             except Unavailable as error:
                 if not error.undone or number == self._retries:
                     raise
+                if job:
+                    await self._cancel(job)
                 await asyncio.sleep(RETRY_S * 2**number)
         raise AssertionError("unreachable")
 
@@ -161,10 +165,12 @@ class AsyncClient:
         try:
             yield
         except (asyncio.CancelledError, TimedOut):
-            with contextlib.suppress(TesseraError):
-                cancel = self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
-                await asyncio.shield(asyncio.ensure_future(cancel))
+            await asyncio.shield(asyncio.ensure_future(self._cancel(job_id)))
             raise
+
+    async def _cancel(self, job_id: str) -> None:
+        with contextlib.suppress(TesseraError):
+            await self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
 
     @contextlib.asynccontextmanager
     async def _reporting(

@@ -159,7 +159,7 @@ class Client:
         on_progress: Callable[[JobStatus], None] | None,
     ) -> Result:
         with self._reporting(job, on_progress), self._cancelling(job):
-            return read_result(self._ask(call, timeout))
+            return read_result(self._ask(call, timeout, job))
 
     def status(self, job_id: str) -> JobStatus:
         """How far a job is.
@@ -222,14 +222,18 @@ class Client:
         """Readiness of the server and its models; never raises."""
         return Health(self._transport.ready(), {m: self._transport.ready(m) for m in NEEDED_MODELS})
 
-    def _ask(self, call: Call, timeout: float | None = None) -> dict[str, Array]:
-        """The answer; a call that had no effect is sent again."""
+    def _ask(
+        self, call: Call, timeout: float | None = None, job: str | None = None
+    ) -> dict[str, Array]:
+        """The answer; a call that had no effect is sent again, its job given up before."""
         for number in range(self._retries + 1):
             try:
                 return self._transport.infer(call, timeout or self._timeout)
             except Unavailable as error:
                 if not error.undone or number == self._retries:
                     raise
+                if job:
+                    self._cancel(job)
                 time.sleep(RETRY_S * 2**number)
         raise AssertionError("unreachable")
 
@@ -239,9 +243,13 @@ class Client:
         try:
             yield
         except (KeyboardInterrupt, TimedOut):
-            with contextlib.suppress(TesseraError):
-                self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
+            self._cancel(job_id)
             raise
+
+    def _cancel(self, job_id: str) -> None:
+        """Cancel a job if it is there."""
+        with contextlib.suppress(TesseraError):
+            self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
 
     @contextlib.contextmanager
     def _reporting(self, job_id: str, report: Callable[[JobStatus], None] | None) -> Iterator[None]:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from tessera.errors import InvalidInput, Unavailable, UnknownJob
 from tessera.processes import identity, lives
 
-CAPACITY = 1024
+CAPACITY = 4096
 _SHARED = Path("/dev/shm")
 ARRIVES_WITHIN_S = 5.0
 ABANDONED_S = 900.0
@@ -246,15 +246,17 @@ class Board:
         return int(matches[0])
 
     def _place_for(self, job_id: str) -> int:
-        """The row to use for a new job: its own ended one, else the one that has been still for
-        longest.
+        """The row to use for a new job: its own ended or given up one, else the ended one that has
+        been still for longest.
         """
         with contextlib.suppress(UnknownJob):
             slot = self._find(job_id)
-            if not self._reusable(time.time())[slot]:
+            if not (self._reusable(time.time()) | self._given_up())[slot]:
                 raise InvalidInput("JOB_ID", job_id, "an id that no running job has")
             return slot
         reusable = self._reusable(time.time())
+        if not reusable.any():
+            reusable = self._given_up()
         if not reusable.any():
             raise Unavailable(f"{CAPACITY} jobs are running; try again later")
         return int(np.where(reusable, self._rows["touched"], np.inf).argmin())
@@ -263,6 +265,12 @@ class Board:
         rows = self._rows
         ended = (rows["phase"] >= Phase.DONE) | (rows["ticket"] == 0)
         return ended | (now - rows["touched"] > ABANDONED_S)
+
+    def _given_up(self) -> npt.NDArray[np.bool_]:
+        """Rows of cancelled jobs that `denoise` does not have: nobody may be left to close them."""
+        phase = self._rows["phase"]
+        elsewhere = (phase == Phase.QUEUED) | (phase == Phase.DECODING)
+        return elsewhere & (self._rows["cancel"] == 1)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

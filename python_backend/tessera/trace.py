@@ -1,7 +1,8 @@
 """Where the time of a tick goes: spans of all model processes in one file, in the format of
 Chrome's tracing, which Perfetto opens.
 
-Nothing is written unless `TESSERA_TRACE` names a file. Standard library only.
+Nothing is written unless `TESSERA_TRACE` names a file, nor beyond `LIMIT` bytes of it or once it
+cannot be written: requests matter more. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 VARIABLE = "TESSERA_TRACE"
+LIMIT = 10**9
 _NOTHING = contextlib.nullcontext()
 _path = os.environ.get(VARIABLE)
 _lock = threading.Lock()
@@ -52,7 +54,13 @@ def _write(name: str, began: int, took: int, details: dict[str, Any]) -> None:
         "tid": threading.get_native_id(),
         "args": details,
     }
-    os.write(_file(), f"{json.dumps(event)},\n".encode())
+    global _path
+    try:
+        descriptor = _file()
+        if os.fstat(descriptor).st_size < LIMIT:
+            os.write(descriptor, f"{json.dumps(event)},\n".encode())
+    except OSError:
+        _path = None
 
 
 def _file() -> int:

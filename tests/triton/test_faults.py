@@ -95,11 +95,13 @@ def test_killing_denoise(fragile: Server) -> None:
     assert "model denoise is back after" in log
 
 
-def test_a_retrying_client_does_not_notice(fragile: Server) -> None:
+@pytest.mark.parametrize("model", ["denoise", "decode"])
+def test_a_retrying_client_does_not_notice(fragile: Server, model: str) -> None:
+    job = f"survives-{model}"
     with Client(fragile.grpc, timeout=60, retries=5) as client, ThreadPoolExecutor(1) as pool:
-        future = pool.submit(client.generate, "a", job_id="survives", steps=40)
-        wait_for_step(client, "survives", 1)
-        kill(fragile, "denoise")
+        future = pool.submit(client.generate, "a", job_id=job, steps=40)
+        wait_for_step(client, job, 1)
+        kill(fragile, model)
         assert future.result().info.steps == 40
     fragile.wait_ready(20)
 

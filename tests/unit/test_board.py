@@ -95,8 +95,10 @@ def test_a_full_board_refuses_and_reuses_the_longest_ended(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [board.open(f"j{i}", 1) for i in range(module.CAPACITY)]
-    with pytest.raises(Unavailable, match="1024 jobs are running"):
+    with pytest.raises(Unavailable, match="4096 jobs are running"):
         board.open("more", 1)
+    board.cancel("j7")
+    assert board.open("given up", 1)[0] == 7
     board.close(*jobs[5], Phase.DONE)
     board.close(*jobs[3], Phase.DONE)
     assert board.open("more", 1)[0] == 5
@@ -104,6 +106,26 @@ def test_a_full_board_refuses_and_reuses_the_longest_ended(
         board.status("j5")
     monkeypatch.setattr(module, "ABANDONED_S", -1.0)
     assert board.open("again", 1)[0] == 0  # the longest untouched of the abandoned
+
+
+@pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.DENOISING, Phase.DECODING])
+def test_a_cancelled_job_that_denoise_does_not_have_gives_its_id_away(
+    board: Board, phase: Phase
+) -> None:
+    """Its requests may have been lost between two models, and nobody is left to close it."""
+    old = board.open("a", 1)
+    board.progress(*old, phase)
+    with pytest.raises(InvalidInput, match="an id that no running job has"):
+        board.open("a", 1)
+    board.cancel("a")
+    if phase == Phase.DENOISING:
+        with pytest.raises(InvalidInput):
+            board.open("a", 1)
+    else:
+        new = board.open("a", 1)
+        board.close(*old, Phase.FAILED)
+        assert board.holds(*new)
+        assert not board.cancelled(*new)
 
 
 def test_waiting_means_opened_lately_and_not_begun(

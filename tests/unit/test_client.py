@@ -221,6 +221,8 @@ def test_retries_what_had_no_effect() -> None:
     transport = FakeTransport(Unavailable("busy"), Unavailable("busy"))
     Client(transport=transport, retries=2).generate("a", job_id="j")
     assert [c["JOB_ID"] for c in transport.sent("generate")] == [b"j"] * 3
+    assert [name for name, _ in transport.calls] == ["generate", "jobs"] * 2 + ["generate"]
+    assert transport.sent("jobs") == [{"ACTION": b"cancel", "JOB_ID": b"j"}] * 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -19,8 +20,10 @@ import pytest
 
 from tessera.engines.registry import KINDS
 from tessera.errors import TesseraError
+from tessera.serve import run_folder as module
 from tessera.serve import tritonserver
 from tessera.serve.cli import ENGINES, check_lora_path
+from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
     NoServer,
@@ -61,6 +64,26 @@ def test_the_command_line_has_what_was_asked_for() -> None:
 )
 def test_a_server_is_asked_at_the_address_that_it_listens_on(host: str, url: str) -> None:
     assert url_of(host, 1) == url
+
+
+def test_a_run_leaves_nothing_and_removes_what_dead_ones_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SHARED", tmp_path)
+    with run_folder() as own:
+        (flag,) = shared_memory(own)
+        prefix = flag.rpartition("=")[2]
+        process, started = own.name.split("-")[3:5]
+        dead = own.with_name(own.name.replace(started, "12"))
+        dead.mkdir()
+        (dead / "board").touch()
+        for name in (f"{prefix}region", f"{dead.name}-region", "another's"):
+            (tmp_path / name).touch()
+        assert process == str(os.getpid())
+        with run_folder():
+            assert not dead.exists()
+            assert (tmp_path / f"{prefix}region").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["another's"]
 
 
 def test_the_environment_lets_model_processes_find_this_python() -> None:

@@ -6,13 +6,20 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from tessera.adapters.costs import FRESH_S, MEASUREMENTS, Costs, Curve, Group
+from tessera.adapters.costs import FRESH_S, MEASUREMENTS, SIZES, Costs, Curve, Group
+from tessera.adapters.factors import FACTORS
+from tessera.adapters.paths import Paths
 from tessera.adapters.settings import PATH_VARIABLE, AdapterSettings
+from tessera.adapters.side import SET, SidePath, _Half
+from tessera.adapters.turns import Turns
 from tessera.errors import BundleError
+from tessera.plan import AdapterUse
 from tests.fakes.models import Models, models_of
 from tests.unit.test_adapters_served import COMMON, apart, by_diffusers, folders, loras
 
@@ -150,7 +157,6 @@ def test_a_lora_that_goes_fails_its_requests_only(
 ) -> None:
     from tessera.adapters.merge import BASE
     from tessera.errors import Unavailable
-    from tessera.plan import AdapterUse
     from tests.unit.test_denoise import plan, running
 
     gone = (AdapterUse("gone", "0" * 16, 1.0),)
@@ -280,3 +286,56 @@ def test_what_cannot_pay_is_not_tried(
         measured(costs, sizes, ranks)
     found = costs.side_is_better(groups(3), (8, 1), refit_ms=0, quantum=20, full=full)
     assert found is tried
+
+
+def test_only_the_latest_sizes_are_remembered() -> None:
+    clock = Clock()
+    curve = Curve(clock)
+    for size in range(1, 2 * SIZES):
+        clock.now += 1
+        for _ in range(MEASUREMENTS):
+            curve.add(size, float(size))
+    assert (curve.at(SIZES - 1), curve.at(SIZES)) == (None, SIZES)
+    assert len(curve._points) == SIZES
+
+
+def side_path(open_halves: Callable[[], Any]) -> SidePath:
+    factors: Any = SimpleNamespace(get=lambda own: [], ranks=lambda own: (1, 1))
+    return SidePath(open_halves, factors, max_rows=2, max_rank=8, background=False)
+
+
+def test_engines_that_cannot_be_opened_fail_their_first_requests_and_leave_the_rest_to_turns() -> (
+    None
+):
+    from tessera.adapters.merge import BASE
+    from tests.unit.test_denoise import plan, running
+
+    def fail() -> Any:
+        raise MemoryError("no memory for another UNet")
+
+    side = side_path(fail)
+    paths = Paths("side", side, slots=8)
+    requests = [running(plan(adapters=own)) for own in ((AdapterUse("a", "0" * 16, 1.0),), BASE)]
+    members = [(r, r.plan.adapters) for r in requests]
+    assert paths.choose(members, BASE, Turns(BASE)) == members
+    assert side.enter(members) == []
+    assert all(isinstance(r.error, MemoryError) for r in requests)
+    assert paths.choose(members, BASE, Turns(BASE)) == []
+
+
+def test_batches_are_forgotten_when_they_do_not_come_again() -> None:
+    factors = {name: torch.ones(1, 3) for name in FACTORS}
+    a, b, c = ((AdapterUse(name, "0" * 16, 1.0),) for name in "abc")
+    engine: Any = SimpleNamespace(run=dict)
+    half = _Half(engine, lambda: [(own, [factors]) for own in (a, b, c)], 0, 8)
+    for numbers in ([0, 1], [2, 2]):
+        half.run({SET: torch.tensor(numbers)})
+    half.forget_unused()
+    assert list(half._joined) == [(a, b), (c, c)]
+    first = half._joined[a, b]
+    half.run({SET: torch.tensor([0, 1])})
+    half.forget_unused()
+    assert list(half._joined) == [(a, b)]
+    assert half._joined[a, b] is first
+    half.forget()
+    assert not half._joined

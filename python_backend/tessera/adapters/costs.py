@@ -15,11 +15,14 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 
 MEASUREMENTS = 3
 """So many make a cost known: the first calls of a size are slower than later ones."""
 KEPT = 7
+SIZES = 64
+"""Sizes of calls that are remembered at a time; those measured last."""
 FRESH_S = 600.0
 """Older measurements are forgotten: what else a machine does changes."""
 GAIN = 0.95
@@ -51,10 +54,15 @@ class Curve:
 
     clock: Callable[[], float] = time.monotonic
     _points: dict[int, deque[tuple[float, float]]] = field(default_factory=dict)
+    _sorted: list[tuple[int, float]] = field(default_factory=list)
+    _until: float = -inf  # when `_sorted` is no longer true
 
     def add(self, size: int, ms: float) -> None:
         """Take a measurement into account."""
         self._points.setdefault(size, deque(maxlen=KEPT)).append((self.clock(), ms))
+        if len(self._points) > SIZES:
+            del self._points[min(self._points, key=lambda s: self._points[s][-1][0])]
+        self._until = -inf
 
     def at(self, size: int) -> float | None:
         """The cost of a size within those that are known; else `None`."""
@@ -83,9 +91,15 @@ class Curve:
         return self.at(size) or max(smaller, default=0.0)
 
     def _known(self) -> list[tuple[int, float]]:
-        limit = self.clock() - FRESH_S
-        fresh = {s: [ms for when, ms in p if when > limit] for s, p in self._points.items()}
-        return sorted((s, median(p)) for s, p in fresh.items() if len(p) >= MEASUREMENTS)
+        """Sizes that have been measured often enough of late, ascending, with their costs."""
+        now = self.clock()
+        if now >= self._until:
+            limit = now - FRESH_S
+            fresh = {s: [(t, ms) for t, ms in p if t > limit] for s, p in self._points.items()}
+            known = {s: [ms for _, ms in p] for s, p in fresh.items() if len(p) >= MEASUREMENTS}
+            self._sorted = sorted((size, median(times)) for size, times in known.items())
+            self._until = FRESH_S + min((t for p in fresh.values() for t, _ in p), default=inf)
+        return self._sorted
 
 
 @dataclass

@@ -43,7 +43,7 @@ class Paths:
             turns: with the cost of a refit.
         """
         side = self.side
-        if side is None:
+        if side is None or side.failed:
             return []
         members = [(request, own) for request, own in candidates if side.takes(own)]
         sets = list(dict.fromkeys(own for _, own in members))
@@ -62,6 +62,11 @@ class Paths:
             full=len(candidates) >= self._slots,
         )
         return members if better else []
+
+    def rest(self) -> None:
+        """Told that others have their turn."""
+        if self.side is not None:
+            self.side.rest()
 
     def begin(self, turn: Sequence[Running], ranks: Ranks | None) -> None:
         """Told of each tick before it is run.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -32,8 +31,6 @@ from tessera.variants import VARIANTS
 SET = "lora_set"
 """Further input of a call: (n,) the number of each row's adapter set in the tick."""
 GRAPHS = (f"unet_encoder{LOWRANK}", f"unet_decoder{LOWRANK}")
-_JOINED = 4
-"""Batches whose factors are kept together: those of a tick, by size of the picture and chunk."""
 
 Load = Callable[[AdapterUse], Adapter]
 Member = tuple[Running, AdapterSet]
@@ -64,6 +61,7 @@ class SidePath:
         self._max_rows, self._max_rank, self._background = max_rows, max_rank, background
         self._held: dict[AdapterSet, list[Factors]] = {}
         self._opening: Future[UNet] | None = None
+        self._halves: list[_Half] = []
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, load: Load, *, device: str, budget: int) -> SidePath | None:
@@ -105,6 +103,12 @@ class SidePath:
         opening = self._opening
         return opening is not None and opening.done() and opening.exception() is None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the engines cannot be opened."""
+        opening = self._opening
+        return opening is not None and opening.done() and opening.exception() is not None
+
     def takes(self, wanted: AdapterSet) -> bool:
         """Whether a set's ranks are small enough; `False` if it cannot be loaded, which whoever
         puts it into the engine will say.
@@ -125,13 +129,15 @@ class SidePath:
 
         A set that cannot be loaded fails its requests.
         """
-        self._unet()
-        held, errors = dict[AdapterSet, list[Factors]](), dict[AdapterSet, TesseraError]()
+        held, errors = dict[AdapterSet, list[Factors]](), dict[AdapterSet, Exception]()
         for wanted in dict.fromkeys(own for _, own in members):
             try:
+                self._unet()
                 held[wanted] = self._held.get(wanted) or self._factors.get(wanted)
-            except TesseraError as error:
+            except Exception as error:
                 errors[wanted] = error
+        for half in self._halves:
+            half.forget_unused()
         self._held, numbers = held, {own: number for number, own in enumerate(held)}
         for request, own in members:
             if own in errors:
@@ -139,6 +145,12 @@ class SidePath:
             else:
                 request.side = {SET: torch.full((request.branches,), numbers[own])}
         return [request for request, own in members if own in numbers]
+
+    def rest(self) -> None:
+        """Free what the last batches needed: others have their turn."""
+        self._held = {}
+        for half in self._halves:
+            half.forget()
 
     @property
     def predict(self) -> Predict:
@@ -156,10 +168,12 @@ class SidePath:
                 _Half(engine, self._sets, half, self._max_rank)
                 for half, engine in enumerate(self._open_halves())
             ]
+            unet = UNet(*halves, max_rows=self._max_rows)
         except Exception as error:
             _log.warning("the low-rank side path cannot be used: %s", error)
             raise
-        return UNet(*halves, max_rows=self._max_rows)
+        self._halves = halves
+        return unet
 
     def _sets(self) -> list[tuple[AdapterSet, list[Factors]]]:
         return list(self._held.items())
@@ -184,7 +198,8 @@ class _Half:
         max_rank: int,
     ) -> None:
         self._engine, self._sets, self._half, self._max_rank = engine, sets, half, max_rank
-        self._joined: OrderedDict[tuple[AdapterSet, ...], Factors] = OrderedDict()
+        self._joined: dict[tuple[AdapterSet, ...], Factors] = {}
+        self._used: set[tuple[AdapterSet, ...]] = set()
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `Engine.run`."""
@@ -205,9 +220,16 @@ class _Half:
         sets = self._sets()
         key = tuple(sets[number][0] for number in numbers)
         if key not in self._joined:
-            while len(self._joined) >= _JOINED:
-                self._joined.popitem(last=False)
             rows = [sets[number][1][self._half] for number in numbers]
             self._joined[key] = join(rows, self._max_rank)
-        self._joined.move_to_end(key)
+        self._used.add(key)
         return self._joined[key]
+
+    def forget_unused(self) -> None:
+        """Drop batches that have not come since the last time."""
+        self._joined = {key: self._joined[key] for key in self._used}
+        self._used = set()
+
+    def forget(self) -> None:
+        """Drop all."""
+        self._joined, self._used = {}, set()

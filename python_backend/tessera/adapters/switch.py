@@ -89,6 +89,7 @@ class AdapterSwitch:
         if isinstance(chosen, str):
             self._turn, predict = self._aside(members)
         else:
+            self._paths.rest()
             self._turn = self._put_in(chosen, [r for r in running if wanted[id(r)] == chosen])
         self._paths.begin(self._turn, self._ranks)
         return self._turn, predict

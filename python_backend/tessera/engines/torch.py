@@ -47,6 +47,8 @@ class TorchEngine:
         self._channels_last = self._device.type == "cuda"
         if self._channels_last:
             self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._parameters = dict(self._module.named_parameters())  # to collect them takes a while
+        self._shapes = {name: p.shape for name, p in self._parameters.items()}
         self._forward = torch.compile(module, dynamic=False) if compiled else module
         self._call: Call = self._queue
         if graphs:
@@ -65,10 +67,9 @@ class TorchEngine:
     @torch.no_grad()
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """See `Engine.refit`; queued on the current stream, behind the runs before it."""
-        parameters = dict(self._module.named_parameters())
-        check_refit(weights, {name: p.shape for name, p in parameters.items()})
+        check_refit(weights, self._shapes)
         for name, weight in weights.items():
-            parameters[name].copy_(weight)
+            self._parameters[name].copy_(weight)
 
     def describe(self) -> EngineInfo:
         """See `Engine.describe`; shapes are not known beforehand."""
@@ -77,7 +78,7 @@ class TorchEngine:
             device=str(self._device),
             inputs=dict.fromkeys(self._module.inputs, ()),
             outputs=dict.fromkeys(self._module.outputs, ()),
-            refittable=frozenset(name for name, _ in self._module.named_parameters()),
+            refittable=frozenset(self._shapes),
         )
 
     def _queue(self, arguments: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 
@@ -54,12 +55,11 @@ def serve(
 ) -> None:
     """Serve a bundle with tritonserver until a signal ends it."""
     ports = Ports(http_port, grpc_port, metrics_port)
-    sizes = (template_disk, template_memory, template_size, template_device)
-    budgets = [int(1e9 * gb) for gb in sizes]
-    loras = AdapterSettings(tuple(adapters or ()), int(1e9 * adapter_memory), lora_path)
-    kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *budgets)
     log_flags = [] if verbose else ["--log-info=false"]
     try:
+        sizes = (template_disk, template_memory, template_size, template_device)
+        kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *map(_bytes, sizes))
+        loras = AdapterSettings(tuple(adapters or ()), _bytes(adapter_memory), lora_path)
         manifest = _checked(bundle)
         _check_engine(engine)
         check_lora_path(lora_path, manifest)
@@ -72,8 +72,8 @@ def serve(
             raise typer.Exit
         _check_ports(ports, host)
         variables = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
-        variables |= {trace.VARIABLE: str(trace_to.resolve())} if trace_to else {}
-        for settings in (kept, loras, ControlSettings(int(1e9 * control_memory), pinned)):
+        variables |= _trace(trace_to)
+        for settings in (kept, loras, ControlSettings(_bytes(control_memory), pinned)):
             variables |= settings.to_environment()
         flags = [*log_flags, *(triton_args or [])]
         launch = Launch(bundle, manifest, ports, host, variables, placements, flags)
@@ -99,6 +99,32 @@ def _checked(bundle: Path) -> Manifest:
     with Status("checking the bundle ...", console=console) as status:
         check_files(bundle, manifest, lambda name: status.update(f"checking the bundle: {name}"))
     return manifest
+
+
+def _bytes(gigabytes: float) -> int:
+    """An option's value; a number that is none is not accepted.
+
+    Raises:
+        TesseraError: it is infinite or NaN.
+    """
+    if not math.isfinite(gigabytes):
+        raise TesseraError(f"{gigabytes} GB is no size; accepted: numbers from 0")
+    return int(1e9 * gigabytes)
+
+
+def _trace(file: Path | None) -> dict[str, str]:
+    """The environment that has a trace written, to a file that is empty now.
+
+    Raises:
+        TesseraError: it cannot be written.
+    """
+    if file is None:
+        return {}
+    try:
+        file.write_text("")
+    except OSError as error:
+        raise TesseraError(f"--trace {file} cannot be written: {error}") from None
+    return {trace.VARIABLE: str(file.resolve())}
 
 
 def _pinned(names: list[str], manifest: Manifest, memory: float) -> tuple[str, ...]:

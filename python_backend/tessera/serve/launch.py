@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from rich.status import Status
 from tessera.controls.models import Placement, engine_is_half, write_models
 from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
+from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
     CONTROL_HEADER,
@@ -60,15 +59,12 @@ class Launch:
         Raises:
             TesseraError: there is no server, or it does not become ready.
         """
-        folder = Path(tempfile.mkdtemp(prefix="tessera-", dir=_memory_folder()))
-        try:
+        with run_folder() as folder:
             supervisor = self._supervisor(folder, console, pinned)
             try:
                 return self._run(supervisor, console, timeout)
             finally:
                 supervisor.stop()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def _url(self) -> str:
@@ -90,7 +86,7 @@ class Launch:
             self.ports,
             load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in pinned)],
             host=self.host,
-            extra=[*restricted(secret), *self.flags],
+            extra=[*restricted(secret), *shared_memory(folder), *self.flags],
         )
         return Supervisor(
             line,
@@ -115,7 +111,12 @@ class Launch:
                 "tritonserver did not become ready; its log above says why (-v shows all of it)"
             )
         with Status("making the first pictures ...", console=console):
-            warm_up(self._url, self.manifest.limits.min_size)
+            try:
+                warm_up(self._url, self.manifest.limits.min_size)
+            except TesseraError:
+                if not supervisor.interrupted:
+                    raise
+                return supervisor.watch()
         console.print(
             f"tessera-serve: bundle {name} ({self.manifest.digest[:12]}) is ready after "
             f"{time.monotonic() - began:.1f} s: HTTP {self.ports.http}, gRPC {self.ports.grpc}, "
@@ -123,7 +124,3 @@ class Launch:
             soft_wrap=True,
         )
         return supervisor.watch()
-
-
-def _memory_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None

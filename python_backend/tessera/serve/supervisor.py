@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 from tessera.processes import model_processes
+from tessera.serve.tritonserver import DIRECT
 
 _RESCAN_S = 0.5
 _STOP_S = 60.0
@@ -66,6 +67,7 @@ class Supervisor:
     _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
     _instances: dict[str, int] = field(default_factory=dict)  # model -> how many processes it has
     _deaths: dict[str, list[float]] = field(default_factory=dict)
+    _suspects: set[str] = field(default_factory=set)  # models of which a process has ended
     _due: dict[str, _Load] = field(default_factory=dict)
     _stopping: bool = False
 
@@ -107,7 +109,8 @@ class Supervisor:
                 self._rescan(selector)
                 for key, _ in selector.select(_RESCAN_S):
                     if key.data in self._watched:
-                        self._process_ended(selector, key.data)
+                        self._suspects.add(self._unwatch(selector, key.data))
+                self._examine(selector)
                 self._load_due()
         code = self._exit_code()
         return code if code is not None else 0
@@ -151,19 +154,25 @@ class Supervisor:
                     self._watched[pid] = (descriptor, model)
                     selector.register(descriptor, selectors.EVENT_READ, pid)
 
-    def _process_ended(self, selector: selectors.BaseSelector, pid: int) -> None:
-        model = self._unwatch(selector, pid)
-        if self._stopping or self._exit_code() is not None:
-            return
-        assert self._process is not None
-        left = list(model_processes(self._process.pid).values()).count(model)
-        if left >= self._instances.get(model, 0):
-            return  # it was unloaded and has been loaded again since
-        if self._is_ready(model):
-            for sibling in [p for p, (_, m) in self._watched.items() if m == model]:
-                self._unwatch(selector, sibling)
-                self._retired.add(sibling)
-            self._heal(model)
+    def _examine(self, selector: selectors.BaseSelector) -> None:
+        """Heal the models of which a process has ended though Triton believes them to be ready;
+        later if Triton gives no answer now.
+        """
+        for model in list(self._suspects):
+            if self._stopping or self._exit_code() is not None:
+                return
+            assert self._process is not None
+            left = list(model_processes(self._process.pid).values()).count(model)
+            complete = left >= self._instances.get(model, 0)  # it has been loaded again since
+            ready = not complete and self._is_ready(model)
+            if ready is None:
+                continue
+            self._suspects.remove(model)
+            if ready:
+                for sibling in [p for p, (_, m) in self._watched.items() if m == model]:
+                    self._unwatch(selector, sibling)
+                    self._retired.add(sibling)
+                self._heal(model)
 
     def _unwatch(self, selector: selectors.BaseSelector, pid: int) -> str:
         descriptor, model = self._watched.pop(pid)
@@ -193,7 +202,7 @@ class Supervisor:
             now = time.monotonic()
             if now < load.at or self._stopping or self._exit_code() is not None:
                 continue
-            if self._post(f"/v2/repository/models/{model}/load"):
+            if self._is_ready(model) or self._post(f"/v2/repository/models/{model}/load"):
                 del self._due[model]
                 self.say(f"model {model} is back after {time.monotonic() - load.since:.1f} s")
             elif not self._stopping:
@@ -205,12 +214,14 @@ class Supervisor:
                     f"in {delay:.0f} s"
                 )
 
-    def _is_ready(self, model: str) -> bool:
-        """Whether Triton believes the model to be ready: not so when an operator has unloaded
-        it.
+    def _is_ready(self, model: str) -> bool | None:
+        """Whether Triton believes the model to be ready: not so when an operator has unloaded it;
+        `None` if it does not say.
         """
         body = self._request("/v2/repository/index", b"{}")
-        entries: list[dict[str, Any]] = json.loads(body) if body else []
+        if body is None:
+            return None
+        entries: list[dict[str, Any]] = json.loads(body)
         return any(e["name"] == model and e.get("state") == "READY" for e in entries)
 
     def _get_ok(self, path: str) -> bool:
@@ -223,7 +234,7 @@ class Supervisor:
         """Body of a successful answer, `None` for anything else."""
         request = urllib.request.Request(self.url + path, body, dict(self.headers))
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with DIRECT.open(request, timeout=timeout) as answer:
                 content: bytes = answer.read()
                 return content
         except (OSError, urllib.error.URLError):

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from tessera.errors import TesseraError
 
 CONTROL_HEADER = "tessera-control"
 """Header of requests that load and unload models; its value is the secret of `restricted`."""
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks the server, which is on this machine, without any proxy."""
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
 
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tessera.errors import TesseraError
+from tessera.serve.tritonserver import DIRECT
 
 _TIMEOUT_S = 300.0
 _STEPS = 4
@@ -50,9 +51,7 @@ def _generate(size: int) -> dict[str, Any]:
 
 def _request(url: str, body: bytes | None) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, body), timeout=_TIMEOUT_S
-        ) as answer:
+        with DIRECT.open(urllib.request.Request(url, body), timeout=_TIMEOUT_S) as answer:
             content: dict[str, Any] = json.load(answer)
             return content
     except urllib.error.HTTPError as error:

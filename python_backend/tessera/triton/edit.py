@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tessera.board import Board, Phase, board_path
+from tessera.plan import Plan
 from tessera.triton import pb
 
 _ENCODED = ("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL")
@@ -16,7 +18,8 @@ class TritonPythonModel:
     """Inputs of the contract -> IMAGE, INFO."""
 
     def initialize(self, args: dict[str, Any]) -> None:
-        """Nothing to open."""
+        """Open the board."""
+        self._board = Board(board_path())
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -26,6 +29,11 @@ class TritonPythonModel:
         inputs = pb.handles(request)
         policy = {k: v for k, v in pb.parameters(request).items() if k == "lora_policy"}
         encoded = pb.call("encode", list(inputs.values()), [*_ENCODED, "PIXELS"], policy)
-        rendered = pb.call("render", [encoded[name] for name in _ENCODED], ["LATENTS", "STATS"])
-        parts = [encoded["PLAN"], *rendered.values(), encoded["PIXELS"], inputs["MASK"]]
-        return list(pb.call("decode", parts, ["IMAGE", "INFO"]).values())
+        try:
+            rendered = pb.call("render", [encoded[name] for name in _ENCODED], ["LATENTS", "STATS"])
+            parts = [encoded["PLAN"], *rendered.values(), encoded["PIXELS"], inputs["MASK"]]
+            return list(pb.call("decode", parts, ["IMAGE", "INFO"]).values())
+        except Exception:
+            plan = Plan.from_json(pb.text(encoded["PLAN"]))
+            self._board.close(plan.slot, plan.ticket, Phase.FAILED)  # unless a member has
+            raise

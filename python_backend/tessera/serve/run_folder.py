@@ -1,0 +1,59 @@
+"""What one run of `tessera-serve` keeps in shared memory: a folder of its own, and the regions by
+which Triton's Python backend hands tensors on. Standard library only.
+
+Whatever a run leaves behind that was killed outright is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tessera.processes import identity, lives
+
+_SHARED = Path("/dev/shm")
+_PREFIX = "tessera-run-"
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """A folder in shared memory where there is any; it is gone afterwards, and regions named after
+    it, too.
+    """
+    parent = _SHARED if _SHARED.is_dir() else Path(tempfile.gettempdir())
+    _sweep(parent)
+    own = identity(os.getpid()).replace(":", "-")
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_namespace()}-{own}-", dir=parent))
+    try:
+        yield folder
+    finally:
+        _remove(parent, folder.name)
+
+
+def shared_memory(folder: Path) -> list[str]:
+    """Flags by which regions of shared memory are named after a run's folder."""
+    return [f"--backend-config=python,shm-region-prefix-name={folder.name}-"]
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what runs have left whose process has ended."""
+    for path in parent.glob(f"{_PREFIX}{_namespace()}-*"):
+        process, started = path.name.removeprefix(_PREFIX).split("-")[1:3]
+        if not lives(f"{process}:{started}"):
+            _remove(parent, path.name)
+
+
+def _remove(parent: Path, name: str) -> None:
+    for path in parent.glob(f"{name}*"):
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _namespace() -> int:
+    """Containers that share memory may have processes of the same ids."""
+    return os.stat("/proc/self/ns/pid").st_ino
