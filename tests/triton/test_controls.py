@@ -306,7 +306,7 @@ def test_a_plain_tritonserver_serves_the_models_that_are_written_for_it(
         ("--place=edges=gpu", "--place is 'edges=gpu'; accepted: NAME=cpu or NAME=gpu:N"),
         ("--place=depth=cpu", "--place names the ControlNet 'depth'; accepted: edges, silhouette"),
         ("--pin=depth", "--pin names the ControlNet 'depth'; accepted: edges, silhouette"),
-        ("--control-memory=nan", "nan GB is no size; accepted: numbers from 0"),
+        ("--control-memory=inf", "inf GB is no size; accepted: numbers from 0"),
         ("--trace=/", "--trace / cannot be written"),
     ],
 )

@@ -20,8 +20,10 @@ import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
 from bench.server import Server, free_ports, plain_serving, serving
+from tessera.board import sweep_boards
 from tessera.manifest import SCHEMA
 from tessera.processes import model_processes
+from tessera.serve.run_folder import run_folder
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera_client import Client
 
@@ -73,26 +75,29 @@ def processes_of(server: Server) -> list[psutil.Process]:
 def test_a_signal_ends_it_and_everything_it_started(
     bundle: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    others = set(Path("/dev/shm").glob("tessera-*"))
     with serving(bundle, tmp_path / "log", "--threads=1") as server:
         family = processes_of(server)
         assert len(family) > 10
-        assert set(Path("/dev/shm").glob("tessera-*")) > others
+        kept = f"tessera-run-*-{server.process.pid}-*"
+        assert list(Path("/dev/shm").glob(kept))
         server.process.send_signal(number)
         assert server.process.wait(60) == 0
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert set(Path("/dev/shm").glob("tessera-*")) <= others
+    assert not list(Path("/dev/shm").glob(kept))
 
 
-def test_killed_outright_it_leaves_no_process(bundle: Path, tmp_path: Path) -> None:
+def test_killed_outright_it_leaves_no_process_and_its_memory_to_the_next(
+    bundle: Path, tmp_path: Path
+) -> None:
     with serving(bundle, tmp_path / "log", "--threads=1") as server:
         family = processes_of(server)
-        run_folders = {a for p in family for a in p.cmdline() if a.startswith("/dev/shm/tessera-")}
+        kept = list(Path("/dev/shm").glob(f"tessera-run-*-{server.process.pid}-*"))
+        assert len([path for path in kept if path.is_file()]) > 10, "the regions of the models"
         server.process.kill()
         _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
-    for argument in run_folders:
-        shutil.rmtree(Path(*Path(argument).parts[:4]), ignore_errors=True)
+    with run_folder():
+        assert not [path for path in kept if path.exists()]
 
 
 def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) -> None:
@@ -102,9 +107,10 @@ def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) ->
         with Client(server.http) as client:
             assert client.generate("a red circle", steps=2, job_id="plain").info.ticks == 2
             assert client.status("plain").phase == "done"
-        boards = list(Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"))
-        assert len(boards) == 1
-    boards[0].unlink()
+        kept = list(Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"))
+        assert sorted(path.suffix for path in kept) == ["", ".costs"]
+    sweep_boards()
+    assert not [path for path in kept if path.exists()]
 
 
 def test_without_a_bundle_the_log_says_what_to_set(tmp_path: Path) -> None:

@@ -102,10 +102,10 @@ def _checked(bundle: Path) -> Manifest:
 
 
 def _bytes(gigabytes: float) -> int:
-    """An option's value; a number that is none is not accepted.
+    """An option's value in bytes.
 
     Raises:
-        TesseraError: it is infinite or NaN.
+        TesseraError: it is infinite.
     """
     if not math.isfinite(gigabytes):
         raise TesseraError(f"{gigabytes} GB is no size; accepted: numbers from 0")

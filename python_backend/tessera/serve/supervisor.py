@@ -202,7 +202,7 @@ class Supervisor:
             now = time.monotonic()
             if now < load.at or self._stopping or self._exit_code() is not None:
                 continue
-            if self._is_ready(model) or self._post(f"/v2/repository/models/{model}/load"):
+            if self._post(f"/v2/repository/models/{model}/load"):
                 del self._due[model]
                 self.say(f"model {model} is back after {time.monotonic() - load.since:.1f} s")
             elif not self._stopping:
