@@ -32,6 +32,9 @@ from tessera_client.terminal import (
     with_progress,
 )
 
+Out = Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")]
+Sheet = Annotated[Path | None, typer.Option(help="Also write before, mask and after side by side.")]
+
 
 def edit(
     image: Annotated[Path, typer.Argument(help="Picture to edit.", exists=True, dir_okay=False)],
@@ -43,12 +46,8 @@ def edit(
     rect: Annotated[
         str | None, typer.Option(help="Rectangle to edit instead of a mask: x,y,width,height.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")] = Path(
-        "edited.png"
-    ),
-    sheet: Annotated[
-        Path | None, typer.Option(help="Also write before, mask and after side by side.")
-    ] = None,
+    out: Out = Path("edited.png"),
+    sheet: Sheet = None,
     strength: Annotated[
         float | None, typer.Option(help="Above 0 and up to 1; less stays closer to the picture.")
     ] = None,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -196,40 +196,16 @@ class TestCommand:
     def test_interrupt_cancels(self, server: Server, http_client: Client, tmp_path: Path) -> None:
         command = [str(Path(sys.executable).parent / "tessera"), "generate", "a", "--json"]
         command += ["--steps", str(LONG), "-o", str(tmp_path / "o.png"), "--url", server.http]
+        command += ["--job-id", "interrupted"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            busy = threading.Event()
-            end = time.monotonic() + 60
-            while not busy.is_set() and time.monotonic() < end:
-                time.sleep(0.2)
-                if _running(server):
-                    busy.set()
-            process.send_signal(2)
+            wait_for_step(http_client, "interrupted", 1)
+            process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=30)
         assert process.returncode == 130, errors
         assert b"cancelled" in errors
         end = time.monotonic() + 10
-        while _running(server):
+        while not (status := http_client.status("interrupted")).ended:
             assert time.monotonic() < end
             time.sleep(0.1)
-
-
-def _running(server: Server) -> int:
-    """Requests that render holds, from the server's own metrics."""
-    import urllib.request
-
-    url = f"http://localhost:{server.metrics_port}/metrics"
-    text = urllib.request.urlopen(url, timeout=5).read().decode()
-    pending = [
-        float(line.split()[-1])
-        for line in text.splitlines()
-        if line.startswith("nv_inference_exec_count") and 'model="denoise"' in line
-    ]
-    first = sum(pending)
-    time.sleep(0.3)
-    text = urllib.request.urlopen(url, timeout=5).read().decode()
-    second = sum(
-        float(line.split()[-1])
-        for line in text.splitlines()
-        if line.startswith("nv_inference_exec_count") and 'model="denoise"' in line
-    )
-    return int(second - first)
+        assert status.phase == "cancelled"
+        assert status.step < LONG
