@@ -86,25 +86,31 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
     options = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
-    bundle, pipe, scale = _demo() if options.network == "demo" else _sdxl()
-    pipe.set_progress_bar_config(disable=True)
-    with serving(bundle, FOLDER / "log", f"--threads={options.threads}") as server:
-        found = measure(
-            server,
-            pipe,
-            options.ratios,
-            rounds=options.rounds,
-            steps=options.steps,
-            scale=scale,
-        )
+    found = compare(
+        options.network,
+        options.ratios,
+        rounds=options.rounds,
+        steps=options.steps,
+        threads=options.threads,
+    )
     console.print(table(found))
     levels = [asdict(level) | {"auto_loss": level.auto_loss} for level in found]
     settings = {"threads": options.threads, "steps": options.steps, "rounds": options.rounds}
     out = RESULTS / f"edit_latency_{options.network}.json"
     out.write_text(json.dumps({**settings, "levels": levels}, indent=1) + "\n")
     console.print(f"written: {out}")
+
+
+def compare(
+    network: str, ratios: Sequence[float] = RATIOS, *, rounds: int, steps: int, threads: int
+) -> list[Level]:
+    """A server for the network (`demo` or `sdxl`) and diffusers, measured in turns."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads)
+    bundle, pipe, scale = _demo() if network == "demo" else _sdxl()
+    pipe.set_progress_bar_config(disable=True)
+    with serving(bundle, FOLDER / "log", f"--threads={threads}") as server:
+        return measure(server, pipe, ratios, rounds=rounds, steps=steps, scale=scale)
 
 
 def _demo() -> tuple[Path, DiffusionPipeline, int]:

@@ -18,10 +18,12 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import latency, load, sparse
+from bench import edit_latency, latency, load, sparse
 from bench.server import DEMO_BUNDLE, ROOT, serving
 
 RESULTS = ROOT / "bench" / "results" / "cpu.json"
+EDITS = 3
+"""Turns of edits."""
 _LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy", "nvidia-pytriton")
 console = Console(highlight=False)
 
@@ -33,6 +35,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the report")
     options = parser.parse_args()
+    if options.rounds < 3:
+        parser.error("--rounds has to be 3 or more, for quartiles")
     threads = len(os.sched_getaffinity(0))
     machine = describe_machine(threads)
     console.rule(f"{machine['cpu']}, {threads} threads")
@@ -43,6 +47,8 @@ def main() -> None:
         console.print(latency.table(turns))
         levels = load.measure(server, steps=options.steps)
         console.print(load.table(levels))
+    edits = edit_latency.compare("demo", rounds=EDITS, steps=options.steps, threads=threads)
+    console.print(edit_latency.table(edits))
     sparse.prepare()
     ratios = sparse.measure_all()
     console.print(sparse.table(ratios))
@@ -51,6 +57,7 @@ def main() -> None:
         "machine": machine,
         "latency": {"steps": options.steps, **latency.summary(turns)},
         "load": {name: [asdict(level) for level in found] for name, found in levels.items()},
+        "edits": [asdict(level) for level in edits],
         "sparse": [asdict(ratio) for ratio in ratios],
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
