@@ -27,10 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tessera.errors import InvalidInput, Unavailable, UnknownJob
-from tessera.processes import identity, lives
+from tessera.processes import SHARED, identity, lives, namespace
 
 CAPACITY = 4096
-_SHARED = Path("/dev/shm")
 ARRIVES_WITHIN_S = 5.0
 ABANDONED_S = 900.0
 """A running job that nothing has touched for this long has vanished: its row may be reused."""
@@ -94,7 +93,7 @@ def board_path() -> Path:
     if given := os.environ.get("TESSERA_BOARD"):
         return Path(given)
     server = identity(os.getppid()).replace(":", "-")
-    return _SHARED / f"tessera-board-{_namespace()}-{server}"
+    return SHARED / f"tessera-board-{namespace()}-{server}"
 
 
 def control_table_path() -> Path:
@@ -111,15 +110,11 @@ def sweep_boards() -> None:
     """Remove the boards of servers that have ended (`tessera-serve` removes its own), and what lies
     beside them.
     """
-    for path in _SHARED.glob(f"tessera-board-{_namespace()}-*"):
+    for path in SHARED.glob(f"tessera-board-{namespace()}-*"):
         _, _, _, server, started = path.name.partition(".")[0].split("-")
         if not lives(f"{server}:{started}"):
             with contextlib.suppress(OSError):  # another user's
                 path.unlink()
-
-
-def _namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino
 
 
 class Board:

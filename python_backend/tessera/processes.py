@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+SHARED = Path("/dev/shm")
+"""Where processes of one machine share memory, by files."""
+
+
+def namespace() -> int:
+    """Of process ids: containers that share memory may have processes of the same ids."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def identity(process: int) -> str:

@@ -179,7 +179,7 @@ def test_siblings_agree_on_the_board_and_others_do_not(monkeypatch: pytest.Monke
 
 
 def test_boards_of_ended_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARED", tmp_path)
+    monkeypatch.setattr(module, "SHARED", tmp_path)
     alive = board_path()
     namespace = os.stat("/proc/self/ns/pid").st_ino
     dead = tmp_path / f"tessera-board-{namespace}-{os.getppid()}-12"

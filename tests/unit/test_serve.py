@@ -69,7 +69,7 @@ def test_a_server_is_asked_at_the_address_that_it_listens_on(host: str, url: str
 def test_a_run_leaves_nothing_and_removes_what_dead_ones_have_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SHARED", tmp_path)
+    monkeypatch.setattr(module, "SHARED", tmp_path)
     with run_folder() as own:
         (flag,) = shared_memory(own)
         prefix = flag.rpartition("=")[2]

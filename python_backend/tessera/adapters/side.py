@@ -21,7 +21,6 @@ from tessera.adapters.targets import outline_of
 from tessera.bundle import Bundle
 from tessera.denoise import Predict, Running
 from tessera.engines.base import Engine, EngineInfo
-from tessera.errors import TesseraError
 from tessera.lowrank import slots_of
 from tessera.manifest import LOWRANK
 from tessera.plan import AdapterUse
@@ -115,7 +114,7 @@ class SidePath:
         """
         try:
             return max(self._factors.ranks(wanted)) <= self._max_rank
-        except TesseraError:
+        except Exception:
             return False
 
     def ranks(self, wanted: Iterable[AdapterSet]) -> Ranks:

@@ -13,9 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tessera.processes import identity, lives
+from tessera.processes import SHARED, identity, lives, namespace
 
-_SHARED = Path("/dev/shm")
 _PREFIX = "tessera-run-"
 
 
@@ -24,10 +23,10 @@ def run_folder() -> Iterator[Path]:
     """A folder in shared memory where there is any; it is gone afterwards, and regions named after
     it, too.
     """
-    parent = _SHARED if _SHARED.is_dir() else Path(tempfile.gettempdir())
+    parent = SHARED if SHARED.is_dir() else Path(tempfile.gettempdir())
     _sweep(parent)
     own = identity(os.getpid()).replace(":", "-")
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_namespace()}-{own}-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{namespace()}-{own}-", dir=parent))
     try:
         yield folder
     finally:
@@ -41,7 +40,7 @@ def shared_memory(folder: Path) -> list[str]:
 
 def _sweep(parent: Path) -> None:
     """Remove what runs have left whose process has ended."""
-    for path in parent.glob(f"{_PREFIX}{_namespace()}-*"):
+    for path in parent.glob(f"{_PREFIX}{namespace()}-*"):
         process, started = path.name.removeprefix(_PREFIX).split("-")[1:3]
         if not lives(f"{process}:{started}"):
             _remove(parent, path.name)
@@ -52,8 +51,3 @@ def _remove(parent: Path, name: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _namespace() -> int:
-    """Containers that share memory may have processes of the same ids."""
-    return os.stat("/proc/self/ns/pid").st_ino
