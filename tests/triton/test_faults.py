@@ -57,9 +57,7 @@ def test_killing_a_controlnet(fragile: Server) -> None:
         assert not others[0].done(), "it was over before the ControlNet was killed"
         kill(fragile, "controlnet_edges")
         with pytest.raises(Unavailable, match="the controlnet_edges model is being restarted"):
-            lost.result(
-                timeout=30
-            )  # told when the ControlNet is back: 6 to 12 s, most of it imports
+            lost.result(timeout=30)  # told when the ControlNet is back: 6 to 12 s, mostly imports
         others.append(pool.submit(client.generate, "a red circle", seed=1, steps=150))
         for other in others:
             found = np.asarray(other.result(timeout=30).image, np.int16)
