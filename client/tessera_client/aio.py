@@ -176,20 +176,24 @@ class AsyncClient:
     async def _reporting(
         self, job_id: str, report: Callable[[JobStatus], None] | None
     ) -> AsyncIterator[None]:
-        question = job_call("status", job_id)
+        if report is None:
+            yield
+            return
+        over, question = asyncio.Event(), job_call("status", job_id)
 
-        async def poll(tell: Callable[[JobStatus], None]) -> None:
+        async def poll() -> None:
             """Ask for the job's status again and again; a failed question is skipped."""
-            while True:
+            while not over.is_set():
                 await asyncio.sleep(POLL_S)
                 with contextlib.suppress(TesseraError):
-                    tell(read_status(await self._transport.infer(question, JOB_TIMEOUT)))
+                    report(read_status(await self._transport.infer(question, JOB_TIMEOUT)))
 
-        task = asyncio.create_task(poll(report)) if report else None
+        task = asyncio.create_task(poll())
         try:
             yield
         finally:
-            if task:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            over.set()  # a library below may lose the cancellation
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()

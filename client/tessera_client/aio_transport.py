@@ -42,7 +42,8 @@ class AsyncHttpTransport:
         import tritonclient.http.aio as triton
 
         try:
-            answer = await asyncio.wait_for(self._client().infer(**call.arguments(triton)), timeout)
+            async with asyncio.timeout(timeout):
+                answer = await self._client().infer(**call.arguments(triton))
         except Exception as error:
             raise received(error, self._address, timeout) from None
         return call.arrays(answer)
@@ -52,7 +53,8 @@ class AsyncHttpTransport:
         client = self._client()
         call = client.is_model_ready(model) if model else client.is_server_ready()
         try:
-            return bool(await asyncio.wait_for(call, timeout))
+            async with asyncio.timeout(timeout):
+                return bool(await call)
         except Exception:
             return False
 
@@ -93,7 +95,8 @@ class AsyncGrpcTransport:
         client = self._client()
         call = client.is_model_ready(model) if model else client.is_server_ready()
         try:
-            return bool(await asyncio.wait_for(call, timeout))
+            async with asyncio.timeout(timeout):
+                return bool(await call)
         except Exception:
             return False
 

@@ -145,7 +145,10 @@ def test_the_async_client(server: Server, protocol: str) -> None:
 
     async def session() -> None:
         seen: list[JobStatus] = []
-        async with AsyncClient(getattr(server, protocol), timeout=120) as client:
+        async with (
+            asyncio.timeout(60),
+            AsyncClient(getattr(server, protocol), timeout=60) as client,
+        ):
             results = await asyncio.gather(
                 *(client.generate("a", seed=i, steps=15, on_progress=seen.append) for i in range(3))
             )

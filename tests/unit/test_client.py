@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from tessera.errors import (
     UnknownJob,
 )
 from tessera_client import AsyncClient, Client, Control, Lora, aio, cli, client
-from tessera_client.messages import generate_call
-from tessera_client.wire import received, split_url
+from tessera_client.aio_transport import AsyncHttpTransport
+from tessera_client.messages import JobStatus, generate_call, job_call
+from tessera_client.wire import Array, Call, received, split_url
 from tests.fakes.transport import AsyncFakeTransport, FakeTransport
 
 run = CliRunner()
@@ -296,6 +299,100 @@ def test_the_async_client_does_the_same() -> None:
         assert len(transport.inner.sent("generate")) == 2
 
     asyncio.run(session())
+
+
+class Slow(AsyncFakeTransport):
+    """Draws long enough for a question or two about progress."""
+
+    async def infer(self, call: Call, timeout: float) -> dict[str, Array]:
+        if call.model == "generate":
+            await asyncio.sleep(0.3)
+        return await super().infer(call, timeout)
+
+
+class CancelLosing(AsyncFakeTransport):
+    """Answers questions for a job's status when cancelled, as `asyncio.wait_for` did at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def infer(self, call: Call, timeout: float) -> dict[str, Array]:
+        if call.model == "jobs":
+            self.asked.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        else:
+            await self.asked.wait()
+        return await super().infer(call, timeout)
+
+
+def test_progress_ends_with_its_job_though_a_cancellation_is_lost() -> None:
+    async def session() -> None:
+        client = AsyncClient(transport=CancelLosing())
+        async with asyncio.timeout(10):
+            await client.generate("a", on_progress=lambda status: None)
+
+    asyncio.run(session())
+
+
+def test_an_error_in_on_progress_is_raised_by_the_async_client() -> None:
+    def report(status: JobStatus) -> None:
+        raise LookupError(status.phase)
+
+    async def session() -> None:
+        with pytest.raises(LookupError, match="denoising"):
+            await AsyncClient(transport=Slow()).generate("a", on_progress=report)
+
+    asyncio.run(session())
+
+
+class AnswerLater:
+    """Stands in for tritonclient: answers when told to."""
+
+    def __init__(self) -> None:
+        self.answer = asyncio.get_running_loop().create_future()
+
+    async def infer(self, **arguments: Any) -> Any:
+        return await self.answer
+
+    async def is_server_ready(self) -> Any:
+        return await self.answer
+
+
+@pytest.mark.parametrize("later", range(4), ids=lambda n: f"{n} turns of the loop later")
+@pytest.mark.parametrize(
+    "ask",
+    [lambda t: t.infer(job_call("status", "j"), 5.0), lambda t: t.ready()],
+    ids=["infer", "ready"],
+)
+def test_a_cancellation_that_comes_with_the_answer_is_not_lost(
+    ask: Callable[[AsyncHttpTransport], Awaitable[Any]], later: int
+) -> None:
+    async def session() -> None:
+        transport = AsyncHttpTransport("localhost:1")
+        transport._opened = triton = AnswerLater()
+        task = asyncio.ensure_future(ask(transport))
+        await asyncio.sleep(0.01)
+        triton.answer.set_result(InferResult)
+        for _ in range(later):
+            await asyncio.sleep(0)
+        if task.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            assert later  # it was done before
+            assert await task
+
+    asyncio.run(session())
+
+
+class InferResult:
+    """An answer of tritonclient."""
+
+    @staticmethod
+    def as_numpy(name: str) -> Array:
+        return np.zeros(1)
 
 
 def test_cancelling_the_task_cancels_the_job() -> None:
