@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO_BUNDLE = ROOT / "bundles" / "demo"
 DEMO_CHECKPOINT = ROOT / "build" / "demo_model" / "base"
 _STARTS_WITHIN_S = 180.0
+_ENDS_WITHIN_S = 150.0  # tessera-serve gives its server 60
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Server:
         Raises:
             RuntimeError: it has ended, or one is not ready in time; the message is its log.
         """
-        self._wait(lambda: all(map(self.ready, models)), seconds)
+        self.wait_until(lambda: all(map(self.ready, models)), seconds)
 
     def wait_started(self, seconds: float = _STARTS_WITHIN_S) -> None:
         """Wait until `tessera-serve` says that it is ready, its first pictures made.
@@ -68,14 +69,27 @@ class Server:
         Raises:
             RuntimeError: as `wait_ready`.
         """
-        self._wait(lambda: "is ready after" in self.log.read_text(), seconds)
+        self.wait_until(lambda: "is ready after" in self.log.read_text(), seconds)
 
-    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until something is the case.
+
+        Raises:
+            RuntimeError: as `wait_ready`.
+        """
         end = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"tessera-serve is not ready:\n{self.log.read_text()}")
+                raise RuntimeError(f"waited {seconds:.0f} s for it:\n{self.log.read_text()}")
             time.sleep(0.05)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_ENDS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def free_ports(count: int) -> list[int]:
@@ -121,7 +135,7 @@ def plain_serving(
                 yield server
             finally:
                 process.terminate()
-                process.wait(60)
+                _ended(process)
 
 
 @contextlib.contextmanager
@@ -146,4 +160,4 @@ def serving(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
             yield server
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            _ended(process)

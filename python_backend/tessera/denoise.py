@@ -215,8 +215,8 @@ def tick(
 ) -> None:
     """Advance every request by one step; those that share a size and a path share the network call.
 
-    A request whose sampler fails gets its `error`; a failing network call fails the requests in it.
-    The others are unaffected.
+    A request whose sampler fails gets its `error`. A network call that fails is made again for each
+    of its requests alone; those that fail then get their `error`. The others are unaffected.
     """
     dense = partial(_predict_group, predict, controls)
     work = _calls(running, dense, sparse)
@@ -229,8 +229,10 @@ def tick(
             work += _calls([r for r in group if r.error is None], dense, sparse)
             continue
         except Exception as error:
-            for request in group:
-                request.error = error
+            if len(group) > 1:
+                work += [(call, [request]) for request in group]
+            else:
+                group[0].error = error
             continue
         if planner is not None and not any(r.guides_now for r in group):
             _observe(planner, group, 1e3 * (time.perf_counter() - began))

@@ -31,7 +31,10 @@ def bundle() -> Path:
 
 @pytest.fixture(scope="session")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(bundle, tmp_path_factory.mktemp("server") / "log") as running:
+    """Takes LoRAs from the folder `adapters` beside its log, too."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "adapters").mkdir()
+    with serving(bundle, folder / "log", f"--adapters={folder / 'adapters'}") as running:
         yield running
 
 

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -17,6 +18,7 @@ from bench.server import DEMO_CHECKPOINT
 from tessera.contract import MAX_SEED, SCHEDULERS
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_client import Client, Result
+from tests.triton.test_jobs import unique, wait_for_step
 
 PROMPTS = [describe(scene) for scene in held_out_scenes(10, seed=5)]
 
@@ -178,27 +180,33 @@ def test_a_request_in_company_equals_the_request_alone(http_client: Client) -> N
 
 
 def test_a_newcomer_starts_at_the_next_tick_and_overtakes(http_client: Client) -> None:
+    """Which tick is the next one is read a moment before the request is on its way; so a machine
+    that stops for a tick's time at that place may say one too early, and the test tries again.
+    """
+    for _ in range(4):
+        raw = _newcomer(http_client)
+        waited = raw["first_tick"] - raw["queued_tick"]  # the tick under way, then its own
+        if waited <= 2 and raw["mean_batch"] == 5.0:
+            return
+    pytest.fail(f"waited for {waited} ticks, was one of {raw['mean_batch']} rows on the average")
+
+
+def _newcomer(client: Client) -> dict[str, Any]:
+    """The INFO of one that comes while four others are under way and ends before they do."""
     with ThreadPoolExecutor(5) as pool:
+        names = [unique("long") for _ in range(4)]
         long = [
-            pool.submit(http_client.generate, PROMPTS[i], seed=i, steps=60, job_id=f"long{i}")
-            for i in range(4)
+            pool.submit(client.generate, PROMPTS[i], seed=i, steps=80, job_id=name)
+            for i, name in enumerate(names)
         ]
-        while min(_step(http_client, f"long{i}") for i in range(4)) < 10:
-            time.sleep(0.02)
-        short = http_client.generate(PROMPTS[5], seed=5, steps=5)
+        for name in names:
+            wait_for_step(client, name, 10)
+        short = client.generate(PROMPTS[5], seed=5, steps=5)
         assert not any(f.done() for f in long)
         finished = [f.result() for f in long]
     raw = short.info.raw
-    assert raw["first_tick"] - raw["queued_tick"] <= 2  # the tick under way, then its own
     assert raw["last_tick"] - raw["first_tick"] == 4
-    assert raw["mean_batch"] == 5.0
     for other in finished:
         assert other.info.raw["first_tick"] < raw["first_tick"]
         assert raw["last_tick"] < other.info.raw["last_tick"]
-
-
-def _step(client: Client, job_id: str) -> int:
-    try:
-        return client.status(job_id).step
-    except Exception:
-        return 0
+    return raw

@@ -28,6 +28,7 @@ def unique(name: str) -> str:
 
 
 def wait_for_step(client: Client, job_id: str, step: int) -> JobStatus:
+    """Its status once it is there and has made so many steps."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
@@ -46,14 +47,14 @@ def long_job(pool: ThreadPoolExecutor, client: Client, job_id: str) -> Future[Re
 def test_status_follows_a_job(client: Client) -> None:
     job = unique("follow")
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(client.generate, "a red circle", job_id=job, steps=60)
+        future = pool.submit(client.generate, "a red circle", job_id=job, steps=200)
         status = wait_for_step(client, job, 3)
-        assert (status.phase, status.total) == ("denoising", 60)
+        assert (status.phase, status.total) == ("denoising", 200)
         later = wait_for_step(client, job, status.step + 1)
         assert later.seconds > status.seconds
         assert future.result().info.job_id == job
     assert client.status(job).phase == "done"
-    assert client.status(job).step == 60
+    assert client.status(job).step == 200
 
 
 def test_a_cancelled_job_is_gone_within_two_ticks(client: Client) -> None:
@@ -75,18 +76,19 @@ def test_a_cancelled_slot_is_used_again(http_client: Client) -> None:
         filling = [long_job(pool, http_client, f"fill{i}") for i in range(8)]
         for i in range(8):
             wait_for_step(http_client, f"fill{i}", 1)
-        ninth = pool.submit(http_client.generate, "a", job_id="ninth", steps=2)
-        time.sleep(0.3)
+        ninth = pool.submit(http_client.generate, "a", job_id="ninth", steps=4)
+        wait_for_step(http_client, "ninth", 0)
+        wait_for_step(http_client, "fill1", http_client.status("fill1").step + 3)
         assert http_client.status("ninth").phase == "queued"
         http_client.cancel("fill0")
-        result = ninth.result(timeout=30)
+        result = ninth.result(timeout=60)
         assert not any(f.done() for f in filling[1:])
         for i in range(1, 8):
             http_client.cancel(f"fill{i}")
         for future in filling:
             with pytest.raises(Cancelled):
                 future.result()
-    assert result.info.raw["mean_batch"] == 8.0
+    assert result.info.mean_batch > 4
 
 
 def test_a_queued_job_can_be_cancelled(http_client: Client) -> None:
@@ -95,11 +97,11 @@ def test_a_queued_job_can_be_cancelled(http_client: Client) -> None:
         for i in range(8):
             wait_for_step(http_client, f"full{i}", 1)
         queued = pool.submit(http_client.generate, "a", job_id="queued", steps=2)
-        time.sleep(0.3)
-        http_client.cancel("queued")
+        wait_for_step(http_client, "queued", 0)
+        assert http_client.cancel("queued").phase == "queued"
         http_client.cancel("full0")
         with pytest.raises(Cancelled):
-            queued.result(timeout=30)
+            queued.result(timeout=60)
         for i in range(1, 8):
             http_client.cancel(f"full{i}")
         for future in filling:

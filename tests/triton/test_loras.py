@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from bench.server import DEMO_CHECKPOINT
+from bench.server import DEMO_CHECKPOINT, Server
 from tessera.errors import InvalidInput
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_build.demo.styles import STYLES, shows
@@ -33,9 +33,9 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 @pytest.fixture(scope="module")
-def files(bundle: Path, server: object) -> Iterator[Path]:
-    """LoRAs of random numbers, put beside the running server's bundle."""
-    pipe, folder = pipeline(), bundle / "adapters"
+def files(server: Server) -> Iterator[Path]:
+    """LoRAs of random numbers, put where the running server finds them."""
+    pipe, folder = pipeline(), server.log.parent / "adapters"
     for seed, (name, (layout, rank)) in enumerate(FILES.items()):
         pairs = lora.random_pairs(pipe, rank=rank, seed=seed, size=0.7)
         lora.save(folder / f"{name}.safetensors", lora.LAYOUTS[layout](pairs))

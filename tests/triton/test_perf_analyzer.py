@@ -21,7 +21,7 @@ needs_perf_analyzer = pytest.mark.skipif(
 @needs_perf_analyzer
 def test_concurrency_over_grpc(server: Server) -> None:
     levels = [
-        measure_load(server.grpc, INPUTS, concurrency=f"{n}:{n}:1", requests=16, stability=90)[0]
+        measure_load(server.grpc, INPUTS, concurrency=f"{n}:{n}:1", requests=16, stability=1000)[0]
         for n in (1, 4, 8)
     ]
     assert [load.level for load in levels] == [1, 4, 8]
@@ -32,7 +32,7 @@ def test_concurrency_over_grpc(server: Server) -> None:
 
 @needs_perf_analyzer
 def test_request_rate_over_http(server: Server) -> None:
-    (load,) = measure_load(server.http, INPUTS, request_rate="2:2:1", requests=10, stability=90)
+    (load,) = measure_load(server.http, INPUTS, request_rate="2:2:1", requests=10, stability=1000)
     assert load.level == 2
     assert load.throughput > 0
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from tessera.adapters.formats import read_adapter
 from tessera.adapters.hints import HintListener, _address, send_hint
 from tessera.adapters.library import Library
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.settings import AdapterSettings
-from tessera.adapters.store import Store
+from tessera.adapters.store import MAX_AHEAD, Store
 from tessera.adapters.targets import Targets
 from tessera.errors import InvalidInput, Unavailable
 from tessera.plan import AdapterUse
@@ -132,6 +136,65 @@ def test_reading_ahead(tmp_path: Path) -> None:
         time.sleep(0.01)
     assert kept.reads == 1
     assert kept.load_digest("a", digest).digest == digest
+    assert kept.reads == 1
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Files called `slow...` are read once this is set."""
+    go = threading.Event()
+
+    def read(path: Path, **options: Any) -> Any:
+        assert not path.stem.startswith("slow") or go.wait(60)
+        return read_adapter(path, **options)
+
+    monkeypatch.setattr("tessera.adapters.store.read_adapter", read)
+    yield go
+    go.set()
+
+
+def test_who_needs_one_file_does_not_wait_for_others(
+    tmp_path: Path, reading: threading.Event
+) -> None:
+    for name in ("slow1", "slow2", "slow3", "a"):
+        write(tmp_path, name)
+    kept = store(tmp_path)
+    for number in (1, 2, 3):
+        kept.read_ahead(f"slow{number}", str(number))
+    assert kept.load("a").name == "a"
+    assert all(kept.reading(str(number)) for number in (1, 2, 3))
+
+
+def test_for_requests_in_queues_only_so_much_is_read_ahead(
+    tmp_path: Path, reading: threading.Event
+) -> None:
+    kept = store(tmp_path)
+    for number in range(MAX_AHEAD + 2):
+        write(tmp_path, f"slow{number}", number)
+        kept.read_ahead(f"slow{number}", str(number), queued=True)
+    assert [kept.reading(str(n)) for n in range(MAX_AHEAD + 2)] == [True] * MAX_AHEAD + [False] * 2
+    kept.read_ahead("slow8", "8")  # its request is being denoised now
+    assert kept.reading("8")
+
+
+def test_what_is_touched_stays_longer(tmp_path: Path) -> None:
+    for name in "abc":
+        write(tmp_path, name, float(ord(name)))
+    kept = store(tmp_path, budget=2 * FILE_BYTES)
+    digests = {name: kept.load(name).digest for name in "ab"}
+    kept.touch(digests["a"])
+    kept.load("c")
+    assert [digests[name] in kept._held for name in "ab"] == [True, False]
+
+
+def test_a_file_with_odd_contents_is_refused_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "a")
+    odd = {"unet.lora_alpha": 4, "unet.alpha_pattern": 5}
+    lora.save(path, load_file(path), odd)
+    kept = store(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match=r"has odd contents: TypeError.*not iterable"):
+            kept.load("a")
     assert kept.reads == 1
 
 

@@ -133,6 +133,27 @@ def test_a_failing_network_call_fails_its_group_only() -> None:
     assert narrow.step == 1
 
 
+def test_when_a_batch_fails_each_of_its_requests_is_tried_alone() -> None:
+    """One whose conditions fit nobody else's, or a batch that the memory does not suffice for."""
+    network = unet()
+    odd, well, other = running(plan()), running(plan(seed=2)), running(plan(seed=3))
+    width = {k: v.shape[-1] for k, v in well.conditions.items()}
+    odd.conditions = {k: v[..., :-1] for k, v in odd.conditions.items()}
+
+    def predict(
+        sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, join: Join | None
+    ) -> torch.Tensor:
+        assert {k: v.shape[-1] for k, v in conditions.items()} == width, "of another width"
+        return network.predict(sample, timestep, conditions, join)
+
+    tick([odd, well, other], predict, 1)
+    assert str(odd.error).startswith("of another width")
+    assert [(r.error, r.step, r.batch_sizes) for r in (well, other)] == [(None, 1, [1])] * 2
+    expected = running(plan(seed=2))
+    tick([expected], unet().predict, 1)
+    torch.testing.assert_close(well.latents, expected.latents, atol=1e-5, rtol=0)
+
+
 def test_a_failing_sampler_fails_its_request_only() -> None:
     broken, well = running(plan()), running(plan(seed=2))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ from tessera.adapters.costs import FRESH_S, MEASUREMENTS, SIZES, Costs, Curve, G
 from tessera.adapters.paths import Paths
 from tessera.adapters.settings import PATH_VARIABLE, AdapterSettings
 from tessera.adapters.side import SET, SidePath, _Half
+from tessera.adapters.switch import AdapterSwitch
 from tessera.adapters.turns import Turns
-from tessera.errors import BundleError
+from tessera.errors import BundleError, Unavailable
 from tessera.lowrank import FACTORS
 from tessera.plan import AdapterUse
 from tests.fakes.models import Models, models_of
@@ -304,9 +306,8 @@ def side_path(open_halves: Callable[[], Any]) -> SidePath:
     return SidePath(open_halves, factors, max_rows=2, max_rank=8, background=False)
 
 
-def test_engines_that_cannot_be_opened_fail_their_first_requests_and_leave_the_rest_to_turns() -> (
-    None
-):
+@pytest.mark.parametrize("setting", ["side", "auto"])
+def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: str) -> None:
     from tessera.adapters.merge import BASE
     from tests.unit.test_denoise import plan, running
 
@@ -314,13 +315,36 @@ def test_engines_that_cannot_be_opened_fail_their_first_requests_and_leave_the_r
         raise MemoryError("no memory for another UNet")
 
     side = side_path(fail)
-    paths = Paths("side", side, slots=8)
+    paths = Paths(setting, side, slots=8)
     requests = [running(plan(adapters=own)) for own in ((AdapterUse("a", "0" * 16, 1.0),), BASE)]
     members = [(r, r.plan.adapters) for r in requests]
-    assert paths.choose(members, BASE, Turns(BASE)) == members
-    assert side.enter(members) == []
-    assert all(isinstance(r.error, MemoryError) for r in requests)
-    assert paths.choose(members, BASE, Turns(BASE)) == []
+    for _ in range(2):
+        assert paths.choose(members, BASE, Turns(BASE)) == []
+    assert side.failed
+    assert not any(r.error for r in requests)
+
+
+def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
+    from tessera.adapters.merge import BASE
+    from tests.unit.test_denoise import plan, running
+
+    def lost(own: object) -> Any:
+        raise Unavailable("its file has gone")
+
+    factors: Any = SimpleNamespace(get=lost, ranks=lambda own: (1, 1))
+    side = SidePath(lambda: [], factors, max_rows=2, max_rank=8, background=False)
+    side._opening = Future()
+    side._opening.set_result(SimpleNamespace(predict=None))  # type: ignore[arg-type]
+    store: Any = SimpleNamespace(touch=lambda digest: None, reading=lambda digest: False)
+    patcher: Any = SimpleNamespace(active=BASE)
+    switch = AdapterSwitch(patcher, store, Paths("side", side, slots=8))
+    request = running(plan(adapters=(AdapterUse("a", "0" * 16, 1.0),)))
+
+    def predict(*arguments: object) -> Any:
+        raise AssertionError("nobody is left")
+
+    assert switch.choose([request], predict) == ([], predict)
+    assert isinstance(request.error, Unavailable)
 
 
 def test_batches_are_forgotten_when_they_do_not_come_again() -> None:

@@ -541,15 +541,42 @@ def test_a_failing_step_fails_its_request_with_an_id(models: dict[str, Any]) -> 
     assert phase(models, "j") == "failed"
 
 
+def test_what_fails_for_a_tick_as_a_whole_is_told_to_its_requests(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    requests = [sequence(models, i, STEPS=50, JOB_ID=f"j{i}") for i in range(2)]
+    works, denoise._adapters.tick = denoise._adapters.tick, lambda *a, **b: 1 / 0
+    for response in denoise.execute(requests):
+        assert "internal error" in message(response)[0]
+    assert (phase(models, "j0"), phase(models, "j1")) == ("failed", "failed")  # without render
+    denoise._adapters.tick = works
+    assert denoise.execute([sequence(models, 2, STEPS=50, JOB_ID="j2")]) == [None]
+
+
+def test_a_tick_may_take_longer_than_what_makes_a_request_vanish(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_load("denoise"), "VANISHED_S", 0.01)
+    denoise = models["denoise"]
+    request = sequence(models, 1, STEPS=2, JOB_ID="j")
+    works = denoise._adapters.tick
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        time.sleep(0.05)
+        works(*arguments, **options)
+
+    denoise._adapters.tick = slowly
+    assert denoise.execute([request]) == [None]
+    assert denoise.execute([request])[0].error is None
+
+
 def test_state_of_vanished_requests_is_collected(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     denoise = models["denoise"]
     lost, kept = (sequence(models, i, STEPS=50, JOB_ID=f"j{i}") for i in range(2))
     denoise.execute([lost, kept])
-    monkeypatch.setattr(_load("denoise"), "VANISHED_S", 0.05)
     monkeypatch.setattr(_load("denoise"), "MAX_REGROUPS", 0)
-    time.sleep(0.1)
+    denoise._seen[0] -= _load("denoise").VANISHED_S + 1
     denoise.execute([kept])
     assert list(denoise._running) == [1]
     assert (phase(models, "j0"), phase(models, "j1")) == ("failed", "denoising")

@@ -48,7 +48,7 @@ class Paths:
         members = [(request, own) for request, own in candidates if side.takes(own)]
         sets = list(dict.fromkeys(own for _, own in members))
         if self._setting == "side":
-            return members if any(own != BASE for own in sets) else []
+            return members if any(own != BASE for own in sets) and side.opened() else []
         if len(sets) > 1:
             side.open()
         if not sets or not side.ready:

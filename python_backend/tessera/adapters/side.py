@@ -96,6 +96,12 @@ class SidePath:
             if not self._background:
                 self._opening.exception()
 
+    def opened(self) -> bool:
+        """Open the engines unless somebody has, and wait for them; whether they are open."""
+        self.open()
+        assert self._opening is not None
+        return self._opening.exception() is None
+
     @property
     def ready(self) -> bool:
         """Whether the engines are open."""
@@ -124,14 +130,14 @@ class SidePath:
         return linear, conv
 
     def enter(self, members: Sequence[Member]) -> list[Running]:
-        """Prepare requests for a call with their sets; returns those that can be run.
+        """Prepare requests for a call with their sets once the engines are open; those that can be
+        run.
 
         A set that cannot be loaded fails its requests.
         """
         held, errors = dict[AdapterSet, list[Factors]](), dict[AdapterSet, Exception]()
         for wanted in dict.fromkeys(own for _, own in members):
             try:
-                self._unet()
                 held[wanted] = self._held.get(wanted) or self._factors.get(wanted)
             except Exception as error:
                 errors[wanted] = error

@@ -12,6 +12,11 @@ from tessera.adapters.lru import ByteLru
 from tessera.adapters.targets import Targets, Updates
 from tessera.errors import InvalidInput, Unavailable
 
+MAX_AHEAD = 8
+"""Reads under way, from which on none are begun for requests that are not being denoised yet."""
+_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a file raises whose contents nobody has thought of."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -63,8 +68,9 @@ class Store:
         self.library, self._targets, self._parts = library, targets, frozenset(parts)
         self._held: ByteLru[str, Adapter] = ByteLru(budget)
         self._verdicts: dict[str, _Verdict] = {}
-        self._loading = threading.Lock()
+        self._loading: dict[str, threading.Lock] = {}
         self._ahead: set[str] = set()
+        self._two = threading.Semaphore(2)
         self.reads = 0
 
     def load(self, name: str, field: str = "name") -> Adapter:
@@ -75,7 +81,7 @@ class Store:
                 the name stood.
         """
         entry = self.library.find(name, field)
-        with self._loading:
+        with self._loading.setdefault(name, threading.Lock()):
             verdict = self._verdicts.get(name)
             current = verdict if verdict and verdict.version == entry.version else None
             if current and current.refused:
@@ -105,8 +111,18 @@ class Store:
             raise Unavailable(f"the file of the LoRA {name!r} has been replaced; try again")
         return adapter
 
-    def read_ahead(self, name: str, digest: str) -> None:
-        """Load in another thread what will be wanted soon; what goes wrong will be said then."""
+    def read_ahead(self, name: str, digest: str, *, queued: bool = False) -> None:
+        """Load in another thread what will be wanted soon, two at a time; what goes wrong will be
+        said when it is wanted.
+
+        Args:
+            name: of the LoRA.
+            digest: of its file.
+            queued: whether it is for a request that still waits in a queue: left to later while
+                `MAX_AHEAD` are on their way.
+        """
+        if queued and len(self._ahead) >= MAX_AHEAD:
+            return
         if digest not in self._held and digest not in self._ahead:
             self._ahead.add(digest)
             threading.Thread(
@@ -116,13 +132,18 @@ class Store:
                 daemon=True,
             ).start()
 
+    def touch(self, digest: str) -> None:
+        """Count a LoRA as used, so that what is read ahead does not drive it out."""
+        self._held.get(digest)
+
     def reading(self, digest: str) -> bool:
         """Whether a LoRA is being read ahead and not there yet."""
         return digest in self._ahead
 
     def _load_ahead(self, name: str, digest: str) -> None:
         try:
-            self.load_digest(name, digest)
+            with self._two:
+                self.load_digest(name, digest)
         except (InvalidInput, Unavailable):
             return
         finally:
@@ -133,9 +154,10 @@ class Store:
         try:
             file = read_adapter(entry.path, layers_per_block=self._targets.layers_per_block)
             updates = self._targets.fit(file)
-        except Unusable as error:
-            self._verdicts[entry.name] = _Verdict(entry.version, refused=str(error))
-            raise _unusable(entry.name, field, str(error)) from error
+        except (Unusable, *_ODD) as error:
+            reason = str(error) if isinstance(error, Unusable) else f"has odd contents: {error!r}"
+            self._verdicts[entry.name] = _Verdict(entry.version, refused=reason)
+            raise _unusable(entry.name, field, reason) from error
         ranks = [u.rank for part in file.updates.values() for u in part.values()]
         adapter = Adapter(
             name=entry.name,

@@ -63,10 +63,10 @@ class AdapterSwitch:
         patcher = Patcher("unet", patchables, budget=settings.memory)
         return cls(patcher, store, Paths(settings.path, side, slots=slots))
 
-    def read_ahead(self, wanted: AdapterSet) -> None:
-        """Begin to read what a request on its way will want."""
+    def read_ahead(self, wanted: AdapterSet, *, queued: bool = False) -> None:
+        """Begin to read what a request on its way will want; see `Store.read_ahead`."""
         for use in wanted:
-            self._store.read_ahead(use.name, use.digest)
+            self._store.read_ahead(use.name, use.digest, queued=queued)
 
     def choose(self, running: Sequence[Running], predict: Predict) -> tuple[list[Running], Predict]:
         """The requests to run in this tick, and by what: `predict` if their adapter set is in the
@@ -77,6 +77,8 @@ class AdapterSwitch:
         self._turn, self._ranks = [], None
         if not running:
             return [], predict
+        for use in (use for request in running for use in request.plan.adapters):
+            self._store.touch(use.digest)
         able = [(r, s) for r in running if not self._reading(s := self._own(r))]
         able = able or [(r, self._own(r)) for r in running]
         members = self._paths.choose(able, self._patcher.active, self._turns)
@@ -87,7 +89,7 @@ class AdapterSwitch:
         for request in running:
             request.passed_over += wanted[id(request)] != chosen
         if isinstance(chosen, str):
-            self._turn, predict = self._aside(members)
+            self._turn, predict = self._aside(members, predict)
         else:
             self._paths.rest()
             self._turn = self._put_in(chosen, [r for r in running if wanted[id(r)] == chosen])
@@ -99,8 +101,10 @@ class AdapterSwitch:
         self._turns.tick.add(elapsed_ms)
         self._paths.observe(elapsed_ms)
 
-    def _aside(self, members: Sequence[Member]) -> tuple[list[Running], Predict]:
-        """Have requests run by the side path; those whose set can be loaded, and what runs them."""
+    def _aside(self, members: Sequence[Member], predict: Predict) -> tuple[list[Running], Predict]:
+        """Have requests run by the side path; those whose set can be loaded, and what runs them:
+        `predict` if there are none.
+        """
         side = self._paths.side
         assert side is not None, "nobody goes by a side path that is not there"
         self._ranks = side.ranks(own for _, own in members)
@@ -108,7 +112,7 @@ class AdapterSwitch:
         for request, own in members:
             request.side_steps += request.error is None and not request.goes_sparsely
             _note(request, own)
-        return turn, side.predict
+        return turn, side.predict if turn else predict
 
     def _put_in(self, chosen: AdapterSet, turn: list[Running]) -> list[Running]:
         """Put a set into the engines for its requests."""

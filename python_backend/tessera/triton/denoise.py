@@ -102,14 +102,18 @@ class TritonPythonModel:
         number = self._board.begin_tick()
         errors = {i: self._prepare(i, request) for i, request in present.items()}
         stepping = [self._running[i] for i, error in errors.items() if error is None]
-        self._adapters.tick(
-            stepping,
-            self._unet.predict,
-            number,
-            sparse=self._sparse,
-            planner=self._planner,
-            controls=self._controls,
-        )
+        try:
+            self._adapters.tick(
+                stepping,
+                self._unet.predict,
+                number,
+                sparse=self._sparse,
+                planner=self._planner,
+                controls=self._controls,
+            )
+        except Exception as error:
+            for request in stepping:
+                request.error = request.error or error
         for request in stepping:
             plan = request.plan
             phase = Phase.DECODING if request.finished else Phase.DENOISING
@@ -199,10 +203,14 @@ class TritonPythonModel:
         running = self._running.get(identity)
         error = error or (running.error if running else None)
         if running is None or error is not None:
+            if running is not None:  # render does this too, if it lives
+                phase = Phase.CANCELLED if isinstance(error, Cancelled) else Phase.FAILED
+                self._board.close(running.plan.slot, running.plan.ticket, phase)
             self._forget(identity)
             return pb.fail(request, error or RuntimeError("a request without state"))
         if not running.finished:
             self._expected.add(identity)
+            self._seen[identity] = time.monotonic()  # a tick may take longer than VANISHED_S
             pb.reschedule(request)
             return None
         stats = json.dumps(self._stats(running, self._queued_ticks[identity])).encode()

@@ -44,10 +44,10 @@ class TextEncoderAdapters:
         Raises:
             InvalidInput: a LoRA is unknown, named twice, or cannot be used.
         """
-        self._used = self._used or bool(loras)
-        if not self._used:
+        if not (loras or self._used):
             return {}
         adapters = self._adapters.result()
+        self._used = True
         chosen = adapters.choose(loras)
         unet = chosen.sets.get("unet", ())
         if unet:

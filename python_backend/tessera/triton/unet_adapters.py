@@ -42,7 +42,7 @@ class UNetAdapters:
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
         self._used = False
         try:
-            self._hints = HintListener(board_path(), self.read_ahead)
+            self._hints = HintListener(board_path(), self._read_ahead_of_queue)
         except OSError as error:
             pb.log(f"LoRAs are not read ahead of their requests: {error}")
 
@@ -50,6 +50,9 @@ class UNetAdapters:
         """Begin to read what a request wants."""
         if adapters:
             self._switch.result().read_ahead(adapters)
+
+    def _read_ahead_of_queue(self, adapters: tuple[AdapterUse, ...]) -> None:
+        self._switch.result().read_ahead(adapters, queued=True)
 
     def tick(
         self,
