@@ -199,7 +199,9 @@ class TestCommand:
         assert self.run(server, "health").returncode == 0
 
     def test_interrupt_cancels(self, server: Server, http_client: Client, tmp_path: Path) -> None:
-        command = [str(Path(sys.executable).parent / "tessera"), "generate", "a", "--json"]
+        # What a shell starts in the background, as this may have been, ignores the signal.
+        command = ["env", "--default-signal=INT", str(Path(sys.executable).parent / "tessera")]
+        command += ["generate", "a", "--json"]
         command += ["--steps", str(LONG), "-o", str(tmp_path / "o.png"), "--url", server.http]
         command += ["--job-id", "interrupted"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
