@@ -222,7 +222,7 @@ def tick(
     work = _calls(running, dense, sparse)
     while work:
         call, group = work.pop(0)
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), group[0].cache_ms
         try:
             branches = call(group)
         except PathLost:
@@ -235,7 +235,8 @@ def tick(
                 group[0].error = error
             continue
         if planner is not None and not any(r.guides_now for r in group):
-            _observe(planner, group, 1e3 * (time.perf_counter() - began))
+            loading = group[0].cache_ms - waited  # a plan counts it by itself
+            _observe(planner, group, 1e3 * (time.perf_counter() - began) - loading)
         for request, prediction in zip(group, branches, strict=True):
             request.first_tick = request.first_tick or number
             request.last_tick = number

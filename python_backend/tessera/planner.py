@@ -4,13 +4,14 @@ steps are to be which.
 Costs are lines: a dense step costs so much per token, a sparse one a constant and so much per
 active token, both per branch. They are measured when the server starts and corrected by what the
 steps of requests then take, so a machine that is busy with something else does not fool it for
-long. Knows numbers only.
+long: one slow step counts for little, and a path that was dear is tried again. Knows numbers only.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,13 @@ Kinds = tuple[bool, ...]
 
 _WEIGHT = 0.2
 """Of the latest step among what a size's correction remembers."""
+
+OUTLIER = 3.0
+"""A step counts as taking at most this many times what was expected of it."""
+
+FRESH_S = 60.0
+"""A path that no step has taken for this long is expected to cost what it did at its best, so that
+it is tried again."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,32 @@ class Step:
     load: float
     sparse: float
     dense: float
+
+
+@dataclass
+class Factor:
+    """What steps took over what the line says.
+
+    Attributes:
+        now: as of late.
+        least: at its best.
+        at: when the last of them was run, of the monotonic clock.
+    """
+
+    now: float
+    least: float
+    at: float = field(default_factory=time.monotonic, compare=False)
+
+    @property
+    def expected(self) -> float:
+        """Of the next step."""
+        return self.now if time.monotonic() - self.at < FRESH_S else self.least
+
+    def learn(self, seen: float) -> None:
+        """Of a step that has been run."""
+        self.now += _WEIGHT * (min(seen, OUTLIER * self.now) - self.now)
+        self.least = min(self.least, self.now)
+        self.at = time.monotonic()
 
 
 def optimum(steps: Sequence[Step]) -> Kinds:
@@ -88,13 +122,12 @@ class Planner:
     Attributes:
         dense: of a branch, by the tokens of its latents.
         sparse: of a branch, by its active tokens.
-        factors: by path and size of the latents, and by tokens on a logarithmic scale: what steps
-            took over what the lines say.
+        factors: by path and size of the latents, and by tokens on a logarithmic scale.
     """
 
     dense: Line
     sparse: Line
-    factors: dict[tuple[str, Size], dict[int, float]] = field(default_factory=dict)
+    factors: dict[tuple[str, Size], dict[int, Factor]] = field(default_factory=dict)
 
     def kinds(
         self, size: Size, active: int, loads: Sequence[float | None], *, branches: int
@@ -120,29 +153,35 @@ class Planner:
     def cost(self, path: str, size: Size, tokens: float) -> float:
         """Expected milliseconds of one branch of one step."""
         line = self.sparse if path == "sparse" else self.dense
-        known = self.factors.get((path, size))
-        if not known:
-            return line.at(tokens)
-        place = _place(tokens)
-        return line.at(tokens) * known[min(known, key=lambda p: abs(p - place))]
+        return line.at(tokens) * self._factor(path, size, tokens)
 
     def observe(self, path: str, size: Size, tokens: float, milliseconds: float) -> None:
         """Learn from a branch of a step that has been run; `tokens` is the mean of those that
         shared the call.
         """
         line = self.sparse if path == "sparse" else self.dense
-        expected = line.at(tokens)
-        if expected <= 0:
+        if line.at(tokens) <= 0:
             return
-        known, place = self.factors.setdefault((path, size), {}), _place(tokens)
-        now = milliseconds / expected
-        before = known.get(place, now)
-        known[place] = before + _WEIGHT * (now - before)
+        seen, place = milliseconds / line.at(tokens), _place(tokens)
+        known = self.factors.setdefault((path, size), {})
+        if place in known:
+            known[place].learn(seen)
+        else:
+            first = min(seen, OUTLIER * self._factor(path, size, tokens))
+            known[place] = Factor(first, first)
+
+    def _factor(self, path: str, size: Size, tokens: float) -> float:
+        """Of the place that is closest among those known; 1 if there is none."""
+        known = self.factors.get((path, size))
+        if not known:
+            return 1.0
+        place = _place(tokens)
+        return known[min(known, key=lambda p: abs(p - place))].expected
 
     def to_json(self) -> str:
         """Everything it knows."""
         known = [
-            [path, *size, place, factor]
+            [path, *size, place, factor.now, factor.least]
             for (path, size), factors in self.factors.items()
             for place, factor in factors.items()
         ]
@@ -155,8 +194,9 @@ class Planner:
         content = json.loads(text)
         dense, sparse = (Line(*line) for line in content["lines"])
         planner = cls(dense, sparse)
-        for path, height, width, place, factor in content["factors"]:
-            planner.factors.setdefault((path, (height, width)), {})[place] = factor
+        for path, height, width, place, now, least in content["factors"]:
+            known = planner.factors.setdefault((path, (height, width)), {})
+            known[place] = Factor(now, least)
         return planner
 
 

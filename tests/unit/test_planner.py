@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessera import planner as module
 from tessera.planner import Kinds, Line, Planner, Size, Step, measure, optimum
 
 TIMES = st.floats(0, 10)
@@ -79,6 +80,30 @@ class TestPlanner:
         assert planner.cost("dense", (10, 10), 100) == pytest.approx(300, rel=0.01)
         assert prefers_sparse(planner, (10, 10), 99)
         assert not prefers_sparse(planner, (5, 20), 99)
+
+    def test_one_slow_step_changes_no_choice(self) -> None:
+        planner = self.planner()
+        planner.observe("sparse", (10, 10), 30, 55.0)
+        planner.observe("sparse", (10, 10), 30, 200 * 55.0)
+        assert prefers_sparse(planner, (10, 10), 30)
+        planner.observe("sparse", (5, 20), 30, 200 * 55.0)  # the first of its kind
+        for _ in range(10):
+            planner.observe("sparse", (5, 20), 30, 55.0)
+        assert planner.cost("sparse", (5, 20), 30) == pytest.approx(55, rel=0.25)
+
+    def test_a_path_that_was_dear_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        planner = self.planner()
+        planner.observe("sparse", (10, 10), 30, 55.0)
+        for _ in range(30):
+            planner.observe("sparse", (10, 10), 30, 300.0)
+        assert planner.cost("sparse", (10, 10), 30) == pytest.approx(300, rel=0.01)
+        assert not prefers_sparse(planner, (10, 10), 30)
+        with monkeypatch.context() as later:
+            later.setattr(module, "FRESH_S", 0.0)
+            assert planner.cost("sparse", (10, 10), 30) == pytest.approx(55)
+            assert prefers_sparse(planner, (10, 10), 30)
+        planner.observe("sparse", (10, 10), 30, 300.0)  # it was tried, and still is
+        assert not prefers_sparse(planner, (10, 10), 30)
 
     def test_never_loses_more_than_a_twentieth_once_it_has_seen_both(self) -> None:
         """True costs that the lines do not describe: quadratic."""

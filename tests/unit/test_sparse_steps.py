@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tessera.sparse_steps import SparseSteps
 from tessera.templates import recorder as recorder_module
 from tessera.templates.memory import DeviceMemory, Memory
 from tessera.templates.recorder import Networks, Recorder
-from tessera.templates.storage import CHOICES, Storage
+from tessera.templates.storage import CHOICES, Arrays, Storage
 from tessera.templates.store import Key, Recording, Store
 from tessera.unet import UNet
 from tests.fakes.engine import FakeEngine, vae_encoder_engine
@@ -229,6 +230,32 @@ def test_the_next_steps_inputs_are_ready_before_they_are_needed(world: World) ->
     assert world.steps.memory.counters.misses <= 1
     run([request], world, ticks=1)
     assert set(call.ready) == {(1,), (2,)}
+
+
+class SlowStore(Store):
+    """One whose disk stalls."""
+
+    def load(self, recording: Recording, step: int) -> Arrays:
+        time.sleep(0.5)
+        return super().load(recording, step)
+
+
+def test_waiting_for_a_recording_is_no_part_of_what_a_step_costs(world: World) -> None:
+    world.recorder.ensure(world.key())
+    world.steps._store = SlowStore(world.store.root, budget=10**9)
+    request, told = edit(world, PART), list[float]()
+
+    class Told:
+        def observe(self, path: str, size: object, tokens: float, milliseconds: float) -> None:
+            assert path == "sparse"
+            told.append(milliseconds * request.branches)
+
+    with torch.inference_mode():
+        began = time.perf_counter()
+        tick([request], DENSE.predict, 1, sparse=world.steps, planner=Told())
+        took = 1e3 * (time.perf_counter() - began)
+    assert request.cache_ms > 100
+    assert 0 < told[0] <= took - request.cache_ms
 
 
 @pytest.mark.parametrize("how", ["damaged", "evicted"])
