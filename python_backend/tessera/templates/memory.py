@@ -4,9 +4,10 @@ for the tier below in threads of their own.
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from tessera.templates.storage import Arrays
 
 Name = tuple[str, int]
 """A recording's digest and a kept step."""
+
+_READS, _RECENT_S = 16, 60.0
+"""How many reads say what one takes, and for how long."""
 
 
 @dataclass
@@ -49,7 +53,7 @@ class Memory:
     def __init__(self, *, budget: int, threads: int = 2, pinned: bool = False) -> None:
         self.budget, self._pinned = budget, pinned
         self.counters = Counters()
-        self._read_ms = 0.0
+        self._reads: deque[tuple[float, float]] = deque(maxlen=_READS)  # (end, milliseconds)
         self._entries: OrderedDict[Name, Future[Arrays]] = OrderedDict()
         self._sizes: dict[Name, int] = {}
         self._lock = threading.RLock()
@@ -57,8 +61,13 @@ class Memory:
 
     @property
     def read_ms(self) -> float:
-        """What a read from the disk takes, as of late; 0 before the first."""
-        return self._read_ms
+        """What a read from the disk takes: the median of the recent ones, 0 if there are none, so
+        that one stall changes nothing and a slow disk is tried again.
+        """
+        with self._lock:
+            oldest = time.monotonic() - _RECENT_S
+            recent = [took for end, took in self._reads if end > oldest]
+        return statistics.median(recent) if recent else 0.0
 
     @property
     def tiers(self) -> dict[str, Counters]:
@@ -107,7 +116,8 @@ class Memory:
         began = time.perf_counter()
         arrays = {name: self._placed(array) for name, array in read().items()}
         took = 1e3 * (time.perf_counter() - began)
-        self._read_ms += (0.2 if self._read_ms else 1.0) * (took - self._read_ms)
+        with self._lock:
+            self._reads.append((time.monotonic(), took))
         return arrays
 
     def _placed(self, array: torch.Tensor) -> torch.Tensor:
