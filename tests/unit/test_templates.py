@@ -18,6 +18,7 @@ import torch
 from tessera.errors import InvalidInput
 from tessera.templates import memory as memory_module
 from tessera.templates import store as store_module
+from tessera.templates.files import locked
 from tessera.templates.memory import DeviceMemory, Memory
 from tessera.templates.pictures import find_picture
 from tessera.templates.storage import CHOICES, Arrays, Storage, choose_storage, pack, take, unpack
@@ -225,6 +226,80 @@ class TestStore:
             order.append("first")
         thread.join()
         assert order == ["first", "second"]
+
+    def test_a_lock_leaves_nothing_behind_and_is_held_by_one_at_a_time(self, store: Store) -> None:
+        holders, most = list[int](), list[int]()
+
+        def hold() -> None:
+            for _ in range(50):
+                with store.locked(key_of()):
+                    holders.append(1)
+                    most.append(len(holders))
+                    time.sleep(0.0005)
+                    holders.pop()
+
+        threads = [threading.Thread(target=hold) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(most) == 200
+        assert max(most) == 1
+        assert not list((store.root / "recordings").iterdir())
+
+    def test_a_lock_that_is_held_is_not_waited_for(self, tmp_path: Path) -> None:
+        path = tmp_path / ".a.lock"
+        with locked(path) as first:
+            with locked(path, wait=False) as second:
+                assert (first, second) == (True, False)
+            assert path.exists()
+        with locked(path, wait=False) as third:
+            assert third
+
+    def test_what_killed_processes_left_is_swept(self, store: Store) -> None:
+        left = [store.pictures.root / ".tmpabc", store.root / "wanted" / ".a.json.7"]
+        locks = [store.root / "recordings" / name for name in (".a.lock", ".b.lock")]
+        young = store.pictures.root / ".tmpdef"
+        for path in (*left, *locks, young):
+            path.touch()
+        with locked(locks[1]):
+            for path in (*left, *locks):
+                os.utime(path, (1, 1))
+            store.keep(PICTURE)
+            assert locks[1].exists()
+        assert not [path for path in (*left, locks[0]) if path.exists()]
+        assert young.exists()
+
+    def test_the_longest_unused_pictures_without_recordings_go(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store_module, "UNRECORDED", 2)
+        for value in range(3):
+            store.keep(np.full((8, 8, 3), value, np.uint8))
+        assert len(store.pictures.known()) == 2
+        names = [store.keep(np.full((8, 8, 3), value, np.uint8)) for value in (7, 8)]
+        for number, name in enumerate(names):
+            os.utime(store.pictures.root / f"{name}.npy", (number + 1, number + 1))
+        recorded = store.pictures.put(PICTURE)
+        filled(store, key_of(recorded))
+        os.utime(store.pictures.root / f"{recorded}.npy", (0, 0))
+        assert store.pictures.get(names[0]) is not None  # used: the second is now the oldest
+        last = store.keep(np.full((8, 8, 3), 9, np.uint8))
+        assert set(store.pictures.known()) == {names[0], recorded, last}
+
+    def test_what_is_wanted_is_not_remembered_for_ever(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store_module, "WANTED", 2)
+        for number, name in enumerate("abc"):
+            store.want(key_of(name))
+            for path in (store.root / "wanted").glob("*.json"):
+                stamp = path.stat().st_mtime - 10  # older than what comes next
+                os.utime(path, (stamp, stamp))
+            assert len(list((store.root / "wanted").iterdir())) == min(number + 1, 2)
+        assert [k.template for k in store.wanted("bundle")] == ["c", "b"]
+        monkeypatch.setattr(store_module, "WANTED_S", 15.0)
+        assert [k.template for k in store.wanted("bundle")] == ["c"]
 
     def test_what_is_wanted_is_remembered_until_it_is_done(self, store: Store) -> None:
         store.want(key_of("a"))

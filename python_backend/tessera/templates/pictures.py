@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -45,7 +46,9 @@ class Pictures:
         return identity
 
     def get(self, identity: str) -> Array | None:
-        """A template's picture; `None` if it is not known, or no longer what it was."""
+        """A template's picture, marked as used; `None` if it is not known, or no longer what it
+        was.
+        """
         if not identity.isalnum():
             return None
         try:
@@ -53,6 +56,8 @@ class Pictures:
         except (OSError, ValueError):
             return None
         if template_id(picture) == identity:
+            with contextlib.suppress(OSError):
+                os.utime(self._path(identity))
             return picture
         self._path(identity).unlink(missing_ok=True)
         return None

@@ -9,15 +9,15 @@
 A recording is written to a temporary folder and renamed: it is there whole or not at all. Every
 file of it has its checksum in `recording.json`; one that does not fit is reported as `Damaged` and
 the recording removed, so that it is made again. When recordings outgrow their budget, those that
-have not been used for longest go first. Several processes use one store; a file lock keeps two of
-them from recording the same thing.
+have not been used for longest go first; so do pictures without recordings, and what is wanted, when
+they are too many. Several processes use one store; a file lock keeps two of them from recording the
+same thing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -30,13 +30,18 @@ from pathlib import Path
 
 import safetensors.torch
 
-from tessera.templates.files import age, write
-from tessera.templates.pictures import Pictures
+from tessera.templates.files import age, locked, sweep, write
+from tessera.templates.pictures import Array, Pictures
 from tessera.templates.storage import Arrays, Storage, pack
 
 _MANIFEST = "recording.json"
-_STALE_S = 3600.0
-"""A temporary folder that nothing has touched for this long belongs to a process that has ended."""
+_FOLDERS = ("pictures", "recordings", "wanted")
+
+UNRECORDED = 256
+"""How many pictures without recordings are kept: the latest used."""
+
+WANTED, WANTED_S = 8, 3600.0
+"""How many recordings are remembered that somebody will need, and for how long."""
 
 
 class Damaged(Exception):
@@ -108,8 +113,24 @@ class Store:
     def __init__(self, root: Path, *, budget: int) -> None:
         self.root, self.budget = root, budget
         self.pictures = Pictures(root / "pictures")
-        for name in ("recordings", "wanted"):
+        for name in _FOLDERS:
             (root / name).mkdir(parents=True, exist_ok=True)
+
+    def keep(self, picture: Array) -> str:
+        """Keep a picture (h, w, 3) of UINT8; returns its template's id. Of pictures without
+        recordings `UNRECORDED` stay.
+
+        Raises:
+            OSError: the disk is full, or cannot be written.
+        """
+        identity = self.pictures.put(picture)
+        self._sweep()
+        known = self.pictures.known()
+        if len(known) > UNRECORDED:
+            recorded = {r.key.template for r in self.recordings()}
+            for other in [i for i in known if i not in recorded][UNRECORDED:]:
+                self.pictures.remove(other)
+        return identity
 
     def find(self, key: Key) -> Recording | None:
         """The recording of a key, marked as used; `None` if there is none."""
@@ -199,9 +220,7 @@ class Store:
     @contextlib.contextmanager
     def locked(self, key: Key) -> Iterator[None]:
         """Only one process at a time records a key; the others wait here."""
-        path = self.root / "recordings" / f".{key.digest}.lock"
-        with path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.root / "recordings" / f".{key.digest}.lock"):
             yield
 
     def _read(self, folder: Path) -> Recording | None:
@@ -229,25 +248,32 @@ class Store:
                 used -= recording.bytes
 
     def _sweep(self) -> None:
-        """Remove what processes left behind that ended while they recorded."""
-        for folder in (self.root / "recordings").glob(".*"):
-            if folder.is_dir() and age(folder) > _STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
+        for name in _FOLDERS:
+            sweep(self.root / name)
 
     def want(self, key: Key) -> None:
         """Remember that a recording will be needed, for `wanted`."""
         text = json.dumps(dataclasses.asdict(key))
         write(self.root / "wanted" / f"{key.digest}.json", text.encode())
+        self._notes()
 
     def wanted(self, bundle: str) -> list[Key]:
         """Recordings of a bundle that are needed and not there, the latest asked for first."""
         keys = []
-        for path in sorted((self.root / "wanted").glob("*.json"), key=age):
+        for path in self._notes():
             try:
                 keys.append(Key(**json.loads(path.read_text())))
             except (OSError, ValueError, TypeError):
                 path.unlink(missing_ok=True)
         return [key for key in keys if key.bundle == bundle]
+
+    def _notes(self) -> list[Path]:
+        """Of what is wanted, the latest first; what is too old or too much is forgotten."""
+        notes = sorted((self.root / "wanted").glob("*.json"), key=age)
+        kept = [path for path in notes[:WANTED] if age(path) < WANTED_S]
+        for path in notes[len(kept) :]:
+            path.unlink(missing_ok=True)
+        return kept
 
     def done(self, key: Key) -> None:
         """Forget that a recording was wanted."""

@@ -112,7 +112,7 @@ class TritonPythonModel:
             self._store.read_ahead(recording, recording.storage.kept(wanted.steps))
             return True
         try:
-            self._store.pictures.put(edit.image)
+            self._store.keep(edit.image)
             if edit.mode == "auto":
                 self._store.want(key)
         except OSError as error:

@@ -74,7 +74,7 @@ class TritonPythonModel:
         began = time.monotonic()
         picture = read_image(inputs, self._manifest, partial(find_picture, self._store.pictures))
         steps, scheduler = read_schedule(inputs, self._manifest)
-        identity = self._store.pictures.put(picture)
+        identity = self._store.keep(picture)
         key = Key(self._manifest.digest, identity, scheduler, steps, TEMPLATE_SEED)
         with self._busy:
             recording, made = self._recorder.ensure(key)
