@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -293,6 +295,67 @@ def test_a_sparse_edit_waits_for_its_recording(sparse_models: dict[str, Any]) ->
         assert len(sparse_models["recorder"].keys) == count
     (key,) = sparse_models["recorder"].keys
     assert (key.steps, key.scheduler, key.bundle) == (4, "ddim", sparse_models["digest"])
+
+
+def to_record(models: dict[str, Any], job_id: str) -> dict[str, Any]:
+    """Inputs of `render` for an edit whose template has not been recorded."""
+    given = edit_inputs(STEPS=4, MODE="sparse", JOB_ID=job_id)
+    arrays = models["encode"].execute([pb_utils.Request(**given)])[0].arrays()
+    del arrays["PIXELS"]
+    return dict(arrays)
+
+
+def test_cancelling_an_edit_does_not_wait_for_its_recording(
+    sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = to_record(sparse_models, "j")
+    begun, going_on, recorded = threading.Event(), threading.Event(), threading.Event()
+
+    def record(arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
+        begun.set()
+        assert going_on.wait(30)
+        recorded.set()
+        return pb_utils.InferenceResponse([pb_utils.Tensor("RESULT", np.array([[b"{}"]], object))])
+
+    monkeypatch.setitem(pb_utils.BLS, "templates", record)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(sparse_models["render"].execute, [pb_utils.Request(**arrays)])
+        assert begun.wait(30)
+        sparse_models["board"].cancel("j")
+        (response,) = answer.result(30)
+    assert message(response) == ("job j was cancelled", pb_utils.TritonError.CANCELLED)
+    assert phase(sparse_models, "j") == "cancelled"
+    going_on.set()
+    assert recorded.wait(30)  # somebody else may wait for it
+
+
+def test_a_recording_whose_edit_was_cancelled_is_not_begun(sparse_models: dict[str, Any]) -> None:
+    template = sparse_models["templates"]._store.keep(edit_inputs()["IMAGE"][0])
+    given = inputs(ACTION="register", TEMPLATE=template)
+    del given["PROMPT"]
+    for job in ("goes on", "cancelled"):
+        sparse_models["board"].open(job, 1)
+    sparse_models["board"].cancel("cancelled")
+    responses = [
+        sparse_models["templates"].execute([pb_utils.Request(parameters={"job_id": j}, **given)])[0]
+        for j in ("cancelled", "goes on")
+    ]
+    code = pb_utils.TritonError.CANCELLED
+    assert message(responses[0]) == ("job cancelled was cancelled", code)
+    assert responses[1].error is None
+    assert len(sparse_models["recorder"].keys) == 1
+
+
+def test_an_edit_is_told_why_its_template_was_not_recorded(
+    sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = pb_utils.TritonError("[UNAVAILABLE] the disk is full")
+    answer = pb_utils.InferenceResponse(error=error)
+    monkeypatch.setitem(pb_utils.BLS, "templates", lambda arrays: answer)
+    request = pb_utils.Request(**to_record(sparse_models, "j"))
+    response = sparse_models["render"].execute([request])[0]
+    assert message(response) == ("the disk is full", pb_utils.TritonError.UNAVAILABLE)
+    assert phase(sparse_models, "j") == "failed"
 
 
 def test_an_automatic_edit_asks_for_a_recording_and_does_not_wait(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +24,9 @@ from tessera.errors import Cancelled, TesseraError
 from tessera.plan import Plan
 from tessera.triton import pb
 from tessera.triton.control_models import open_residency
+
+POLL_S = 0.02
+"""How often a request that waits for a recording looks whether it has been cancelled."""
 
 
 class TritonPythonModel:
@@ -62,8 +67,8 @@ class TritonPythonModel:
         return list(outputs.values())
 
     def _record(self, plan: Plan) -> None:
-        """Wait until the template's activations have been recorded, then see whether the job still
-        goes on.
+        """Wait until the template's activations have been recorded, as long as the job goes on: a
+        recording that has begun is finished without it, since others may wait for it.
         """
         wanted = [
             pb.tensor("ACTION", b"register"),
@@ -71,7 +76,12 @@ class TritonPythonModel:
             pb.tensor("STEPS", np.array([plan.steps], np.int32)),
             pb.tensor("SCHEDULER", plan.scheduler.encode()),
         ]
-        pb.call("templates", wanted, ["RESULT"])
+        done: Future[None] = Future()
+        asking = (done, wanted, plan.job_id)
+        threading.Thread(target=_ask_for_recording, args=asking, daemon=True).start()
+        while not wait([done], POLL_S).done:
+            self._check(plan)
+        done.result()
         self._check(plan)
 
     @contextlib.contextmanager
@@ -92,3 +102,12 @@ class TritonPythonModel:
         """See whether the job still goes on."""
         if self._board.cancelled(plan.slot, plan.ticket):
             raise Cancelled(f"job {plan.job_id} was cancelled")
+
+
+def _ask_for_recording(done: Future[None], wanted: Sequence[pb.TensorHandle], job_id: str) -> None:
+    try:
+        pb.call("templates", wanted, ["RESULT"], {"job_id": job_id})
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)

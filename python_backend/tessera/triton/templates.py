@@ -19,7 +19,7 @@ from tessera.bundle import Bundle
 from tessera.contract import SPARSE_GRAPHS, TEMPLATE_ACTIONS
 from tessera.edit_request import can_be_sparse, read_image
 from tessera.edits import TEMPLATE_SEED
-from tessera.errors import InvalidInput, TesseraError
+from tessera.errors import Cancelled, InvalidInput, TesseraError
 from tessera.fields import Inputs, text_of
 from tessera.request import read_action, read_schedule
 from tessera.templates.pictures import find_picture, unknown
@@ -64,10 +64,12 @@ class TritonPythonModel:
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.arrays(request)
         action = read_action(inputs, TEMPLATE_ACTIONS)
-        answer = {"register": self._register, "list": self._list, "evict": self._evict}[action]
+        register = partial(self._register, job_id=pb.parameters(request).get("job_id"))
+        answer = {"register": register, "list": self._list, "evict": self._evict}[action]
         return [pb.tensor("RESULT", json.dumps(answer(inputs)).encode())]
 
-    def _register(self, inputs: Inputs) -> dict[str, Any]:
+    def _register(self, inputs: Inputs, *, job_id: str | None) -> dict[str, Any]:
+        """For a client, or for an edit: its job may be cancelled before its turn comes."""
         if not can_be_sparse(self._manifest):
             accepted = f"list, evict, since the bundle has no graphs {' and '.join(SPARSE_GRAPHS)}"
             raise InvalidInput("ACTION", "register", accepted)
@@ -77,6 +79,8 @@ class TritonPythonModel:
         identity = self._store.keep(picture)
         key = Key(self._manifest.digest, identity, scheduler, steps, TEMPLATE_SEED)
         with self._busy:
+            if job_id is not None and self._board.status(job_id).cancelled:
+                raise Cancelled(f"job {job_id} was cancelled")
             recording, made = self._recorder.ensure(key)
         self._store.done(key)
         seconds = round(time.monotonic() - began, 3)
