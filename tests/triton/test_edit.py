@@ -199,7 +199,7 @@ def test_bad_edits_are_answered_with_field_value_and_what_is_accepted(
     with pytest.raises(InvalidInput) as caught:
         client.edit(wanted.pop("image"), wanted.pop("mask"), PROMPT, **wanted)
     assert str(caught.value).startswith(sentence)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def dense_edit_equals_diffusers(server: Server, made: Small) -> None:
