@@ -303,6 +303,17 @@ def test_two_at_once_record_once(world: World) -> None:
     assert sorted(made for _, made in found) == [False, True]
 
 
+def test_a_recording_for_nobody_is_left_to_whoever_makes_it(world: World) -> None:
+    other = Store(world.store.root, budget=10**9)
+    calls: list[int] = []
+    with other.locked(world.key()):
+        assert not world.recorder.attempt(world.key(), between=lambda: calls.append(1))
+    assert world.store.find(world.key()) is None
+    assert world.recorder.attempt(world.key(), between=lambda: calls.append(1))
+    assert world.store.find(world.key()) is not None
+    assert len(calls) == 2  # for 5 steps
+
+
 def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     poor = World(tmp_path, budget=1000)
     with pytest.raises(Unavailable, match=r"does not fit the 1e-06 GB .* see --template-size"):

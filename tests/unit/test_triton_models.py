@@ -282,9 +282,15 @@ class FakeRecorder:
     def __init__(self, store: Store) -> None:
         self._store, self.keys = store, list[Key]()
 
-    def ensure(self, key: Key, **options: object) -> tuple[Recording, bool]:
+    def ensure(self, key: Key) -> tuple[Recording, bool]:
         self.keys.append(key)
         return self._store.record(key, Storage("float32"), [(0, {})]), True
+
+    def attempt(self, key: Key, *, between: Callable[[], None]) -> bool:
+        with self._store.locked(key, wait=False) as held:
+            if held:
+                self.ensure(key)
+            return held
 
 
 def test_a_sparse_edit_waits_for_its_recording(sparse_models: dict[str, Any]) -> None:
@@ -371,6 +377,65 @@ def test_an_automatic_edit_asks_for_a_recording_and_does_not_wait(
     found = sparse_models["edit"].execute([pb_utils.Request(**again)])[0].arrays()
     outside = again["MASK"] < 128
     assert (found["IMAGE"][outside] == image[outside]).all()
+
+
+class TestIdle:
+    """What the `templates` model records when nobody waits."""
+
+    def want(self, models: dict[str, Any]) -> Key:
+        """The key that an automatic edit has found missing."""
+        models["edit"].execute([pb_utils.Request(**edit_inputs(STEPS=4))])
+        (key,) = models["templates"]._store.wanted(models["digest"])
+        return key
+
+    def test_is_left_to_the_other_process_that_records_it(
+        self, sparse_models: dict[str, Any]
+    ) -> None:
+        templates, key = sparse_models["templates"], self.want(sparse_models)
+        other = Store(templates._store.root, budget=10**9)
+        with other.locked(key), ThreadPoolExecutor(1) as pool:
+            pool.submit(templates._record_wanted).result(30)
+            given = edit_inputs(ACTION="register", STEPS=7)
+            register = {k: given[k] for k in ("ACTION", "STEPS", "IMAGE")}
+            request = pb_utils.Request(**register)
+            (response,) = pool.submit(templates.execute, [request]).result(30)
+            assert response.error is None
+        assert [k.steps for k in sparse_models["recorder"].keys] == [7]
+        assert other.wanted(sparse_models["digest"]) == [key]
+        templates._record_wanted()
+        assert [k.steps for k in sparse_models["recorder"].keys] == [7, 4]
+        assert not other.wanted(sparse_models["digest"])
+
+    def test_does_not_queue_behind_a_registration(self, sparse_models: dict[str, Any]) -> None:
+        templates, key = sparse_models["templates"], self.want(sparse_models)
+        with templates._busy, ThreadPoolExecutor(1) as pool:
+            pool.submit(templates._record_wanted).result(30)
+        assert templates._store.wanted(sparse_models["digest"]) == [key]
+
+    def test_goes_on_after_an_error(
+        self, sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        templates, key = sparse_models["templates"], self.want(sparse_models)
+        module = _load("templates")
+        for name in ("IDLE_S", "AFTER_ERROR_S"):
+            monkeypatch.setattr(module, name, 0.01)
+        wanted, errors = templates._store.wanted, iter([OSError(24, "Too many open files")])
+
+        def failing(bundle: str) -> list[Key]:
+            for error in errors:
+                raise error
+            return list(wanted(bundle))
+
+        monkeypatch.setattr(templates._store, "wanted", failing)
+        templates._thread.start()
+        end = time.monotonic() + 30
+        while wanted(sparse_models["digest"]):
+            assert time.monotonic() < end, "the thread has ended"
+            time.sleep(0.01)
+        templates.finalize()
+        templates._thread.join(30)
+        assert sparse_models["recorder"].keys == [key]
+        assert any("Too many open files" in line for line in pb_utils.Logger.lines)
 
 
 def test_a_dense_edit_leaves_nothing_behind(sparse_models: dict[str, Any]) -> None:

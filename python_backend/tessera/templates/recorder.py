@@ -84,34 +84,47 @@ class Recorder:
         manifest, config = bundle.manifest, bundle.scheduler_config
         return cls(store, manifest, config, partial(open_networks, bundle), budget=budget)
 
-    def ensure(
-        self, key: Key, *, between: Callable[[], None] = lambda: None
-    ) -> tuple[Recording, bool]:
+    def ensure(self, key: Key) -> tuple[Recording, bool]:
         """The recording of a key, and whether it had to be made.
 
         Args:
             key: its picture has to be in the store.
-            between: called between batches; may wait, so that others get ahead.
 
         Raises:
             Unavailable: the picture is gone, no form of recording fits the budget, or the disk
                 cannot be written.
         """
         with self._store.locked(key):
-            found = self._store.find(key)
-            if found is not None:
-                return found, False
-            picture = self._store.pictures.get(key.template)
-            if picture is None:
-                raise Unavailable(f"template {key.template} was evicted; send its image again")
-            storage = self._storage(key, picture)
-            try:
-                steps = self._steps(key, picture, storage, between)
-                return self._store.record(key, storage, steps), True
-            except OSError as error:
-                raise Unavailable(
-                    f"template {key.template} could not be recorded: {error.strerror or error}"
-                ) from error
+            return self._ensure(key, lambda: None)
+
+    def attempt(self, key: Key, *, between: Callable[[], None]) -> bool:
+        """Like `ensure`, for when nobody waits for the recording; `False`, at once, if another
+        process is making it.
+
+        Args:
+            key: its picture has to be in the store.
+            between: called between batches; may wait, so that others get ahead.
+        """
+        with self._store.locked(key, wait=False) as held:
+            if held:
+                self._ensure(key, between)
+            return held
+
+    def _ensure(self, key: Key, between: Callable[[], None]) -> tuple[Recording, bool]:
+        found = self._store.find(key)
+        if found is not None:
+            return found, False
+        picture = self._store.pictures.get(key.template)
+        if picture is None:
+            raise Unavailable(f"template {key.template} was evicted; send its image again")
+        storage = self._storage(key, picture)
+        try:
+            steps = self._steps(key, picture, storage, between)
+            return self._store.record(key, storage, steps), True
+        except OSError as error:
+            raise Unavailable(
+                f"template {key.template} could not be recorded: {error.strerror or error}"
+            ) from error
 
     def sites(self) -> tuple[Site, ...]:
         """What is recorded: every site but the first convolution's, whose input is known."""

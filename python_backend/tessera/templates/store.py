@@ -24,7 +24,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -217,11 +218,11 @@ class Store:
         folders = sorted(found, key=lambda f: age(f / _MANIFEST))
         return [r for r in map(self._read, folders) if r is not None]
 
-    @contextlib.contextmanager
-    def locked(self, key: Key) -> Iterator[None]:
-        """Only one process at a time records a key; the others wait here."""
-        with locked(self.root / "recordings" / f".{key.digest}.lock"):
-            yield
+    def locked(self, key: Key, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Only one process at a time records a key; the others wait here, or are told that it is
+        not theirs.
+        """
+        return locked(self.root / "recordings" / f".{key.digest}.lock", wait=wait)
 
     def _read(self, folder: Path) -> Recording | None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,9 @@ from tessera.triton import pb
 
 IDLE_S = 1.0
 """How long nothing must have run before a template is recorded that nobody waits for."""
+
+AFTER_ERROR_S = 30.0
+"""How long nothing is tried when what is wanted could not be read."""
 
 GIVE_WAY_S = 1.0
 """Longest wait between two batches of such a recording."""
@@ -65,8 +69,12 @@ class TritonPythonModel:
         inputs = pb.arrays(request)
         action = read_action(inputs, TEMPLATE_ACTIONS)
         register = partial(self._register, job_id=pb.parameters(request).get("job_id"))
-        answer = {"register": register, "list": self._list, "evict": self._evict}[action]
-        return [pb.tensor("RESULT", json.dumps(answer(inputs)).encode())]
+        answers: dict[str, Callable[[Inputs], dict[str, Any]]] = {
+            "register": register,
+            "list": self._list,
+            "evict": self._evict,
+        }
+        return [pb.tensor("RESULT", json.dumps(answers[action](inputs)).encode())]
 
     def _register(self, inputs: Inputs, *, job_id: str | None) -> dict[str, Any]:
         """For a client, or for an edit: its job may be cancelled before its turn comes."""
@@ -114,18 +122,31 @@ class TritonPythonModel:
 
     def _record_when_idle(self) -> None:
         """The thread: records what is wanted, one after the other, and gives way to requests."""
-        while not self._ending.wait(IDLE_S):
-            if self._board.running():
-                continue
-            for key in self._store.wanted(self._manifest.digest)[:1]:
-                try:
-                    with self._busy:
-                        self._recorder.ensure(key, between=self._give_way)
-                except TesseraError as error:
-                    pb.log(str(error))
-                except Exception as error:
-                    pb.log(f"template {key.template} could not be recorded: {error!r}")
-                self._store.done(key)
+        pause = IDLE_S
+        while not self._ending.wait(pause):
+            pause = IDLE_S
+            try:
+                if not self._board.running():
+                    self._record_wanted()
+            except Exception as error:
+                pb.log(f"what edits want cannot be recorded: {error!r}")
+                pause = AFTER_ERROR_S
+
+    def _record_wanted(self) -> None:
+        """The latest, unless this process or the other one is recording; nobody waits for it."""
+        for key in self._store.wanted(self._manifest.digest)[:1]:
+            if not self._busy.acquire(blocking=False):
+                return
+            try:
+                if not self._recorder.attempt(key, between=self._give_way):
+                    return
+            except TesseraError as error:
+                pb.log(str(error))
+            except Exception as error:
+                pb.log(f"template {key.template} could not be recorded: {error!r}")
+            finally:
+                self._busy.release()
+            self._store.done(key)
 
     def _give_way(self) -> None:
         """Wait while something is denoised, but not for long: somebody may wait for this, too."""
