@@ -229,8 +229,8 @@ class Board:
         return bool((recent & (self._rows["phase"] == Phase.DENOISING)).any())
 
     def running(self) -> int:
-        """How many jobs have not ended."""
-        return int(((self._rows["ticket"] > 0) & (self._rows["phase"] < Phase.DONE)).sum())
+        """How many jobs have not ended; those that nobody may be left to close do not count."""
+        return int((~self._reusable(time.time()) & ~self._given_up()).sum())
 
     def _find(self, job_id: str) -> int:
         matches = np.flatnonzero(

@@ -41,6 +41,18 @@ def test_a_job_from_queue_to_end(board: Board) -> None:
     assert board.running() == 0
 
 
+def test_a_job_that_was_lost_does_not_run_for_ever(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lost", "cancelled"):
+        board.open(name, 1)
+    assert board.running() == 2
+    board.cancel("cancelled")
+    assert board.running() == 1
+    monkeypatch.setattr(module, "ABANDONED_S", -1.0)
+    assert board.running() == 0
+
+
 def test_the_first_end_stays(board: Board) -> None:
     job = board.open("a", 1)
     board.close(*job, Phase.CANCELLED)
