@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import threading
@@ -149,6 +150,38 @@ class TestStore:
         assert store.find(key_of()) is None
         assert store.recordings() == []
         filled(store, key_of())
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
+    def test_a_failing_disk_costs_no_recording(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        recording = filled(store, key_of())
+        store.want(key_of("wanted"))
+
+        def fail(path: Path, *args: object, **options: object) -> Any:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as failing:
+            failing.setattr(Path, "read_text", fail)
+            failing.setattr(Path, "read_bytes", fail)
+            assert store.find(key_of()) is None
+            assert store.recordings() == store.wanted("bundle") == []
+            with pytest.raises(Damaged, match="cannot be read"):
+                store.load(recording, 0)
+        assert store.recordings() == [recording]
+        assert [k.template for k in store.wanted("bundle")] == ["wanted"]
+        for step in range(4):
+            store.load(recording, step)
+
+    def test_a_newer_versions_recording_is_left_alone(self, store: Store) -> None:
+        recording = filled(store, key_of())
+        path = recording.folder / "recording.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"key": {**content["key"], "width": 1}}))
+        assert store.find(key_of()) is None
+        assert store.recordings() == []
+        path.write_text(json.dumps(content))
+        assert store.recordings() == [recording]
 
     def test_a_recording_under_a_wrong_name_is_not_taken(self, store: Store) -> None:
         recording = filled(store, key_of("u"))

@@ -46,7 +46,9 @@ WANTED, WANTED_S = 8, 3600.0
 
 
 class Damaged(Exception):
-    """A file of a recording is missing, or is not what was written; `digest` is the recording's."""
+    """A file of a recording is missing, cannot be read or is not what was written; `digest` is the
+    recording's.
+    """
 
     def __init__(self, digest: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -146,13 +148,15 @@ class Store:
         """The arrays of a kept step.
 
         Raises:
-            Damaged: they are not those that were written; the recording has been removed.
+            Damaged: they are not those that were written, and the recording has been removed; or
+                they cannot be read at the moment.
         """
         size, checksum = recording.checksums[step]
         try:
             content = recording.file(step).read_bytes()
         except OSError as error:
-            self.remove(recording)
+            if isinstance(error, FileNotFoundError):
+                self.remove(recording)
             sentence = f"{recording.file(step)} cannot be read: {error}"
             raise Damaged(recording.key.digest, sentence) from error
         if len(content) != size or zlib.crc32(content) != checksum:
@@ -225,19 +229,25 @@ class Store:
         return locked(self.root / "recordings" / f".{key.digest}.lock", wait=wait)
 
     def _read(self, folder: Path) -> Recording | None:
+        """The recording of a folder; `None` if there is none, or none that can be read now. Only
+        one that is damaged is removed.
+        """
         try:
             content = json.loads((folder / _MANIFEST).read_text())
+        except ValueError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        except OSError:
+            return None
+        try:
             return Recording(
                 folder,
                 Key(**content["key"]),
                 Storage(**content["storage"]),
                 {int(k): (int(v[0]), int(v[1])) for k, v in content["checksums"].items()},
             )
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-            shutil.rmtree(folder, ignore_errors=True)  # not one of ours, or half of one
-            return None
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return None  # another version's
 
     def _make_room(self, keep: Path) -> None:
         """Remove what has not been used for longest until the budget holds."""
@@ -264,8 +274,10 @@ class Store:
         for path in self._notes():
             try:
                 keys.append(Key(**json.loads(path.read_text())))
-            except (OSError, ValueError, TypeError):
+            except (ValueError, TypeError):
                 path.unlink(missing_ok=True)
+            except OSError:
+                continue  # it can be read later, or somebody has removed it
         return [key for key in keys if key.bundle == bundle]
 
     def _notes(self) -> list[Path]:
