@@ -74,13 +74,13 @@ def read_image(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) 
     if len(given) != 1:
         value = "given as well as TEMPLATE" if given else "left out, and so is TEMPLATE"
         raise InvalidInput("IMAGE", value, "one of the two, IMAGE or TEMPLATE")
-    if given == ["TEMPLATE"]:
-        return find_template(text_of(inputs, "TEMPLATE", "", 100))
-    image = inputs["IMAGE"][0]
+    (name,) = given
+    known = name == "TEMPLATE"
+    image = find_template(text_of(inputs, name, "", 100)) if known else inputs[name][0]
     low, high, step = manifest.limits.min_size, manifest.limits.max_size, contract.SIZE_STEP
     if any(not low <= side <= high or side % step for side in image.shape[:2]):
         accepted = f"sides that are multiples of {step} from {low} to {high} pixels"
-        raise InvalidInput("IMAGE", pixels_of(image), accepted)
+        raise InvalidInput(name, pixels_of(image), accepted)
     return image
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tessera.contract import SCHEDULERS
 from tessera.denoise import start, tick
-from tessera.edit_request import template_id
+from tessera.edit_request import read_image, template_id
 from tessera.edits import (
     FEATHER,
     TEMPLATE_SEED,
@@ -122,6 +122,16 @@ def test_bad_edits_are_named_with_what_is_accepted(values: dict[str, Any], sente
     with pytest.raises(InvalidInput) as caught:
         read(**values)
     assert str(caught.value).startswith(sentence)
+
+
+def test_a_template_of_another_server_may_be_too_large_for_this_one() -> None:
+    given = {"TEMPLATE": np.array([[b"abc"]], object)}
+    picture = np.zeros((128, 512, 3), np.uint8)
+    sentence = "TEMPLATE is '512 x 128 pixels'; accepted: sides that are multiples of 8 from 64 to"
+    with pytest.raises(InvalidInput, match=sentence):
+        read_image(given, MANIFEST, lambda identity: picture)
+    accepted = read_image(given, MANIFEST, lambda identity: picture[:, :256])
+    assert accepted.shape == (128, 256, 3)
 
 
 def test_a_latent_is_active_if_any_of_its_pixels_is() -> None:
