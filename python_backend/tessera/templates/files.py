@@ -68,12 +68,16 @@ def _is(path: Path, descriptor: int) -> bool:
 def sweep(folder: Path) -> None:
     """Remove what processes left in a folder that ended while they wrote or held a lock."""
     for path in folder.glob(".*"):
-        if age(path) < STALE_S:
-            continue
-        if path.suffix == ".lock":
-            with locked(path, wait=False):
-                pass  # held by nobody, it is removed
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        if age(path) > STALE_S:
+            with contextlib.suppress(OSError):  # another user's
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.suffix == ".lock":
+        with locked(path, wait=False):
+            pass  # held by nobody, it is removed
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
