@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ import pytest
 
 from tessera.controls.residency import Residency
 from tessera.errors import Cancelled, InvalidInput, Unavailable
+from tessera.processes import identity
 
+FORK = multiprocessing.get_context("fork")
 SIZES = {"a": 3, "b": 3, "c": 3, "d": 5}
 BUDGET = 8
 
 
 class FakeModels:
     """Loaded models are files of a folder; loading one twice or unloading a missing one is noted as
-    an error there.
+    an error there. While the folder has a file "slow", no load ends.
     """
 
     def __init__(self, folder: Path, seconds: float = 0.0) -> None:
@@ -35,6 +37,7 @@ class FakeModels:
         if name == "d" and (self._folder / "no-d").exists():
             raise Unavailable("the controlnet_d model could not be loaded")
         time.sleep(self._seconds)
+        _until(lambda: not (self._folder / "slow").exists())
         self.moves.append(f"+{name}")
         (self._folder / name).touch(exist_ok=False)
         together = sum(SIZES[p.name] for p in self._folder.iterdir() if p.name in SIZES)
@@ -49,6 +52,7 @@ class FakeModels:
 
 
 Open = Callable[..., tuple[Residency, FakeModels]]
+Start = Callable[..., ForkProcess]
 
 
 @pytest.fixture
@@ -70,6 +74,34 @@ def opened(tmp_path: Path) -> Open:
         return residency, models
 
     return make
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts processes that end with the test, however it ends."""
+    children: list[ForkProcess] = []
+
+    def run(target: Callable[..., None], *args: Any) -> ForkProcess:
+        children.append(FORK.Process(target=target, args=args, daemon=True))
+        children[-1].start()
+        return children[-1]
+
+    yield run
+    for child in children:
+        child.kill()
+        child.join(60)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it has not come about within a minute"
+        time.sleep(0.005)
+
+
+def _is_moving(residency: Residency, name: str) -> bool:
+    with residency._table() as table:
+        return name in table.residents and bool(table.residents[name].mover)
 
 
 def test_the_longest_unused_leaves(opened: Open) -> None:
@@ -99,7 +131,7 @@ def test_pinned_ones_stay_and_have_their_room_before_they_are_taken(opened: Open
         residency.take([name])
         residency.give_back([name])
     residency.take(["c"])
-    assert residency.take(["a"], _give_up_after(0)) < 1000  # though there is no room but its own
+    residency.take(["a"], _give_up_after(0))  # at once, though there is no room but its own
     assert models.moves == ["+b", "-b", "+c"]
 
 
@@ -134,13 +166,12 @@ def test_one_that_somebody_else_has_unloaded_is_loaded_again(opened: Open) -> No
     assert models.moves == ["+a", "-a", "+a"]
 
 
-def test_who_holds_one_that_is_loaded_again_goes_on_holding_it(opened: Open) -> None:
+def test_who_holds_one_that_is_loaded_again_goes_on_holding_it(opened: Open, start: Start) -> None:
     first, models = opened()
     first.take(["a"])
     models.unload("a")  # its process has died
-    child = multiprocessing.get_context("fork").Process(target=_take_and_give_back, args=(opened,))
-    child.start()
-    child.join()
+    child = start(_take_and_give_back, opened)
+    child.join(60)
     assert child.exitcode == 0
     with pytest.raises(Cancelled):
         first.take(["b", "c"], _give_up_after(3))  # "a" is still held, so there is no room
@@ -153,40 +184,46 @@ def _take_and_give_back(opened: Open) -> None:
     residency.give_back(["a"])
 
 
-def test_one_that_waits_for_room_is_not_passed_over_for_ever(opened: Open) -> None:
+def test_one_that_waits_for_room_is_not_passed_over_for_ever(opened: Open, start: Start) -> None:
     """Two who take turns at overlapping times never leave "a" and "b" idle, unless they have to."""
-    context = multiprocessing.get_context("fork")
-    stop = context.Event()
-    others = [context.Process(target=_overlap, args=(opened, stop, i)) for i in range(2)]
-    for other in others:
-        other.start()
-    time.sleep(0.5)
+    stop, taken = FORK.Event(), [FORK.Event(), FORK.Event()]
+    workers = [start(_overlap, opened, stop, *events) for events in (taken, taken[::-1])]
     residency, _ = opened(patience=0.3)
-    waited = residency.take(["d"])
+    _until(lambda: _holders(residency, "a") == 2)
+    assert residency.take(["d"], _give_up_after(3000)) > 300
     stop.set()
     residency.give_back(["d"])
-    for other in others:
-        other.join(20)
-    assert [other.exitcode for other in others] == [0, 0]
-    assert 300 < waited < 5000
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
-def _overlap(opened: Open, stop: Any, number: int) -> None:
+def _holders(residency: Residency, name: str) -> int:
+    with residency._table() as table:
+        return len(table.residents[name].holders) if name in table.residents else 0
+
+
+def _overlap(opened: Open, stop: Any, own: Any, others: Any) -> None:
+    """Keep "a" and "b" until the other has taken them, too, or has to wait."""
     residency, _ = opened(patience=0.3)
-    time.sleep(0.05 * number)
+
+    def other_waits() -> bool:
+        with residency._table() as table:
+            return bool(set(table.waiting) - {identity(os.getppid())})
+
     while not stop.is_set():
         residency.take(["a", "b"])
-        time.sleep(0.1)
+        others.clear()
+        own.set()
+        _until(lambda: others.is_set() or other_waits() or stop.is_set())
         residency.give_back(["a", "b"])
 
 
-def test_what_a_dead_process_held_or_was_loading_is_free(opened: Open, tmp_path: Path) -> None:
+def test_what_a_dead_process_held_or_was_loading_is_free(opened: Open, start: Start) -> None:
     residency, models = opened()
-    child = multiprocessing.get_context("fork").Process(target=_take_and_die, args=(opened,))
-    child.start()
-    child.join()
-    (holder,) = json.loads((tmp_path / "table").read_text())["residents"]["a"]["holders"]
-    assert holder.startswith(f"{child.pid}:")
+    child = start(_take_and_die, opened)
+    child.join(60)
+    assert child.exitcode == 0
     residency.take(["d"])
     residency.take(["c"])
     assert models.moves == ["+d", "-a", "+c"]
@@ -199,27 +236,34 @@ def test_a_dead_process_that_its_parent_has_not_collected_holds_nothing(opened: 
         _take_and_die(opened)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     residency, models = opened()
-    assert residency.take(["b", "c"]) < 1000
+    residency.take(["b", "c"], _give_up_after(0))
     assert models.moves == ["-a", "+b", "+c"]
-    os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def _take_and_die(opened: Open) -> None:
-    opened()[0].take(["a"])
-    os._exit(0)
+    """Exit status 0 if it died holding "a"."""
+    try:
+        residency, _ = opened()
+        residency.take(["a"])
+        os._exit(0 if _holders(residency, "a") == 1 else 1)
+    finally:
+        os._exit(2)
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
 def test_what_a_dead_process_was_loading_takes_room(
-    opened: Open, tmp_path: Path, goes_on: bool
+    opened: Open, start: Start, tmp_path: Path, goes_on: bool
 ) -> None:
     """The server goes on with the load, or has never begun it."""
-    child = multiprocessing.get_context("fork").Process(target=_load_slowly, args=(opened,))
-    child.start()
-    time.sleep(0.3)
-    child.kill()
-    child.join()
     residency, models = opened()
+    slow = tmp_path / "models" / "slow"
+    slow.touch()
+    child = start(_take, opened, ["a"])
+    _until(lambda: _is_moving(residency, "a"))
+    child.kill()
+    child.join(60)
+    slow.unlink()
     if goes_on:
         (tmp_path / "models" / "a").touch()
         residency.take(["b", "c"])
@@ -229,63 +273,65 @@ def test_what_a_dead_process_was_loading_takes_room(
         assert models.moves == ["+a"]
 
 
-def _load_slowly(opened: Open) -> None:
-    opened(seconds=60.0)[0].take(["a"])
-
-
-def test_who_has_waited_for_long_and_has_its_room_holds_nobody_up(opened: Open) -> None:
+def test_who_has_waited_for_long_and_has_its_room_holds_nobody_up(
+    opened: Open, start: Start, tmp_path: Path
+) -> None:
     residency, models = opened(patience=0.1)
     residency.take(["d"])
-    late = multiprocessing.get_context("fork").Process(target=_wait_for_room, args=(opened,))
-    late.start()
-    time.sleep(0.3)
-    with residency._table() as table:
-        assert not residency._on_turn(table), "it has not waited for long"
+    slow = tmp_path / "models" / "slow"
+    slow.touch()
+    late = start(_take, opened, ["a", "b"])
+    _until(lambda: not _on_turn(residency))
     residency.give_back(["d"])
-    time.sleep(0.3)
+    _until(lambda: _is_moving(residency, "a"))
     assert not models.is_ready("a"), "it is not loading"
-    with residency._table() as table:
-        assert residency._on_turn(table)
-    late.join()
+    assert _on_turn(residency)
+    slow.unlink()
+    late.join(60)
     assert late.exitcode == 0
 
 
-def _wait_for_room(opened: Open) -> None:
-    opened(seconds=1.0, patience=0.1)[0].take(["a", "b"])
+def _on_turn(residency: Residency) -> bool:
+    with residency._table() as table:
+        return residency._on_turn(table)
 
 
-def test_while_one_is_loaded_only_those_who_need_it_wait(opened: Open) -> None:
+def _take(opened: Open, names: list[str]) -> None:
+    opened()[0].take(names)
+
+
+def test_while_one_is_loaded_only_those_who_need_it_wait(opened: Open, tmp_path: Path) -> None:
     quick, _ = opened()
     quick.take(["a"])
     quick.give_back(["a"])
-    loading = threading.Thread(target=lambda: opened(seconds=1.0)[0].take(["b"]))
+    slow = tmp_path / "models" / "slow"
+    slow.touch()
+    loading = threading.Thread(target=_take, args=(opened, ["b"]), daemon=True)
     loading.start()
-    time.sleep(0.2)
-    began = time.monotonic()
-    quick.take(["a"])
-    assert time.monotonic() - began < 0.5
-    waited = quick.take(["b"])
-    assert 200 < waited < 5000
-    loading.join()
+    _until(lambda: _is_moving(quick, "b"))
+    quick.take(["a"], _give_up_after(0))
+    with pytest.raises(Cancelled):
+        quick.take(["b"], _give_up_after(3))
+    slow.unlink()
+    quick.take(["b"], _give_up_after(3000))
+    loading.join(60)
+    assert not loading.is_alive()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_many_processes_with_random_sets_all_get_theirs(
-    opened: Open, tmp_path: Path, seed: int
+    opened: Open, start: Start, tmp_path: Path, seed: int
 ) -> None:
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_work, args=(opened, seed * 10 + i)) for i in range(4)]
-    for child in children:
-        child.start()
+    children = [start(_work, opened, seed * 10 + i) for i in range(4)]
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0] * 4
     loaded = {p.name for p in (tmp_path / "models").iterdir()}
-    table = json.loads((tmp_path / "table").read_text())
-    assert loaded == set(table["residents"])
+    with opened()[0]._table() as table:
+        assert loaded == set(table.residents)
+        assert not any(r.holders or r.mover for r in table.residents.values())
+        assert table.waiting == {}
     assert sum(SIZES[name] for name in loaded) <= 8
-    assert not any(r["holders"] or r["mover"] for r in table["residents"].values())
-    assert table["waiting"] == {}
 
 
 def _work(opened: Open, seed: int) -> None:
