@@ -196,7 +196,7 @@ def test_boards_of_ended_servers_are_swept(tmp_path: Path, monkeypatch: pytest.M
     namespace = os.stat("/proc/self/ns/pid").st_ino
     dead = tmp_path / f"tessera-board-{namespace}-{os.getppid()}-12"
     foreign = tmp_path / f"tessera-board-{namespace + 1}-1-12"
-    beside = [Path(f"{dead}{end}") for end in (".controls", ".controls.lock", ".costs", ".partial")]
+    beside = [Path(f"{dead}{end}") for end in (".controls", ".costs", ".costs.partial")]
     for path in (alive, dead, *beside, foreign):
         path.touch()
     sweep_boards()

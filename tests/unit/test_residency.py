@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -316,6 +317,41 @@ def test_while_one_is_loaded_only_those_who_need_it_wait(opened: Open, tmp_path:
     quick.take(["b"], _give_up_after(3000))
     loading.join(60)
     assert not loading.is_alive()
+
+
+def test_a_full_disk_leaves_nothing_held_or_waiting(opened: Open, start: Start) -> None:
+    child = start(_take_on_a_full_disk, opened)
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def _take_on_a_full_disk(opened: Open) -> None:
+    """No file may grow: like a disk without room."""
+    residency, models = opened()
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    with pytest.raises(OSError, match="File too large"):
+        residency.take(["a"])  # no room for the table itself
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    residency.take(["a"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    residency.give_back(["a"])
+    for names in (["b", "c"], ["a"], ["d"]):
+        residency.take(names, _give_up_after(0))
+        residency.give_back(names)
+    assert models.moves == ["+a", "-a", "+b", "+c", "-b", "+a", "-c", "+d"]
+
+
+def test_who_dies_while_it_writes_leaves_the_table_as_it_was(opened: Open, tmp_path: Path) -> None:
+    residency, _ = opened()
+    residency.take(["a"])
+    before = (tmp_path / "table").read_bytes()
+    residency.give_back(["a"])
+    after = bytearray((tmp_path / "table").read_bytes())
+    assert before[0] != after[0]
+    after[0] = before[0]  # the last byte to be written
+    (tmp_path / "table").write_bytes(after)
+    assert _holders(residency, "a") == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,8 @@ from tessera.processes import identity, lives
 POLL_S = 0.01
 IMPATIENT_S = 10.0
 """A request that has waited for room this long is served before later ones, whatever they need."""
+_HALF = 1 << 17
+"""Bytes that one state of the table may have: enough for 800 ControlNets."""
 
 
 class Models(Protocol):
@@ -257,20 +260,28 @@ class Residency:
 
     @contextlib.contextmanager
     def _table(self) -> Iterator[_Table]:
-        """The shared table, under the lock; what is done to it is written back, all or nothing."""
-        descriptor = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            before = self._path.read_text() if self._path.exists() else "{}"
-            content = json.loads(before)
-            residents = {n: Resident(**r) for n, r in content.get("residents", {}).items()}
-            table = _Table(residents, content.get("waiting", {}))
-            table.forget_dead()
-            try:
-                yield table
-            finally:
-                after = json.dumps(asdict(table))
-                if after != before:
-                    written = Path(f"{self._path}.partial")
-                    written.write_text(after)
-                    written.replace(self._path)
+        """The shared table, under the lock; what is done to it is written back, all or nothing.
+
+        The file has two halves and, in front, which of them holds; the other is written. All its
+        room is taken when it is made, so that no later write can fail.
+        """
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_size < 1 + 2 * _HALF:
+                os.posix_fallocate(descriptor, 0, 1 + 2 * _HALF)
+            with mmap.mmap(descriptor, 1 + 2 * _HALF) as memory:
+                start = 1 + memory[0] * _HALF
+                before = memory[start : memory.find(b"\0", start)] or b"{}"
+                content = json.loads(before)
+                residents = {n: Resident(**r) for n, r in content.get("residents", {}).items()}
+                table = _Table(residents, content.get("waiting", {}))
+                table.forget_dead()
+                try:
+                    yield table
+                finally:
+                    after = json.dumps(asdict(table)).encode()
+                    if after != before:
+                        start = 1 + (1 - memory[0]) * _HALF
+                        memory[start : start + len(after) + 1] = after + b"\0"
+                        memory[0] = 1 - memory[0]
