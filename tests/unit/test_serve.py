@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -134,6 +134,8 @@ class _Triton(BaseHTTPRequestHandler):
     """Answers as tritonserver does; `answer` is (status, body) of every inference."""
 
     answer = (200, b"{}")
+    slow: tuple[str, threading.Event] | None = None
+    """A path, and what is set when it is to be answered."""
     bodies: list[dict[str, object]]
     paths: list[str]
     keys: list[str | None]
@@ -145,6 +147,8 @@ class _Triton(BaseHTTPRequestHandler):
         self.paths.append(self.path)
         self.keys.append(self.headers["key"])
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        if self.slow and self.path == self.slow[0]:
+            self.slow[1].wait(60)
         self._send(*self.answer)
 
     def _send(self, status: int, body: bytes) -> None:
@@ -196,19 +200,50 @@ def test_a_model_that_cannot_be_loaded_again_is_tried_again(
         supervisor._process = process
         handler.answer = (500, b"")
         supervisor._heal("denoise")
-        supervisor._load_due()
+        _load_until(supervisor, lambda: len(said) == 2)
+        supervisor._workers["denoise"].join(10)
         supervisor._load_due()  # not yet
+        assert not supervisor._at_work("denoise")
         assert handler.paths == [
             "/v2/repository/models/denoise/unload",
             "/v2/repository/models/denoise/load",
         ]
         handler.answer = (200, b"")
-        end = time.monotonic() + 10
-        while supervisor._due and time.monotonic() < end:
-            supervisor._load_due()
-            time.sleep(0.05)
+        _load_until(supervisor, lambda: len(said) == 3)
         process.kill()
     assert handler.paths[2:] == handler.paths[1:2]
     assert set(handler.keys) == {"secret"}
     assert "could not be loaded again, see tritonserver's log; once more in 1 s" in said[1]
     assert "model denoise is back after" in said[2]
+
+
+def _load_until(supervisor: Supervisor, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it has not come about within 30 s"
+        supervisor._load_due()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("verb", ["unload", "load"])
+def test_a_model_that_takes_long_to_reload_holds_up_no_other(
+    triton: tuple[int, type[_Triton]], verb: str
+) -> None:
+    port, handler = triton
+    path, answer = f"/v2/repository/models/controlnet_large/{verb}", threading.Event()
+    handler.slow = (path, answer)
+    said: list[str] = []
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    supervisor = Supervisor([], {}, f"http://127.0.0.1:{port}", said.append, {"key": "secret"})
+    supervisor._process = process
+    supervisor._heal("controlnet_large")
+    _load_until(supervisor, lambda: path in handler.paths)
+    worker = supervisor._workers["controlnet_large"]
+    supervisor._heal("denoise")
+    _load_until(supervisor, lambda: "model denoise is back" in said[-1])
+    assert supervisor._workers["controlnet_large"] is worker, "a model is loaded once at a time"
+    answer.set()
+    supervisor.stop()
+    assert not worker.is_alive()
+    supervisor._load_due()  # it is being stopped
+    assert supervisor._workers["controlnet_large"] is worker

@@ -16,6 +16,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -53,7 +54,7 @@ class Supervisor:
     Attributes:
         command, environment: how it is started.
         url: of its HTTP endpoint, as this process reaches it.
-        say: called with every line worth telling the operator.
+        say: called with every line worth telling the operator, from several threads.
         headers: that its repository API wants.
     """
 
@@ -69,6 +70,7 @@ class Supervisor:
     _deaths: dict[str, list[float]] = field(default_factory=dict)
     _suspects: set[str] = field(default_factory=set)  # models of which a process has ended
     _due: dict[str, _Load] = field(default_factory=dict)
+    _workers: dict[str, threading.Thread] = field(default_factory=dict)  # model -> who reloads it
     _stopping: bool = False
 
     @property
@@ -130,6 +132,8 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        for thread in self._workers.values():
+            thread.join(_STOP_S)  # its question has ended with the server
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -156,11 +160,13 @@ class Supervisor:
 
     def _examine(self, selector: selectors.BaseSelector) -> None:
         """Heal the models of which a process has ended though Triton believes them to be ready;
-        later if Triton gives no answer now.
+        later if Triton gives no answer now, or the model is being reloaded.
         """
         for model in list(self._suspects):
             if self._stopping or self._exit_code() is not None:
                 return
+            if self._at_work(model):
+                continue
             assert self._process is not None
             left = list(model_processes(self._process.pid).values()).count(model)
             complete = left >= self._instances.get(model, 0)  # it has been loaded again since
@@ -188,31 +194,53 @@ class Supervisor:
         recent = [t for t in self._deaths.get(model, []) if now - t < 60]
         self._deaths[model] = [*recent, now]
         self.say(f"a process of model {model} has ended; reloading the model")
-        self._post(f"/v2/repository/models/{model}/unload")
         delay = min(2.0 ** (len(recent) - 2), _LONGEST_WAIT_S) if len(recent) >= 3 else 0.0
         if delay:
             self.say(
                 f"model {model} ended {len(recent) + 1} times in a minute; waiting {delay:.0f} s"
             )
-        self._due[model] = _Load(now, now + delay)
+        self._begin(self._unload, model, _Load(now, now + delay))
 
     def _load_due(self) -> None:
-        """Load the models whose time has come; one that fails is tried again later and later."""
+        """Begin to load the models whose time has come."""
         for model, load in list(self._due.items()):
-            now = time.monotonic()
-            if now < load.at or self._stopping or self._exit_code() is not None:
+            if self._at_work(model) or time.monotonic() < load.at:
                 continue
-            if self._post(f"/v2/repository/models/{model}/load"):
-                del self._due[model]
-                self.say(f"model {model} is back after {time.monotonic() - load.since:.1f} s")
-            elif not self._stopping:
-                delay = min(2.0**load.failures, _LONGEST_WAIT_S)
-                again = time.monotonic() + delay
-                self._due[model] = _Load(load.since, again, load.failures + 1)
-                self.say(
-                    f"model {model} could not be loaded again, see tritonserver's log; once more "
-                    f"in {delay:.0f} s"
-                )
+            if self._stopping or self._exit_code() is not None:
+                return
+            del self._due[model]
+            self._begin(self._load, model, load)
+
+    def _begin(self, work: Callable[[str, _Load], None], model: str, load: _Load) -> None:
+        """In a thread of its own: a large model takes minutes, and others may end meanwhile."""
+        self._workers[model] = threading.Thread(target=work, args=(model, load), daemon=True)
+        self._workers[model].start()
+
+    def _at_work(self, model: str) -> bool:
+        return model in self._workers and self._workers[model].is_alive()
+
+    def _unload(self, model: str, load: _Load) -> None:
+        """Unload a model, and load it now or when its time comes. Triton waits with that while an
+        ensemble's other member is being loaded.
+        """
+        self._post(f"/v2/repository/models/{model}/unload")
+        if time.monotonic() < load.at or self._stopping:
+            self._due[model] = load
+        else:
+            self._load(model, load)
+
+    def _load(self, model: str, load: _Load) -> None:
+        """Load a model; one that fails is tried again later and later."""
+        if self._post(f"/v2/repository/models/{model}/load"):
+            self.say(f"model {model} is back after {time.monotonic() - load.since:.1f} s")
+        elif not self._stopping:
+            delay = min(2.0**load.failures, _LONGEST_WAIT_S)
+            again = time.monotonic() + delay
+            self._due[model] = _Load(load.since, again, load.failures + 1)
+            self.say(
+                f"model {model} could not be loaded again, see tritonserver's log; once more "
+                f"in {delay:.0f} s"
+            )
 
     def _is_ready(self, model: str) -> bool | None:
         """Whether Triton believes the model to be ready: not so when an operator has unloaded it;
