@@ -133,7 +133,7 @@ def _no_connection(error: Exception) -> bool:
     return type(error).__name__ in (
         "ClientConnectorError",
         "ServerDisconnectedError",
-        "HTTPConnectionClosed",
+        "IncompleteRead",
     )
 
 
