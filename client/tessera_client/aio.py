@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from tessera.errors import TesseraError, TimedOut, Unavailable
+from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
 from tessera_client.aio_transport import AsyncTransport, connect_async
-from tessera_client.client import JOB_TIMEOUT, NEEDED_MODELS, POLL_S, RETRY_S
+from tessera_client.client import COMES_WITHIN_S, JOB_TIMEOUT, NEEDED_MODELS, POLL_S, RETRY_S
 from tessera_client.edits import Mask, edit_call
 from tessera_client.messages import (
     EditOptions,
@@ -165,12 +166,20 @@ class AsyncClient:
         try:
             yield
         except (asyncio.CancelledError, TimedOut):
-            await asyncio.shield(asyncio.ensure_future(self._cancel(job_id)))
+            await asyncio.shield(asyncio.ensure_future(self._cancel(job_id, COMES_WITHIN_S)))
             raise
 
-    async def _cancel(self, job_id: str) -> None:
+    async def _cancel(self, job_id: str, within: float = 0.0) -> None:
+        until, call = time.monotonic() + within, job_call("cancel", job_id)
         with contextlib.suppress(TesseraError):
-            await self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
+            while True:
+                try:
+                    await self._transport.infer(call, JOB_TIMEOUT)
+                    return
+                except UnknownJob:
+                    if time.monotonic() >= until:
+                        return
+                await asyncio.sleep(POLL_S)
 
     @contextlib.asynccontextmanager
     async def _reporting(

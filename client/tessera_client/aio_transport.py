@@ -43,7 +43,7 @@ class AsyncHttpTransport:
 
         try:
             async with asyncio.timeout(timeout):
-                answer = await self._client().infer(**call.arguments(triton))
+                answer = await self._client().infer(**call.arguments(triton, timeout))
         except Exception as error:
             raise received(error, self._address, timeout) from None
         return call.arrays(answer)
@@ -85,7 +85,9 @@ class AsyncGrpcTransport:
         import tritonclient.grpc.aio as triton
 
         try:
-            answer = await self._client().infer(**call.arguments(triton), client_timeout=timeout)
+            answer = await self._client().infer(
+                **call.arguments(triton, timeout), client_timeout=timeout
+            )
         except Exception as error:
             raise received(error, self._address, timeout) from None
         return call.arrays(answer)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from tessera.errors import TesseraError, TimedOut, Unavailable
+from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
 from tessera_client.edits import Mask, edit_call
 from tessera_client.messages import (
@@ -49,6 +49,8 @@ NEEDED_MODELS = (
 POLL_S = 0.1
 RETRY_S = 0.5
 JOB_TIMEOUT = 10.0
+COMES_WITHIN_S = 2.0
+"""A job that is to be cancelled may be on its way to the server, or wait there, for so long."""
 
 
 class Client:
@@ -243,13 +245,21 @@ class Client:
         try:
             yield
         except (KeyboardInterrupt, TimedOut):
-            self._cancel(job_id)
+            self._cancel(job_id, COMES_WITHIN_S)
             raise
 
-    def _cancel(self, job_id: str) -> None:
-        """Cancel a job if it is there."""
+    def _cancel(self, job_id: str, within: float = 0.0) -> None:
+        """Cancel a job if it is there, or comes within so many seconds."""
+        until, call = time.monotonic() + within, job_call("cancel", job_id)
         with contextlib.suppress(TesseraError):
-            self._transport.infer(job_call("cancel", job_id), JOB_TIMEOUT)
+            while True:
+                try:
+                    self._transport.infer(call, JOB_TIMEOUT)
+                    return
+                except UnknownJob:
+                    if time.monotonic() >= until:
+                        return
+                time.sleep(POLL_S)
 
     @contextlib.contextmanager
     def _reporting(self, job_id: str, report: Callable[[JobStatus], None] | None) -> Iterator[None]:

@@ -65,7 +65,7 @@ class HttpTransport:
         import tritonclient.http as triton
 
         try:
-            arguments = call.arguments(triton)
+            arguments = call.arguments(triton, timeout)
             path = f"/v2/models/{arguments.pop('model_name')}/infer"
             body, length = triton.InferenceServerClient.generate_request_body(**arguments)
             headers = {} if length is None else {_HEADER_LENGTH: str(length)}
@@ -167,7 +167,7 @@ class GrpcTransport:
         import tritonclient.grpc as triton
 
         try:
-            answer = self._client.infer(**call.arguments(triton), client_timeout=timeout)
+            answer = self._client.infer(**call.arguments(triton, timeout), client_timeout=timeout)
         except Exception as error:
             raise received(error, self._address, timeout) from None
         return call.arrays(answer)

@@ -29,6 +29,8 @@ CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
 ]
+GRACE_S = 1.0
+"""So much longer than its caller a request waits in the server's queues."""
 _BY_STATUS: dict[str, type[TesseraError]] = {
     "400": InvalidInput,
     "404": UnknownJob,
@@ -49,8 +51,10 @@ class Call:
     outputs: tuple[str, ...] = ("RESULT",)
     parameters: Mapping[str, str] = field(default_factory=dict)
 
-    def arguments(self, triton: ModuleType) -> dict[str, Any]:
-        """What `infer` takes of the client in a module of tritonclient."""
+    def arguments(self, triton: ModuleType, timeout: float) -> dict[str, Any]:
+        """What `infer` takes of the client in a module of tritonclient; after `timeout` seconds the
+        caller stops waiting.
+        """
         inputs = []
         for name, array in self.inputs.items():
             tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
@@ -60,6 +64,7 @@ class Call:
             "model_name": self.model,
             "inputs": inputs,
             "outputs": [triton.InferRequestedOutput(name) for name in self.outputs],
+            "timeout": int(1e6 * (timeout + GRACE_S)),
             "parameters": dict(self.parameters),
         }
 
@@ -115,6 +120,8 @@ def _answer(status: str, message: str) -> TesseraError:
     if "is not healthy" in sentence or sentence.startswith("Request for unknown model"):
         # Triton's words for a model whose process has died, and for one that is being loaded
         return Unavailable(f"a model is being restarted; try again in a few seconds ({sentence})")
+    if sentence.endswith("Request timeout expired"):  # Triton's words, of a queue
+        return TimedOut("the request waited in a queue of the server for longer than its timeout")
     if status == "400" and re.match(r"job .* was cancelled", sentence):
         kind = Cancelled  # Triton's HTTP endpoint answers both with 400
     if kind is InvalidInput:

@@ -7,7 +7,7 @@
     ├── UnknownJob     NOT_FOUND    no job of that id is known
     ├── Cancelled      CANCELLED    the job was cancelled
     ├── Unavailable    UNAVAILABLE  not now: busy or restarting; may succeed later
-    ├── TimedOut       UNAVAILABLE  the client stopped waiting (raised by the client only)
+    ├── TimedOut       UNAVAILABLE  nobody waits for the answer any more
     ├── BundleError    INTERNAL     the bundle cannot be served
     └── InternalError  INTERNAL     a fault of the server; the log repeats the id in its text
 
@@ -83,7 +83,7 @@ class Unavailable(TesseraError):
 
 
 class TimedOut(TesseraError):
-    """The client stopped waiting for an answer."""
+    """The client stopped waiting for an answer, or the request's time was over in a queue."""
 
     status = "UNAVAILABLE"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tessera.errors import UnknownJob
 from tessera_client.wire import Array, Call
 
 INFO = {
@@ -86,14 +87,21 @@ STATUS = {
 
 
 class FakeTransport:
-    """Answers like a server; `failures` are raised first, one per call of `generate`."""
+    """Answers like a server; `failures` are raised first, one per call of `generate`; the first
+    `unknown` questions about a job do not find it.
+    """
 
-    def __init__(self, *failures: BaseException, during: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        *failures: BaseException,
+        during: Callable[[], None] | None = None,
+        unknown: int = 0,
+    ) -> None:
         self.failures = list(failures)
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.parameters: list[dict[str, str]] = []
         self.closed = False
-        self._during = during
+        self._during, self._unknown = during, unknown
         self._lock = threading.Lock()
 
     def infer(self, call: Call, timeout: float) -> dict[str, Array]:
@@ -102,6 +110,9 @@ class FakeTransport:
             self.parameters.append(dict(call.parameters))
         model, inputs = call.model, call.inputs
         if model == "jobs":
+            if self._unknown > 0:
+                self._unknown -= 1
+                raise UnknownJob("j")
             return {"RESULT": np.array([[json.dumps(STATUS).encode()]], object)}
         if model == "adapters":
             return {"RESULT": np.array([[json.dumps({"adapters": ADAPTERS}).encode()]], object)}
@@ -133,8 +144,8 @@ class FakeTransport:
 class AsyncFakeTransport:
     """`FakeTransport` with `await`."""
 
-    def __init__(self, *failures: BaseException) -> None:
-        self.inner = FakeTransport(*failures)
+    def __init__(self, *failures: BaseException, unknown: int = 0) -> None:
+        self.inner = FakeTransport(*failures, unknown=unknown)
 
     async def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         return self.inner.infer(call, timeout)

@@ -15,6 +15,8 @@ import numpy as np
 
 TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
 BLS: dict[str, Callable[[dict[str, Any]], InferenceResponse]] = {}
+TIMEOUTS: dict[str, int] = {}
+"""Of the last call to each model."""
 
 
 class Tensor:
@@ -78,11 +80,12 @@ class Request:
         correlation_id: int = 0,
         called: bool = False,
         parameters: dict[str, Any] | None = None,
+        timeout: int = 0,
         **inputs: np.ndarray[Any, Any],
     ) -> None:
         self._parameters = (parameters or {}) | ({"tessera_called": True} if called else {})
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
-        self._correlation_id = correlation_id
+        self._correlation_id, self._timeout = correlation_id, timeout
         self.flags = 0
 
     def inputs(self) -> list[Tensor]:
@@ -93,6 +96,9 @@ class Request:
 
     def correlation_id(self) -> int:
         return self._correlation_id
+
+    def timeout(self) -> int:
+        return self._timeout
 
     def set_release_flags(self, flags: int) -> None:
         self.flags = flags
@@ -107,8 +113,10 @@ class InferenceRequest:
         inputs: list[Tensor],
         requested_output_names: list[str],
         parameters: dict[str, Any],
+        timeout: int,
     ) -> None:
         assert parameters["tessera_called"] is True
+        TIMEOUTS[model_name] = timeout
         self._model, self._inputs = model_name, inputs
 
     def exec(self) -> ReceivedResponse:

@@ -262,6 +262,41 @@ def test_a_caller_who_stops_waiting_cancels_the_job(reason: BaseException) -> No
     assert transport.sent("jobs") == [{"ACTION": b"cancel", "JOB_ID": b"mine"}]
 
 
+@pytest.mark.parametrize(
+    ("within", "questions"), [(60.0, 4), (0.0, 1)], ids=["on its way", "too late"]
+)
+def test_a_job_that_is_on_its_way_is_cancelled_when_it_comes(
+    monkeypatch: pytest.MonkeyPatch, within: float, questions: int
+) -> None:
+    for module in (client, aio):
+        monkeypatch.setattr(module, "COMES_WITHIN_S", within)
+    transport = FakeTransport(TimedOut("late"), unknown=3)
+    with pytest.raises(TimedOut):
+        Client(transport=transport).generate("a", job_id="mine")
+    assert transport.sent("jobs") == [{"ACTION": b"cancel", "JOB_ID": b"mine"}] * questions
+
+    async def session() -> None:
+        transport = AsyncFakeTransport(TimedOut("late"), unknown=3)
+        with pytest.raises(TimedOut):
+            await AsyncClient(transport=transport).generate("a", job_id="mine")
+        assert len(transport.inner.sent("jobs")) == questions
+
+    asyncio.run(session())
+
+
+def test_a_job_is_not_waited_for_before_its_request_is_sent_again() -> None:
+    transport = FakeTransport(Unavailable("busy"), unknown=9)
+    Client(transport=transport).generate("a")
+    assert len(transport.sent("jobs")) == 1
+
+    async def session() -> None:
+        transport = AsyncFakeTransport(Unavailable("busy"), unknown=9)
+        await AsyncClient(transport=transport).generate("a")
+        assert len(transport.inner.sent("jobs")) == 1
+
+    asyncio.run(session())
+
+
 def test_progress_is_reported_while_the_job_runs() -> None:
     seen: list[Any] = []
     transport = FakeTransport(during=lambda: _until(lambda: len(seen) >= 3))
@@ -415,6 +450,8 @@ LATE = "no answer from host:1 within 9 s"
 RESTARTING = (
     "a model is being restarted; try again in a few seconds (Stub process 'x' is not healthy.)"
 )
+EXPIRED = "Request timeout expired"
+QUEUED = "the request waited in a queue of the server for longer than its timeout"
 REFUSED = "no server answers at host:1: refused"
 
 
@@ -427,6 +464,8 @@ REFUSED = "no server answers at host:1: refused"
         (triton_error("job x was cancelled", "400"), Cancelled, "job x was cancelled"),
         (triton_error("cancelled", "StatusCode.CANCELLED"), Cancelled, "cancelled"),
         (triton_error("try again", "503"), Unavailable, "try again"),
+        (triton_error("in ensemble 'generate', " + EXPIRED, "503"), TimedOut, QUEUED),
+        (triton_error(EXPIRED, "StatusCode.UNAVAILABLE"), TimedOut, QUEUED),
         (triton_error("internal error ab", "500"), InternalError, "internal error ab"),
         (triton_error("Stub process 'x' is not healthy.", "500"), Unavailable, RESTARTING),
         (triton_error("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED"), TimedOut, LATE),

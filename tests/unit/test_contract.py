@@ -101,6 +101,14 @@ def test_render_hands_denoise_its_inputs_and_one_more() -> None:
     assert specs(config("render").output) == specs(config("denoise").output)
 
 
+@pytest.mark.parametrize("name", ["edit", "encode", "render"])
+def test_a_request_leaves_the_queues_when_its_timeout_is_over(name: str) -> None:
+    policy = config(name).dynamic_batching.default_queue_policy
+    assert policy.allow_timeout_override
+    assert policy.default_timeout_microseconds >= 24 * 3600e6, "longer ones are cut to that"
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_model_files_only_re_export(name: str) -> None:
     path = REPOSITORY / name / "1" / "model.py"

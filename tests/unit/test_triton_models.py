@@ -198,6 +198,22 @@ def test_errors_keep_their_status_on_the_way_through_edit(models: dict[str, Any]
     assert phase(models, "k") == "failed"
 
 
+def test_an_edits_timeout_counts_in_the_queue_of_encode_too(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that the job is on the board, where its client can cancel it."""
+    models["edit"].execute([pb_utils.Request(timeout=70, **edit_inputs())])
+    assert pb_utils.TIMEOUTS["encode"] == 70
+    assert {pb_utils.TIMEOUTS[name] for name in ("render", "denoise", "decode")} == {0}
+
+    def expire(arrays: Any) -> pb_utils.InferenceResponse:
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError("Request timeout expired"))
+
+    monkeypatch.setitem(pb_utils.BLS, "encode", expire)
+    response = models["edit"].execute([pb_utils.Request(**edit_inputs())])[0]
+    assert message(response) == ("Request timeout expired", pb_utils.TritonError.UNAVAILABLE)
+
+
 CONTROLS = [
     {"name": "edges", "scale": 0.5, "end": 0.8, "preprocess": "canny"},
     {"name": "depth", "resize": "fit"},

@@ -28,7 +28,13 @@ class TritonPythonModel:
     def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.handles(request)
         policy = {k: v for k, v in pb.parameters(request).items() if k == "lora_policy"}
-        encoded = pb.call("encode", list(inputs.values()), [*_ENCODED, "PIXELS"], policy)
+        encoded = pb.call(
+            "encode",
+            list(inputs.values()),
+            [*_ENCODED, "PIXELS"],
+            policy,
+            pb.timeout(request),  # from then on the job is on the board and can be cancelled
+        )
         try:
             rendered = pb.call("render", [encoded[name] for name in _ENCODED], ["LATENTS", "STATS"])
             parts = [encoded["PLAN"], *rendered.values(), encoded["PIXELS"], inputs["MASK"]]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from tessera.errors import InternalError, TesseraError, Unavailable
+from tessera.errors import InternalError, TesseraError, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ TensorHandle: TypeAlias = Any
 _CALLED = "tessera_called"
 """Parameter of requests that one model makes to another."""
 
+_EXPIRED = "Request timeout expired"
 _NOT_HEALTHY = (
     "is not healthy",
     "Failed to process the request",
@@ -54,6 +55,11 @@ def parameters(request: Request) -> dict[str, Any]:
     """A request's parameters, by name."""
     content: dict[str, Any] = json.loads(request.parameters() or "{}")
     return content
+
+
+def timeout(request: Request) -> int:
+    """After how many microseconds in a queue a request is not wanted any more; 0 if never."""
+    return int(request.timeout())
 
 
 def text(handle: TensorHandle) -> bytes:
@@ -122,18 +128,22 @@ def call(
     inputs: Sequence[TensorHandle],
     outputs: Sequence[str],
     parameters: Mapping[str, Any] = MappingProxyType({}),
+    timeout: int = 0,
 ) -> dict[str, TensorHandle]:
-    """Run another model of this server on the inputs, with those request parameters.
+    """Run another model of this server on the inputs, with those request parameters and that
+    `timeout`.
 
     Raises:
         TesseraError: of the same status and with the same sentence as that model's error.
         Unavailable: that model's process has ended or is being restarted.
+        TimedOut: the request waited in that model's queue for longer than its timeout.
     """
     request = pb_utils.InferenceRequest(
         model_name=model,
         inputs=list(inputs),
         requested_output_names=list(outputs),
         parameters={**parameters, _CALLED: True},
+        timeout=timeout,
     )
     response = request.exec()
     if response.has_error():
@@ -224,4 +234,6 @@ def _received(model: str, message: str) -> TesseraError:
         return error
     if any(part in message for part in _NOT_HEALTHY):
         return Unavailable(f"the {model} model is being restarted; try again in a few seconds")
+    if message.endswith(_EXPIRED):
+        return TimedOut(message)
     return TesseraError(message)
