@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,8 +112,8 @@ def sweep_boards() -> None:
     beside them.
     """
     for path in SHARED.glob(f"tessera-board-{namespace()}-*"):
-        _, _, _, server, started = path.name.partition(".")[0].split("-")
-        if not lives(f"{server}:{started}"):
+        named = re.fullmatch(r"tessera-board-\d+-(\d+)-(\d+)(\..*)?", path.name)
+        if named and not lives(f"{named[1]}:{named[2]}"):
             with contextlib.suppress(OSError):  # another user's
                 path.unlink()
 
@@ -124,7 +125,7 @@ class Board:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with self._locked():
             if os.fstat(self._file).st_size < _SIZE:
-                os.ftruncate(self._file, _SIZE)
+                os.posix_fallocate(self._file, 0, _SIZE)  # a write without room would be SIGBUS
         self._memory = mmap.mmap(self._file, _SIZE)
         self._header: Rows = np.ndarray((), _HEADER, self._memory)
         self._waiting, self._newest = True, 0

@@ -197,7 +197,15 @@ def test_boards_of_ended_servers_are_swept(tmp_path: Path, monkeypatch: pytest.M
     dead = tmp_path / f"tessera-board-{namespace}-{os.getppid()}-12"
     foreign = tmp_path / f"tessera-board-{namespace + 1}-1-12"
     beside = [Path(f"{dead}{end}") for end in (".controls", ".costs", ".costs.partial")]
-    for path in (alive, dead, *beside, foreign):
+    strays = [tmp_path / f"tessera-board-{namespace}-{end}" for end in ("a", "1", "1-b", "1-2-3")]
+    for path in (alive, dead, *beside, foreign, *strays):
         path.touch()
     sweep_boards()
-    assert sorted(tmp_path.iterdir()) == sorted([alive, foreign])
+    assert sorted(tmp_path.iterdir()) == sorted([alive, foreign, *strays])
+
+
+def test_a_board_takes_all_its_room_when_it_is_made(tmp_path: Path) -> None:
+    """A page of shared memory that is full ends the process that writes to it."""
+    Board(tmp_path / "board")
+    made = (tmp_path / "board").stat()
+    assert 512 * made.st_blocks >= made.st_size > 0

@@ -20,6 +20,7 @@ import pytest
 
 from tessera.engines.registry import KINDS
 from tessera.errors import TesseraError
+from tessera.processes import namespace
 from tessera.serve import run_folder as module
 from tessera.serve import tritonserver
 from tessera.serve.cli import ENGINES, check_lora_path
@@ -76,14 +77,15 @@ def test_a_run_leaves_nothing_and_removes_what_dead_ones_have_left(
         process, started = own.name.split("-")[3:5]
         dead = own.with_name(own.name.replace(started, "12"))
         dead.mkdir()
+        strays = [f"tessera-run-{namespace()}-{end}" for end in ("x", "1", "1-2")]
         (dead / "board").touch()
-        for name in (f"{prefix}region", f"{dead.name}-region", "another's"):
+        for name in (f"{prefix}region", f"{dead.name}-region", "another's", *strays):
             (tmp_path / name).touch()
         assert process == str(os.getpid())
         with run_folder():
             assert not dead.exists()
             assert (tmp_path / f"{prefix}region").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["another's"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another's", *sorted(strays)]
 
 
 def test_the_environment_lets_model_processes_find_this_python() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -41,8 +42,8 @@ def shared_memory(folder: Path) -> list[str]:
 def _sweep(parent: Path) -> None:
     """Remove what runs have left whose process has ended."""
     for path in parent.glob(f"{_PREFIX}{namespace()}-*"):
-        process, started = path.name.removeprefix(_PREFIX).split("-")[1:3]
-        if not lives(f"{process}:{started}"):
+        named = re.match(rf"{_PREFIX}\d+-(\d+)-(\d+)-", path.name)
+        if named and not lives(f"{named[1]}:{named[2]}"):
             _remove(parent, path.name)
 
 
