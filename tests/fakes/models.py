@@ -104,7 +104,7 @@ def models_of(bundle: Path, board: Path, **environment: str) -> Iterator[Models]
         patch.setenv("TESSERA_TEMPLATES", str(board.parent / "templates"))
         for variable, value in environment.items():
             patch.setenv(variable, value)
-        for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
+        for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
             patch.delitem(sys.modules, name)
         loaded = {}
         for name in NAMES:
@@ -112,5 +112,5 @@ def models_of(bundle: Path, board: Path, **environment: str) -> Iterator[Models]
             loaded[name] = module.TritonPythonModel()
             loaded[name].initialize({"model_config": json.dumps({"max_batch_size": SLOTS})})
         yield Models(loaded)
-        for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
+        for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
             del sys.modules[name]

@@ -70,7 +70,7 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
     monkeypatch.setenv("TESSERA_TEMPLATES", str(tmp_path / "templates"))
-    for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
+    for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
         monkeypatch.delitem(sys.modules, name)
     from transformers import AutoTokenizer
 
@@ -88,7 +88,7 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     for name in ("encode", "render", "decode", "templates"):
         monkeypatch.setitem(pb_utils.BLS, name, partial(call, loaded[name]))
     yield loaded
-    for name in [n for n in sys.modules if n.startswith("tessera.triton")]:
+    for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
         del sys.modules[name]
 
 
