@@ -735,12 +735,17 @@ def test_state_of_vanished_requests_is_collected(
             pb_utils.TritonError.UNAVAILABLE,
         ),
         (
+            pb_utils.TritonError("[request id: j] Exceeds maximum queue size"),
+            "the queue of the denoise model is full; try again later",
+            pb_utils.TritonError.UNAVAILABLE,
+        ),
+        (
             pb_utils.TritonError("[CANCELLED] job j was cancelled after 2 steps"),
             "job j was cancelled after 2 steps",
             pb_utils.TritonError.CANCELLED,
         ),
     ],
-    ids=["dead process", "cancelled"],
+    ids=["dead process", "full queue", "cancelled"],
 )
 def test_render_passes_errors_on(
     models: dict[str, Any],

@@ -32,7 +32,7 @@ TensorHandle: TypeAlias = Any
 _CALLED = "tessera_called"
 """Parameter of requests that one model makes to another."""
 
-_EXPIRED = "Request timeout expired"
+_EXPIRED, _FULL = "Request timeout expired", "Exceeds maximum queue size"
 _NOT_HEALTHY = (
     "is not healthy",
     "Failed to process the request",
@@ -236,4 +236,6 @@ def _received(model: str, message: str) -> TesseraError:
         return Unavailable(f"the {model} model is being restarted; try again in a few seconds")
     if message.endswith(_EXPIRED):
         return TimedOut(message)
+    if message.endswith(_FULL):
+        return Unavailable(f"the queue of the {model} model is full; try again later")
     return TesseraError(message)
