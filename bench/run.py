@@ -22,7 +22,7 @@ from bench import edit_latency, latency, load, sparse
 from bench.server import DEMO_BUNDLE, ROOT, serving
 
 RESULTS = ROOT / "bench" / "results" / "cpu.json"
-EDITS = 3
+EDITS = 5
 """Turns of edits."""
 _LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy", "nvidia-pytriton")
 console = Console(highlight=False)
