@@ -365,8 +365,14 @@ class CancelLosing(AsyncFakeTransport):
 def test_progress_ends_with_its_job_though_a_cancellation_is_lost() -> None:
     async def session() -> None:
         client = AsyncClient(transport=CancelLosing())
+        seen: list[JobStatus] = []
         async with asyncio.timeout(10):
-            await client.generate("a", on_progress=lambda status: None)
+            result = await client.generate("a", on_progress=seen.append)
+        assert result.info.seed == 7
+        count = len(seen)
+        assert count == 1, "the one question that was under way"
+        await asyncio.sleep(0.3)
+        assert len(seen) == count, "it goes on asking"
 
     asyncio.run(session())
 
