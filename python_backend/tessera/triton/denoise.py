@@ -151,7 +151,6 @@ class TritonPythonModel:
         try:
             if identity not in self._running:
                 self._admit(identity, request)
-            self._seen[identity] = time.monotonic()
             plan = self._running[identity].plan
             if self._board.cancelled(plan.slot, plan.ticket):
                 raise Cancelled(
@@ -210,7 +209,7 @@ class TritonPythonModel:
             return pb.fail(request, error or RuntimeError("a request without state"))
         if not running.finished:
             self._expected.add(identity)
-            self._seen[identity] = time.monotonic()  # a tick may take longer than VANISHED_S
+            self._seen[identity] = time.monotonic()  # not before: a tick may take very long
             pb.reschedule(request)
             return None
         stats = json.dumps(self._stats(running, self._queued_ticks[identity])).encode()
