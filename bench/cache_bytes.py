@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 
-from tessera.sparse.program import Program
+from tessera.networks.program import Program
 from tessera.templates.recorder import numbers_per_step
 from tessera.templates.storage import CHOICES, Storage
 from tests.fakes.true_configs import CONFIGS

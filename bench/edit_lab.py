@@ -12,36 +12,30 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
 
-from tessera.bundle import Bundle
-from tessera.denoise import Running, start, tick
-from tessera.edits import (
-    TEMPLATE_SEED,
-    Canvas,
-    active_latents,
-    canvas_of,
-    encode_template,
-    paste,
-)
+from tessera.codec.masks import active_latents, paste
+from tessera.codec.text import TextEncoder, embed
+from tessera.codec.vae import decode_latents, encode_template
+from tessera.denoise.canvas import TEMPLATE_SEED, Canvas, canvas_of
+from tessera.denoise.running import Running, start
+from tessera.denoise.sampler import Sampler
+from tessera.denoise.tick import tick
+from tessera.denoise.unet import UNet, conditions_of
+from tessera.edits.steps import widened
+from tessera.engines.bundle import Bundle
 from tessera.plan import Plan
-from tessera.sampler import Sampler
 from tessera.sparse.batch import Batch, Cache, Part
+from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.record import record
 from tessera.sparse.tables import make_tables
-from tessera.sparse.unet import SparseUNetEngines
-from tessera.sparse_steps import widened
 from tessera.templates.cache import StepCache
 from tessera.templates.recorder import Networks, open_networks
-from tessera.templates.storage import Arrays, Storage, pack
-from tessera.text import TextEncoder, embed
-from tessera.unet import UNet, conditions_of
-from tessera.vae import decode_latents
+from tessera.templates.storage import Storage, pack
+from tessera.types import Array, Tensors
 from tessera.variants import VARIANTS
 
-Array = npt.NDArray[Any]
-Steps = dict[int, Arrays]
+Steps = dict[int, Tensors]
 EXACT = Storage("float32")
 
 
@@ -113,7 +107,7 @@ class Lab:
 
     @cached_property
     def _program(self) -> Any:
-        from tessera.sparse.program import Program
+        from tessera.networks.program import Program
 
         return Program(self._networks.encoder.source)
 

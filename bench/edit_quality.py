@@ -16,11 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -28,6 +26,7 @@ from rich.table import Table
 from bench.edit_lab import Edit, Lab, Way
 from bench.server import DEMO_BUNDLE, ROOT
 from tessera.templates.storage import Storage
+from tessera.types import Array
 from tessera_build.demo.checker import score
 from tessera_build.demo.draw import render
 from tessera_build.demo.scenes import (
@@ -39,7 +38,6 @@ from tessera_build.demo.scenes import (
     held_out_scenes,
 )
 
-Array = npt.NDArray[Any]
 RATIOS = (0.02, 0.05, 0.08, 0.11, 0.15, 0.2, 0.27, 0.35, 0.45, 0.6)
 RESULTS = ROOT / "bench" / "results" / "edit_quality.json"
 FIGURE = ROOT / "docs" / "images" / "edit-quality.png"

@@ -36,12 +36,12 @@ from tessera.adapters.patchable import patchables_of
 from tessera.adapters.side import SET, SidePath
 from tessera.adapters.store import Adapter, Store
 from tessera.adapters.targets import targets_of
-from tessera.bundle import Bundle
-from tessera.denoise import Running
+from tessera.denoise.running import Running
+from tessera.denoise.sampler import Sampler
+from tessera.denoise.unet import UNet
+from tessera.engines.bundle import Bundle
 from tessera.engines.registry import ENGINE_VARIABLE, KINDS
 from tessera.plan import AdapterUse, Plan
-from tessera.sampler import Sampler
-from tessera.unet import UNet
 
 SETS = (1, 2, 4, 8)
 RANKS = (4, 8, 16, 32, 64)

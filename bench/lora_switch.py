@@ -36,7 +36,7 @@ from tessera.adapters.merge import BASE, AdapterSet, Patchable, Patcher
 from tessera.adapters.store import Adapter, Store
 from tessera.adapters.targets import Targets, weights_of
 from tessera.engines.torch import TorchEngine
-from tessera.modules import UNetDecoder, UNetEncoder
+from tessera.networks.modules import UNetDecoder, UNetEncoder
 from tessera.plan import AdapterUse
 from tests.fakes.true_configs import CONFIGS
 

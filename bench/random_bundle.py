@@ -22,7 +22,6 @@ from diffusers import (
 from torch import nn
 from transformers import AutoTokenizer
 
-from tessera import networks
 from tessera.manifest import (
     Defaults,
     FileEntry,
@@ -34,8 +33,9 @@ from tessera.manifest import (
     read_manifest,
     write_manifest,
 )
+from tessera.networks.graphs import network_of, new_network, wrap
+from tessera.networks.weights import load_weights
 from tessera.variants import VARIANTS
-from tessera.weights import load_weights
 from tessera_build.demo.scenes import vocabulary
 from tessera_build.demo.tokenizer import build_tokenizer
 
@@ -64,14 +64,14 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
     ).save_pretrained(folder / "scheduler")
     graphs = {}
     for graph in (*row.text_encoders, *_HALVES):
-        part = networks.network_of(graph)
+        part = network_of(graph)
         config = dict(configs[part])
         if part.startswith("text_encoder"):
             config["eos_token_id"] = tokenizer.eos_token_id
         path = folder / "networks" / part / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config))
-        module = networks.wrap(graph, networks.new_network(part, config), row)
+        module = wrap(graph, new_network(part, config), row)
         _write_weights(module, folder / "graphs" / f"{graph}.onnx")
         graphs[graph] = Graph(f"graphs/{graph}.onnx", f"networks/{part}/config.json")
     files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -100,11 +100,11 @@ def pipeline_of(folder: Path) -> DiffusionPipeline:
     row = VARIANTS[manifest.variant]
     made: dict[str, nn.Module] = {}
     for graph, entry in manifest.graphs.items():
-        part = networks.network_of(graph)
+        part = network_of(graph)
         if part not in made:
             config = json.loads((folder / entry.config).read_text())
-            made[part] = networks.new_network(part, config).eval()
-        load_weights(networks.wrap(graph, made[part], row), folder / entry.file, entry.layout)
+            made[part] = new_network(part, config).eval()
+        load_weights(wrap(graph, made[part], row), folder / entry.file, entry.layout)
     tokenizers = {name: AutoTokenizer.from_pretrained(folder / name) for name in row.tokenizers}
     scheduler = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     if row.pooled:

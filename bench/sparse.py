@@ -31,16 +31,17 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.server import ROOT
-from tessera import modules, networks
+from tessera.denoise.unet import UNet
 from tessera.engines.onnxruntime import OnnxRuntimeEngine
 from tessera.manifest import Latents
-from tessera.sparse.batch import ArrayCache, Batch, Part, Tensors
-from tessera.sparse.network import SparseUNet, TextProjections
-from tessera.sparse.program import Program
+from tessera.networks import graphs, modules
+from tessera.networks.program import Program
+from tessera.networks.sparse_unet import SparseUNet, TextProjections
+from tessera.sparse.batch import ArrayCache, Batch, Part
+from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.record import Recording, record
 from tessera.sparse.tables import Mask, make_tables
-from tessera.sparse.unet import SparseUNetEngines
-from tessera.unet import UNet
+from tessera.types import Tensors
 from tessera_build.bundle import code_digest
 from tessera_build.examples import decoder_inputs, example_inputs, run
 from tessera_build.export import export_graph
@@ -123,7 +124,7 @@ class Sides:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.unet: Any = networks.new_network("unet", CONFIG).eval()
+        self.unet: Any = graphs.new_network("unet", CONFIG).eval()
         weights = torch.load(FOLDER / "weights.pt", mmap=True)
         self.unet.load_state_dict(weights, assign=True)
         self.program = Program(self.unet)

@@ -22,7 +22,8 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
-from tessera import __version__, networks
+import tessera.networks
+from tessera import __version__
 from tessera.contract import SCHEDULERS, SIZE_STEP
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import (
@@ -38,6 +39,7 @@ from tessera.manifest import (
     read_manifest,
     write_manifest,
 )
+from tessera.networks.graphs import network_of
 from tessera.variants import VARIANTS
 from tessera_build.addons import AddOns, install_loras, open_controlnet
 from tessera_build.checkpoint import open_checkpoint
@@ -163,12 +165,12 @@ def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) ->
 
 def code_digest() -> str:
     """SHA-256 over the code that decides what is in a bundle's graphs."""
-    here, runtime = Path(__file__).parent, Path(networks.__file__).parent
+    here = Path(__file__).parent
+    networks = Path(tessera.networks.__file__).parent
     builder = ("addons", "bundle", "checkpoint", "examples", "export", "graphs", "shared", "sparse")
-    described = ("lowrank", "modules", "networks", "sparse/network", "sparse/program")
     code = [
         *(here / f"{n}.py" for n in (*builder, "trace")),
-        *(runtime / f"{n}.py" for n in described),
+        *sorted(networks.glob("*.py")),
     ]
     return hashlib.sha256("".join(file_digest(p) for p in code).encode()).hexdigest()
 
@@ -219,7 +221,7 @@ def _write_graphs(
     names = {spec.name for spec in specs}
     for done, spec in enumerate(specs):
         progress(spec.name, done, len(specs))
-        file, part = f"graphs/{spec.name}.onnx", networks.network_of(spec.name)
+        file, part = f"graphs/{spec.name}.onnx", network_of(spec.name)
         twin = spec.name.removesuffix(LOWRANK)
         lends = spec.name + LOWRANK in names
         layout = export_graph(spec.module, spec.signature, folder / file, external=lends)

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import torch
 
-from tessera import networks
 from tessera.engines.base import Engine
 from tessera.engines.canary import Canary, difference, refit_difference
 from tessera.engines.plans import (
@@ -31,10 +30,12 @@ from tessera.engines.plans import (
 from tessera.engines.registry import Source, open_module, overflows_in_half
 from tessera.errors import BundleError, listing
 from tessera.manifest import CONTROLNET, HINT, Manifest, file_digest, read_manifest
-from tessera.modules import GraphModule, keeps_type
-from tessera.sparse.network import SparseUNet
+from tessera.networks import graphs
+from tessera.networks.modules import GraphModule, keeps_type
+from tessera.networks.sparse_unet import SparseUNet
+from tessera.types import Tensors
 from tessera.variants import VARIANTS
-from tessera_build.examples import RANK, Tensors, decoder_inputs, example_inputs, factor_inputs, run
+from tessera_build.examples import RANK, decoder_inputs, example_inputs, factor_inputs, run
 from tessera_build.export import export_graph
 from tessera_build.graphs import signature_of
 from tessera_build.sparse import axes_of, shapes_with, sparse_ranges
@@ -219,10 +220,8 @@ def _sparse_profile(
 
 
 def _meta_module(source: Source, graph: str) -> GraphModule:
-    network = networks.new_network(
-        networks.network_of(graph), json.loads(source.config.read_text())
-    )
-    return networks.wrap(graph, network, VARIANTS[source.variant])
+    network = graphs.new_network(graphs.network_of(graph), json.loads(source.config.read_text()))
+    return graphs.wrap(graph, network, VARIANTS[source.variant])
 
 
 def _shapes_at(

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from tessera.lowrank import FACTORS, LowRank, widths_of
 from tessera.manifest import Latents
-from tessera.modules import GraphModule, UNetEncoder
-from tessera.sparse.network import SparseUNet
+from tessera.networks.lowrank import FACTORS, LowRank, widths_of
+from tessera.networks.modules import GraphModule, UNetEncoder
+from tessera.networks.sparse_unet import SparseUNet
+from tessera.types import Tensors
 from tessera_build.sparse import sparse_inputs
 
 TOKENS = 77
@@ -18,8 +19,6 @@ TOKENS = 77
 
 RANK = 3
 """Of low-rank inputs."""
-
-Tensors = dict[str, torch.Tensor]
 
 
 def example_inputs(

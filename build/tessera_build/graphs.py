@@ -12,11 +12,11 @@ import torch
 from diffusers import ControlNetModel, DiffusionPipeline
 from torch import nn
 
-from tessera import networks
-from tessera.lowrank import FACTORS, LINEAR, LowRank
 from tessera.manifest import CONTROLNET, HINT, LOWRANK, Latents
-from tessera.modules import GraphModule
-from tessera.sparse.network import SparseUNet
+from tessera.networks import graphs
+from tessera.networks.lowrank import FACTORS, LINEAR, LowRank
+from tessera.networks.modules import GraphModule
+from tessera.networks.sparse_unet import SparseUNet
 from tessera.variants import Variant
 from tessera_build.examples import decoder_inputs, example_inputs, factor_inputs, is_picture, run
 from tessera_build.export import Signature
@@ -54,17 +54,17 @@ def graphs_of(
         parts |= {f"{CONTROLNET}{name}": network, f"{CONTROLNET}{name}{HINT}": network}
     specs = []
     for name, network in parts.items():
-        module = networks.wrap(name, network, variant)
+        module = graphs.wrap(name, network, variant)
         inputs = example_inputs(module, latents, **size)
         specs.append(GraphSpec(name, module, signature_of(module, inputs)))
         if name == "unet_encoder":
-            decoder = networks.wrap("unet_decoder", network, variant)
+            decoder = graphs.wrap("unet_decoder", network, variant)
             second = decoder_inputs(inputs, run(module, inputs))
             specs.append(GraphSpec("unet_decoder", decoder, signature_of(decoder, second)))
             if lowrank:
                 specs += _lowrank(network, variant, (inputs, second))
             for graph in ("unet_text", "unet_sparse"):
-                sparse = networks.wrap(graph, network, variant)
+                sparse = graphs.wrap(graph, network, variant)
                 example = example_inputs(sparse, latents, **size)
                 specs.append(GraphSpec(graph, sparse, signature_of(sparse, example)))
     return specs
@@ -76,7 +76,7 @@ def _lowrank(
     """The halves with low-rank inputs, whose other inputs are given."""
     specs = []
     for half, own in zip(("unet_encoder", "unet_decoder"), inputs, strict=True):
-        module = networks.wrap(half + LOWRANK, unet, variant)
+        module = graphs.wrap(half + LOWRANK, unet, variant)
         example = {**own, **factor_inputs(module, _BATCH)}
         specs.append(GraphSpec(half + LOWRANK, module, signature_of(module, example)))
     return specs

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tessera.sparse.batch import ArrayCache, Batch, Part, Tensors
-from tessera.sparse.network import SparseUNet
-from tessera.sparse.program import Program, Site
+from tessera.networks.program import Program, Site
+from tessera.networks.sparse_unet import SparseUNet
+from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.tables import Mask, level_sizes, make_tables
+from tessera.types import Tensors
 
 _BY_BRANCH = ("timestep", "time_ids", "text_embeds", "part", "norms")
 

@@ -19,7 +19,7 @@ from tessera.engines.plans import PlanKey
 from tessera.engines.registry import Source
 from tessera.engines.tensorrt import TensorRtEngine, version
 from tessera.errors import BundleError
-from tessera.weights import Initializers
+from tessera.networks.weights import Initializers
 
 
 class PolygraphyCompiler:

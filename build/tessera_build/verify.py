@@ -23,8 +23,9 @@ from tessera.manifest import (
     read_manifest,
     write_manifest,
 )
+from tessera.types import Tensors
 from tessera.variants import VARIANTS
-from tessera_build.examples import RANK, Tensors, decoder_inputs, example_inputs, factor_inputs, run
+from tessera_build.examples import RANK, decoder_inputs, example_inputs, factor_inputs, run
 
 TOLERANCE = {"onnxruntime": 1e-4, "torch": 2e-2, "tensorrt": 2e-2}
 """Largest difference, in units of each output's largest value where that is above one: of float32

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tessera.contract import ADAPTERS
+from tessera.types import Array
 from tessera_client.messages import encode_all
-from tessera_client.wire import Array, Call
+from tessera_client.wire import Call
 
 
 @dataclass(frozen=True)

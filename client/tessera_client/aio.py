@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
+from tessera.types import Array
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
 from tessera_client.aio_transport import AsyncTransport, connect_async
 from tessera_client.client import COMES_WITHIN_S, JOB_TIMEOUT, NEEDED_MODELS, POLL_S, RETRY_S
@@ -34,7 +35,7 @@ from tessera_client.templates import (
     read_answer,
     register_call,
 )
-from tessera_client.wire import Array, Call
+from tessera_client.wire import Call
 
 
 class AsyncClient:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from tessera_client.wire import CHANNEL, Array, Call, received, split_url
+from tessera.types import Array
+from tessera_client.wire import CHANNEL, Call, received, split_url
 
 
 class AsyncTransport(Protocol):

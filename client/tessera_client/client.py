@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
+from tessera.types import Array
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
 from tessera_client.edits import Mask, edit_call
 from tessera_client.messages import (
@@ -33,7 +34,7 @@ from tessera_client.templates import (
     register_call,
 )
 from tessera_client.transport import Transport, connect
-from tessera_client.wire import Array, Call
+from tessera_client.wire import Call
 
 NEEDED_MODELS = (
     "generate",

@@ -8,8 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
+from tessera.types import Array
 from tessera_client.pictures import Picture, rgb_of
-from tessera_client.wire import Array
 
 _SETTINGS = ("name", "scale", "start", "end", "preprocess", "resize", "low", "high")
 

@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from tessera.contract import EDIT
+from tessera.types import Array
 from tessera_client.messages import EditOptions, picture_call
 from tessera_client.pictures import Picture, rgb_of
-from tessera_client.wire import Array, Call
+from tessera_client.wire import Call
 
 Rectangle = tuple[int, int, int, int]
 """(x, y, width, height) in pixels from the top left corner."""

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from tessera.contract import GENERATE, JOBS, ModelSpec, TensorSpec
+from tessera.types import Array
 from tessera_client.controls import Control, control_inputs
-from tessera_client.wire import Array, Call
+from tessera_client.wire import Call
 
 _NUMPY = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
 

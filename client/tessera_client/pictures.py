@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tessera_client.wire import Array
+from tessera.types import Array
 
 Picture = Image.Image | Array
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tessera.contract import EDITED
-from tessera_client.wire import Array
+from tessera.types import Array
 
 _GAP, _LINE = 12, 24
 _PAPER, _INK, _MARK = (250, 250, 248), (30, 30, 30), np.array([230, 40, 120])

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessera.contract import TEMPLATES
+from tessera.types import Array
 from tessera_client.messages import encode_all
 from tessera_client.pictures import Picture, rgb_of
-from tessera_client.wire import Array, Call
+from tessera_client.wire import Call
 
 
 @dataclass(frozen=True)

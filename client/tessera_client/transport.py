@@ -14,7 +14,8 @@ from typing import Protocol
 
 from tritonclient.utils import InferenceServerException
 
-from tessera_client.wire import CHANNEL, Array, Call, received, split_url
+from tessera.types import Array
+from tessera_client.wire import CHANNEL, Call, received, split_url
 
 _CONNECTS_WITHIN_S = 10.0
 _HEADER_LENGTH = "Inference-Header-Content-Length"

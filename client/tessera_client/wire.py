@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import numpy.typing as npt
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tessera.errors import (
@@ -22,8 +21,8 @@ from tessera.errors import (
     Unavailable,
     UnknownJob,
 )
+from tessera.types import Array
 
-Array = npt.NDArray[Any]
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

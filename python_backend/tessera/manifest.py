@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tessera.contract import SPARSE_GRAPHS
 from tessera.errors import BundleError
 
 BUNDLE_VARIABLE = "TESSERA_BUNDLE"
@@ -138,6 +139,11 @@ class Manifest:
         entry = self.graphs[graph]
         own = [name for name in sorted(self.files) if name.startswith(entry.file)]
         return [*own, *(self.files_of(entry.shares) if entry.shares else [])]
+
+    @property
+    def can_be_sparse(self) -> bool:
+        """Whether the bundle has the graphs of token-sparse edits."""
+        return set(SPARSE_GRAPHS) <= set(self.graphs)
 
     @property
     def controlnets(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from torch import nn
 
-Tensors = dict[str, torch.Tensor]
+from tessera.types import Tensors
+
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 EVERYTHING = ("",)
 _SGM = {"add_embedding_linear_1": "label_emb_0_0", "add_embedding_linear_2": "label_emb_0_2"}

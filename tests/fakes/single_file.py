@@ -15,7 +15,8 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-Tensors = dict[str, torch.Tensor]
+from tessera.types import Tensors
+
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

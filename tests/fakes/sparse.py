@@ -12,13 +12,14 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tessera.manifest import Latents
-from tessera.modules import UNetDecoder, UNetEncoder
+from tessera.networks.modules import UNetDecoder, UNetEncoder
+from tessera.networks.program import Site
+from tessera.networks.sparse_unet import SparseUNet, TextProjections
 from tessera.sparse.batch import ArrayCache, Batch, Part
-from tessera.sparse.network import SparseUNet, TextProjections
-from tessera.sparse.program import Site
 from tessera.sparse.record import Recording, record
 from tessera.sparse.tables import Mask, level_sizes, make_tables
-from tessera_build.examples import Tensors, example_inputs
+from tessera.types import Tensors
+from tessera_build.examples import example_inputs
 from tests.fakes.checkpoint import TOPOLOGIES, randomised, topology
 
 DEMO = Path(__file__).resolve().parents[2] / "build" / "demo_model" / "base" / "unet"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from tessera.errors import UnknownJob
-from tessera_client.wire import Array, Call
+from tessera.types import Array
+from tessera_client.wire import Call
 
 INFO = {
     "job_id": "j",

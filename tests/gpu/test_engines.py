@@ -15,10 +15,11 @@ from tessera.engines.canary import WatchedEngine, difference
 from tessera.engines.registry import Source, chosen_kind, open_engine, open_module
 from tessera.engines.torch import TorchEngine
 from tessera.manifest import read_manifest
-from tessera.modules import GraphModule
+from tessera.networks.modules import GraphModule
+from tessera.types import Tensors
 from tessera.variants import VARIANTS
 from tessera_build.compile import compile_job, plan_jobs
-from tessera_build.examples import Tensors, decoder_inputs, example_inputs, run
+from tessera_build.examples import decoder_inputs, example_inputs, run
 from tests.conftest import Small
 
 Make = Callable[[str], Small]

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera import sparse_steps
+from tessera.edits import steps
 from tessera.templates import recorder
 from tessera.templates.memory import DeviceMemory, Memory
 from tessera.templates.storage import Storage
-from tests.unit.test_sparse_steps import PART, STEPS, World, edit, run
+from tests.unit.edits.test_steps import PART, STEPS, World, edit, run
 
 
 def test_edits_from_recordings_on_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "choose_storage", lambda *a: Storage("float32"))
-    monkeypatch.setattr(sparse_steps, "WARM_UP", 0)
+    monkeypatch.setattr(steps, "WARM_UP", 0)
     host = Memory(budget=10**9, pinned=True)
     device = DeviceMemory(host, device="cuda:0", budget=10**9)
     plain = World(tmp_path / "cpu")

@@ -22,8 +22,8 @@ from bench.server import DEMO_CHECKPOINT, plain_serving, serving
 from tessera.contract import SCHEDULERS
 from tessera.errors import InvalidInput
 from tessera.manifest import read_manifest
-from tessera.processes import model_processes
 from tessera.serve.tritonserver import model_repository
+from tessera.shared.processes import model_processes
 from tessera.variants import VARIANTS
 from tessera_client import Client, Control, Lora
 from tests.conftest import Small

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from bench.server import DEMO_CHECKPOINT, Server
+from tessera.codec.masks import paste
 from tessera.contract import SCHEDULERS
-from tessera.edits import TEMPLATE_SEED, paste
+from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera.errors import Cancelled, InvalidInput
 from tessera.variants import VARIANTS
 from tessera_client import Client

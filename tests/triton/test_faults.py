@@ -17,7 +17,7 @@ import pytest
 
 from bench.server import Server, serving
 from tessera.errors import Unavailable
-from tessera.processes import model_processes
+from tessera.shared.processes import model_processes
 from tessera_client import Client, Control
 from tests.triton.test_jobs import wait_for_step
 

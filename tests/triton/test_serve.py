@@ -20,11 +20,11 @@ import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
 from bench.server import Server, free_ports, plain_serving, serving
-from tessera.board import sweep_boards
 from tessera.manifest import SCHEMA
-from tessera.processes import model_processes
 from tessera.serve.run_folder import run_folder
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
+from tessera.shared.board import sweep_boards
+from tessera.shared.processes import model_processes
 from tessera_client import Client
 
 SERVE = str(Path(sys.executable).parent / "tessera-serve")

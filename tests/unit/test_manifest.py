@@ -19,7 +19,7 @@ from tessera.manifest import (
     read_manifest,
     write_manifest,
 )
-from tests.unit.test_request import MANIFEST
+from tests.unit.requests.test_request import MANIFEST
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Adapter sets as low-rank inputs of the UNet's halves (`tessera.lowrank`)."""
+"""Adapter sets as low-rank inputs of the UNet's halves (`tessera.networks.lowrank`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tessera.adapters.formats import Update
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.merge import AdapterSet
 from tessera.adapters.store import Adapter
-from tessera.lowrank import CONV, FACTORS, LINEAR, Slot, widths_of
+from tessera.networks.lowrank import CONV, FACTORS, LINEAR, Slot, widths_of
 from tessera.plan import AdapterUse
 
 Factors = dict[str, torch.Tensor]

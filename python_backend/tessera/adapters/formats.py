@@ -28,6 +28,8 @@ from diffusers.utils.state_dict_utils import (
 )
 from safetensors import SafetensorError
 
+from tessera.types import Tensors
+
 MAX_BYTES = 4 * 2**30
 """Largest file that is read."""
 MAX_RANK = 512
@@ -35,7 +37,6 @@ MAX_RANK = 512
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """The networks that a LoRA may change, as diffusers prefixes them."""
 
-Tensors = dict[str, torch.Tensor]
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _TEXT = DIFFUSERS_OLD_TO_PEFT | DIFFUSERS_TO_PEFT

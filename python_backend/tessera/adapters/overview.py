@@ -7,7 +7,7 @@ from typing import Any
 from tessera.adapters.library import Entry, Library
 from tessera.adapters.store import Store
 from tessera.adapters.targets import targets_of
-from tessera.bundle import Bundle
+from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
 
 

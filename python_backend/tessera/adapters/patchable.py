@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tessera import networks
 from tessera.adapters.merge import Patchable
 from tessera.adapters.targets import Targets
-from tessera.bundle import Bundle
 from tessera.engines.base import Engine
-from tessera.weights import Initializers, Layout
+from tessera.engines.bundle import Bundle
+from tessera.networks import graphs
+from tessera.networks.weights import Initializers, Layout
 
 
 def patchables_of(
@@ -26,7 +26,7 @@ def patchables_of(
     made = []
     for graph, engine in engines.items():
         entry = bundle.manifest.graphs[graph]
-        shapes = targets.shapes[networks.network_of(graph)]
+        shapes = targets.shapes[graphs.network_of(graph)]
         base = _reader(bundle.folder / entry.file, entry.layout, shapes)
         made.append(Patchable(engine, engine.describe().refittable & shapes.keys(), base))
     return made

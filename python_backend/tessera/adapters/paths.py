@@ -11,7 +11,7 @@ from tessera.adapters.factors import Ranks
 from tessera.adapters.merge import BASE, AdapterSet
 from tessera.adapters.side import Member, SidePath
 from tessera.adapters.turns import Turns
-from tessera.denoise import Running
+from tessera.denoise.running import Running
 
 
 class Paths:

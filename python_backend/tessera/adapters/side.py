@@ -13,18 +13,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from tessera import networks
 from tessera.adapters.factors import Factors, FactorStore, Ranks, join, padded_rank
 from tessera.adapters.merge import AdapterSet
 from tessera.adapters.store import Adapter
 from tessera.adapters.targets import outline_of
-from tessera.bundle import Bundle
-from tessera.denoise import Predict, Running
+from tessera.denoise.running import Running
+from tessera.denoise.tick import Predict
+from tessera.denoise.unet import UNet
 from tessera.engines.base import Engine, EngineInfo
-from tessera.lowrank import slots_of
+from tessera.engines.bundle import Bundle
 from tessera.manifest import LOWRANK
+from tessera.networks import graphs
+from tessera.networks.lowrank import slots_of
 from tessera.plan import AdapterUse
-from tessera.unet import UNet
 from tessera.variants import VARIANTS
 
 SET = "lora_set"
@@ -78,7 +79,7 @@ class SidePath:
         config = json.loads(bundle.file(manifest.graphs[GRAPHS[0]].config).read_text())
         unet = outline_of("unet", config)
         variant = VARIANTS[manifest.variant]
-        halves = [slots_of(networks.wrap(g.removesuffix(LOWRANK), unet, variant)) for g in GRAPHS]
+        halves = [slots_of(graphs.wrap(g.removesuffix(LOWRANK), unet, variant)) for g in GRAPHS]
         on_gpu = device.startswith("cuda")
         dtype = torch.float16 if on_gpu else torch.float32
         return cls(

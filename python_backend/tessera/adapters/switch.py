@@ -17,9 +17,10 @@ from tessera.adapters.side import Member, SidePath
 from tessera.adapters.store import Adapter, Store
 from tessera.adapters.targets import targets_of
 from tessera.adapters.turns import Turns
-from tessera.bundle import Bundle
-from tessera.denoise import Predict, Running
+from tessera.denoise.running import Running
+from tessera.denoise.tick import Predict
 from tessera.engines.base import Engine
+from tessera.engines.bundle import Bundle
 from tessera.plan import AdapterUse
 
 SIDE = "side path"

@@ -13,9 +13,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tessera import networks
 from tessera.adapters.formats import PARTS, AdapterFile, Unusable, Update
-from tessera.bundle import Bundle
+from tessera.engines.bundle import Bundle
+from tessera.networks import graphs
 from tessera.variants import VARIANTS
 
 Updates = dict[str, dict[str, Update]]
@@ -71,7 +71,7 @@ def targets_of(bundle: Bundle) -> Targets:
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     layers = None
     for part in PARTS:
-        own = [g for g in manifest.graphs if networks.network_of(g) == part]
+        own = [g for g in manifest.graphs if graphs.network_of(g) == part]
         if not own:
             continue
         config = json.loads(bundle.file(manifest.graphs[own[0]].config).read_text())
@@ -82,7 +82,7 @@ def targets_of(bundle: Bundle) -> Targets:
 
 
 def outline_of(part: str, config: dict[str, Any]) -> nn.Module:
-    """A network without weights. Unlike `networks.new_network`, which has every thread make modules
+    """A network without weights. Unlike `graphs.new_network`, which has every thread make modules
     without weights meanwhile, this may be done beside other threads.
     """
     kinds = {c.__name__: c for c in (CLIPTextModel, CLIPTextModelWithProjection)}

@@ -11,11 +11,11 @@ from tessera.adapters.merge import BASE, AdapterSet, Patcher
 from tessera.adapters.patchable import patchables_of
 from tessera.adapters.store import Adapter, Store
 from tessera.adapters.targets import targets_of
-from tessera.bundle import Bundle
 from tessera.engines.base import Engine
+from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
 from tessera.plan import AdapterUse
-from tessera.request import LoraChoice
+from tessera.requests.request import LoraChoice
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import torch
 
 from tessera import trace
 from tessera.contract import MAX_CONTROLS
-from tessera.denoise import Guide, PathLost, Running
+from tessera.denoise.running import Guide, Running
+from tessera.denoise.tick import PathLost
 from tessera.errors import InternalError, TesseraError, Unavailable
-
-Tensors = Mapping[str, torch.Tensor]
+from tessera.types import Tensors
 
 Ask = Callable[[str, Tensors], torch.Tensor]
 """(name of a ControlNet, inputs of its model) -> RESIDUALS; safe to call from several threads.

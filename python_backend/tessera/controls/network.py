@@ -7,19 +7,18 @@ Knows engines and tensors, nothing of Triton.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from tessera.contract import MAX_CONTROLS
 from tessera.engines.base import Engine
 from tessera.errors import TesseraError
+from tessera.types import Tensors
 
 KEPT = 8 * MAX_CONTROLS
 """Requests that a ControlNet remembers: as many as can ask it in one call, since a model of eight
 slots may give every one of them as many uses of it as a request can have."""
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 class Forgotten(TesseraError):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tessera.errors import InvalidInput, listing
-from tessera.processes import identity, lives
+from tessera.shared.processes import identity, lives
 
 POLL_S = 0.01
 IMPATIENT_S = 10.0

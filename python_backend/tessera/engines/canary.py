@@ -19,8 +19,6 @@ from safetensors.torch import save_file
 from tessera.engines.base import Engine, EngineInfo
 from tessera.errors import BundleError
 
-Tensors = Mapping[str, torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Canary:
@@ -37,9 +35,9 @@ class Canary:
 
     weight: str
     value: torch.Tensor
-    inputs: Tensors
-    built: Tensors
-    doubled: Tensors
+    inputs: Mapping[str, torch.Tensor]
+    built: Mapping[str, torch.Tensor]
+    doubled: Mapping[str, torch.Tensor]
     tolerance: float
 
     def write(self, path: Path) -> None:
@@ -72,7 +70,7 @@ class Canary:
             raise BundleError(f"{path} is damaged ({error}); compile the bundle again") from None
 
 
-def difference(expected: Tensors, output: Tensors) -> float:
+def difference(expected: Mapping[str, torch.Tensor], output: Mapping[str, torch.Tensor]) -> float:
     """Largest difference of outputs from what is expected, in units of each one's largest value;
     NaN if there is one.
     """
@@ -105,7 +103,7 @@ class WatchedEngine:
         self._tried = False
         self._fault = ""
 
-    def run(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `Engine.run`.
 
         Raises:
@@ -114,7 +112,7 @@ class WatchedEngine:
         self._refuse_if_faulty()
         return self._engine.run(inputs)
 
-    def refit(self, weights: Tensors) -> None:
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """See `Engine.refit`.
 
         Raises:

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 
 from tessera.engines.base import EngineInfo, check_refit
 from tessera.errors import InternalError
-from tessera.weights import Layout, own_shape, to_layout
+from tessera.networks.weights import Layout, own_shape, to_layout
 
 ort.set_default_logger_severity(3)
 _PRODUCTS = ("MatMul", "Gemm", "Conv")

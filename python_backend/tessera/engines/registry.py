@@ -16,7 +16,7 @@ from tessera.errors import BundleError, listing
 from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from tessera.modules import GraphModule
+    from tessera.networks.modules import GraphModule
 
 ENGINE_VARIABLE = "TESSERA_ENGINE"
 COMPILE_VARIABLE = "TESSERA_TORCH_COMPILE"
@@ -70,12 +70,12 @@ def _onnxruntime(source: Source) -> Engine:
 
 def open_module(source: Source) -> GraphModule:
     """The torch module that a graph was exported from, with the graph's weights."""
-    from tessera import networks, weights
+    from tessera.networks import graphs, weights
     from tessera.variants import VARIANTS
 
     config = json.loads(source.config.read_text())
-    network = networks.new_network(networks.network_of(source.graph), config)
-    module = networks.wrap(source.graph, network, VARIANTS[source.variant])
+    network = graphs.new_network(graphs.network_of(source.graph), config)
+    module = graphs.wrap(source.graph, network, VARIANTS[source.variant])
     weights.load_weights(module, source.path, source.layout)
     return module
 
@@ -116,7 +116,7 @@ def _tensorrt(source: Source) -> Engine:
     import torch
 
     from tessera.engines.canary import Canary, WatchedEngine
-    from tessera.weights import Initializers
+    from tessera.networks.weights import Initializers
 
     try:
         from tessera.engines.tensorrt import TensorRtEngine, version

@@ -19,8 +19,8 @@ import torch
 
 from tessera.errors import InternalError
 
-Tensors = Sequence[torch.Tensor]
-Call = Callable[[Tensors], Tensors]
+Positional = Sequence[torch.Tensor]
+Call = Callable[[Positional], Positional]
 """Queues a network's work on the current stream; positional tensors in and out."""
 
 Key = tuple[tuple[torch.Size, torch.dtype], ...]
@@ -32,7 +32,7 @@ class Recording(Protocol):
     """A network's work on fixed buffers."""
 
     @property
-    def outputs(self) -> Tensors:
+    def outputs(self) -> Positional:
         """Where a replay leaves what comes out."""
         ...
 
@@ -44,7 +44,7 @@ class Recording(Protocol):
 class Recorder(Protocol):
     """Makes recordings; CUDA's is `CudaRecorder`."""
 
-    def __call__(self, call: Call, buffers: Tensors) -> Recording:
+    def __call__(self, call: Call, buffers: Positional) -> Recording:
         """Record a call on these input buffers."""
         ...
 
@@ -56,7 +56,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
-    def __call__(self, call: Call, buffers: Tensors) -> Recording:
+    def __call__(self, call: Call, buffers: Positional) -> Recording:
         """See `Recorder`; the call runs a few times first, as libraries set themselves up then."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -72,7 +72,7 @@ class CudaRecorder:
 @dataclass(frozen=True)
 class _CudaRecording:
     graph: torch.cuda.CUDAGraph
-    outputs: Tensors
+    outputs: Positional
 
     def replay(self) -> None:
         self.graph.replay()
@@ -81,7 +81,7 @@ class _CudaRecording:
 @dataclass
 class _Entry:
     call: Call
-    buffers: Tensors = ()
+    buffers: Positional = ()
     recording: Recording | None = None
     seen: bool = False
     refused: bool = False
@@ -105,7 +105,7 @@ class Replayer:
         self._prepare, self._capacity, self._record = prepare, capacity, record
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
 
-    def __call__(self, inputs: Tensors) -> Tensors:
+    def __call__(self, inputs: Positional) -> Positional:
         """The network's outputs, which are the caller's to keep."""
         entry = self._entry(tuple((tensor.shape, tensor.dtype) for tensor in inputs))
         if entry.recording is None and entry.seen and not entry.refused:
@@ -130,7 +130,7 @@ class Replayer:
         self._entries.move_to_end(key)
         return self._entries[key]
 
-    def _fill(self, entry: _Entry, inputs: Tensors) -> None:
+    def _fill(self, entry: _Entry, inputs: Positional) -> None:
         buffers = tuple(tensor.clone() for tensor in inputs)  # keeps channels-last
         try:
             entry.recording = self._record(entry.call, buffers)

@@ -17,7 +17,7 @@ import torch
 from tessera.engines.base import EngineInfo, check_refit
 from tessera.engines.replay import Call, CudaRecorder, Replayer
 from tessera.errors import BundleError, InternalError
-from tessera.weights import Initializers, Layout, own_shape, to_layout
+from tessera.networks.weights import Initializers, Layout, own_shape, to_layout
 
 _TYPES = {
     trt.DataType.FLOAT: torch.float32,

@@ -13,7 +13,7 @@ import torch
 from tessera.engines.base import EngineInfo, check_refit
 from tessera.engines.replay import Call, CudaRecorder, Recorder, Replayer
 from tessera.errors import InternalError
-from tessera.modules import GraphModule, keeps_type
+from tessera.networks.modules import GraphModule, keeps_type
 
 _PICTURES = ("sample", "latents", "image", "mid", "hint")
 

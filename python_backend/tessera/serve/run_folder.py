@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tessera.processes import SHARED, identity, lives, namespace
+from tessera.shared.processes import SHARED, identity, lives, namespace
 
 _PREFIX = "tessera-run-"
 

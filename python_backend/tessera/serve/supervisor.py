@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from tessera.processes import model_processes
 from tessera.serve.tritonserver import DIRECT
+from tessera.shared.processes import model_processes
 
 _RESCAN_S = 0.5
 _STOP_S = 60.0

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tessera.sparse.program import Program, Site
+from tessera.networks.program import Program, Site
 from tessera.sparse.tables import Ints, Tables
-
-Tensors = dict[str, torch.Tensor]
+from tessera.types import Tensors
 
 
 class Cache(Protocol):

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tessera.modules import UNetDecoder, UNetEncoder
-from tessera.sparse.program import Site
+from tessera.networks.modules import UNetDecoder, UNetEncoder
+from tessera.networks.program import Site
 
 Recording = dict[str, torch.Tensor]
 """Arrays by name of the site; the first axis is the row, the others are `Site.shape`."""

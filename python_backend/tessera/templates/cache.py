@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from tessera.sparse.program import Site
-from tessera.templates.storage import Arrays, take, unpack
+from tessera.networks.program import Site
+from tessera.templates.storage import take, unpack
+from tessera.types import Tensors
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class StepCache:
     kept.
     """
 
-    arrays: Arrays
+    arrays: Tensors
 
     def whole(self, site: Site) -> torch.Tensor:
         """All of a site, float32."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tessera.templates.storage import Arrays
+from tessera.types import Tensors
 
 Name = tuple[str, int]
 """A recording's digest and a kept step."""
@@ -54,7 +54,7 @@ class Memory:
         self.budget, self._pinned = budget, pinned
         self.counters = Counters()
         self._reads: deque[tuple[float, float]] = deque(maxlen=_READS)  # (end, milliseconds)
-        self._entries: OrderedDict[Name, Future[Arrays]] = OrderedDict()
+        self._entries: OrderedDict[Name, Future[Tensors]] = OrderedDict()
         self._sizes: dict[Name, int] = {}
         self._lock = threading.RLock()
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="templates")
@@ -74,13 +74,13 @@ class Memory:
         """The counters of this tier and of those below, by name."""
         return {"memory": self.counters}
 
-    def ahead(self, name: Name, read: Callable[[], Arrays]) -> None:
+    def ahead(self, name: Name, read: Callable[[], Tensors]) -> None:
         """Begin to read an entry that will be needed soon, unless it is here."""
         with self._lock:
             if name not in self._entries:
                 self._begin(name, read)
 
-    def get(self, name: Name, read: Callable[[], Arrays]) -> Future[Arrays]:
+    def get(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
         """An entry, which may still be on its way.
 
         The future's exception is what `read` raised; the entry is then forgotten.
@@ -105,14 +105,14 @@ class Memory:
             for name in [n for n in self._entries if n[0] == digest]:
                 self._forget(name)
 
-    def _begin(self, name: Name, read: Callable[[], Arrays]) -> Future[Arrays]:
+    def _begin(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
         future = self._readers.submit(self._timed, read)
         self._entries[name] = future
         self.counters.entries = len(self._entries)
         future.add_done_callback(lambda done: self._arrived(name, done))
         return future
 
-    def _timed(self, read: Callable[[], Arrays]) -> Arrays:
+    def _timed(self, read: Callable[[], Tensors]) -> Tensors:
         began = time.perf_counter()
         arrays = {name: self._placed(array) for name, array in read().items()}
         took = 1e3 * (time.perf_counter() - began)
@@ -123,7 +123,7 @@ class Memory:
     def _placed(self, array: torch.Tensor) -> torch.Tensor:
         return array.pin_memory() if self._pinned else array
 
-    def _arrived(self, name: Name, future: Future[Arrays]) -> None:
+    def _arrived(self, name: Name, future: Future[Tensors]) -> None:
         with self._lock:
             if self._entries.get(name) is not future:
                 return
@@ -177,7 +177,7 @@ class DeviceMemory(Memory):
         super().drop(digest)
         self.host.drop(digest)
 
-    def _begin(self, name: Name, read: Callable[[], Arrays]) -> Future[Arrays]:
+    def _begin(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
         return super()._begin(name, lambda: self.host.get(name, read).result())
 
     def _placed(self, array: torch.Tensor) -> torch.Tensor:

@@ -6,16 +6,13 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from tessera.edit_request import template_id
 from tessera.errors import InvalidInput
+from tessera.requests.edit import template_id
 from tessera.templates.files import age
-
-Array = npt.NDArray[Any]
+from tessera.types import Array
 
 _SHOWN = 20
 

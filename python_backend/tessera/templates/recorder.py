@@ -18,21 +18,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tessera.bundle import Bundle
-from tessera.edits import canvas_of, encode_template
+from tessera.codec.text import TextEncoder, embed
+from tessera.codec.vae import encode_template
+from tessera.denoise.canvas import canvas_of
+from tessera.denoise.sampler import Sampler
+from tessera.denoise.unet import conditions_of
 from tessera.engines.base import Engine
+from tessera.engines.bundle import Bundle
 from tessera.engines.registry import Source, open_module
 from tessera.errors import Unavailable
 from tessera.manifest import Manifest
-from tessera.modules import UNetDecoder, UNetEncoder
-from tessera.sampler import Sampler
-from tessera.sparse.program import Program, Site
+from tessera.networks.modules import UNetDecoder, UNetEncoder
+from tessera.networks.program import Program, Site
 from tessera.sparse.record import record
 from tessera.sparse.tables import level_sizes
-from tessera.templates.storage import Arrays, Storage, choose_storage
+from tessera.templates.storage import Storage, choose_storage
 from tessera.templates.store import Key, Recording, Store
-from tessera.text import TextEncoder, embed
-from tessera.unet import Conditions, conditions_of
+from tessera.types import Conditions, Tensors
 from tessera.variants import VARIANTS
 
 ROWS = 4
@@ -154,7 +156,7 @@ class Recorder:
     @torch.inference_mode()
     def _steps(
         self, key: Key, picture: npt.NDArray[Any], storage: Storage, between: Callable[[], None]
-    ) -> Iterator[tuple[int, Arrays]]:
+    ) -> Iterator[tuple[int, Tensors]]:
         networks = self._networks
         clean = encode_template(networks.vae, picture, self._manifest.latents.scale)
         canvas = canvas_of(clean, torch.ones(clean.shape[1:]))

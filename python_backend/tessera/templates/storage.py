@@ -7,13 +7,14 @@ guidance always share one recording, since a template has no prompt (docs/templa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-Arrays = Mapping[str, torch.Tensor]
+from tessera.types import Tensors
+
 Kind = Literal["float32", "float16", "int8"]
 
 _BYTES: dict[Kind, int] = {"float32": 4, "float16": 2, "int8": 1}
@@ -69,8 +70,8 @@ def choose_storage(numbers_per_step: int, steps: int, budget: int) -> Storage | 
     return next(fitting, None)
 
 
-def pack(arrays: Arrays, kind: Kind) -> dict[str, torch.Tensor]:
-    """Arrays in the form in which they are kept: int8 with one scale per row of the last axis."""
+def pack(arrays: Tensors, kind: Kind) -> dict[str, torch.Tensor]:
+    """Tensors in the form in which they are kept: int8 with one scale per row of the last axis."""
     packed: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
         if name.startswith("norm.") or kind == "float32":
@@ -84,7 +85,7 @@ def pack(arrays: Arrays, kind: Kind) -> dict[str, torch.Tensor]:
     return packed
 
 
-def take(arrays: Arrays, name: str, index: torch.Tensor) -> torch.Tensor:
+def take(arrays: Tensors, name: str, index: torch.Tensor) -> torch.Tensor:
     """Rows of a packed array along its first axis, as numbers, where the array lies."""
     index = index.to(arrays[name].device)
     rows = arrays[name].index_select(0, index)
@@ -93,7 +94,7 @@ def take(arrays: Arrays, name: str, index: torch.Tensor) -> torch.Tensor:
     return rows * arrays[name + _SCALE].index_select(0, index)
 
 
-def unpack(arrays: Arrays, name: str) -> torch.Tensor:
+def unpack(arrays: Tensors, name: str) -> torch.Tensor:
     """A whole packed array, as numbers."""
     array = arrays[name]
     return array * arrays[name + _SCALE] if array.dtype == torch.int8 else array

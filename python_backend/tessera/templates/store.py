@@ -32,8 +32,9 @@ from pathlib import Path
 import safetensors.torch
 
 from tessera.templates.files import age, locked, sweep, write
-from tessera.templates.pictures import Array, Pictures
-from tessera.templates.storage import Arrays, Storage, pack
+from tessera.templates.pictures import Pictures
+from tessera.templates.storage import Storage, pack
+from tessera.types import Array, Tensors
 
 _MANIFEST = "recording.json"
 _FOLDERS = ("pictures", "recordings", "wanted")
@@ -144,7 +145,7 @@ class Store:
             os.utime(recording.folder / _MANIFEST)
         return recording
 
-    def load(self, recording: Recording, step: int) -> Arrays:
+    def load(self, recording: Recording, step: int) -> Tensors:
         """The arrays of a kept step.
 
         Raises:
@@ -174,7 +175,7 @@ class Store:
                 finally:
                     os.close(descriptor)
 
-    def record(self, key: Key, storage: Storage, steps: Iterable[tuple[int, Arrays]]) -> Recording:
+    def record(self, key: Key, storage: Storage, steps: Iterable[tuple[int, Tensors]]) -> Recording:
         """Write a recording from its kept steps.
 
         Raises:

@@ -6,9 +6,9 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tessera.bundle import Bundle
 from tessera.contract import ADAPTER_ACTIONS
-from tessera.request import read_action
+from tessera.engines.bundle import Bundle
+from tessera.requests.request import read_action
 from tessera.triton import pb
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from tessera import trace
-from tessera.bundle import Bundle
 from tessera.controls.fanout import CONDITIONS
 from tessera.controls.network import GuidingNetwork
+from tessera.engines.bundle import Bundle
 from tessera.manifest import HINT
 from tessera.triton import pb
 

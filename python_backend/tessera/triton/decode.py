@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from tessera import trace
-from tessera.board import Board, Phase, board_path
-from tessera.bundle import Bundle
-from tessera.edits import paste
+from tessera.codec.masks import paste
+from tessera.codec.vae import decode_latents
+from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
+from tessera.shared.board import Board, Phase, board_path
 from tessera.triton import pb
-from tessera.vae import decode_latents
 
 
 class TritonPythonModel:

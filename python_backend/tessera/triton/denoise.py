@@ -17,21 +17,21 @@ import numpy as np
 import torch
 
 from tessera import trace
-from tessera.board import Board, Phase, board_path
-from tessera.bundle import Bundle
+from tessera.adapters.unet import UNetAdapters
 from tessera.contract import MAX_CONTROLS
 from tessera.controls.fanout import FanOut
-from tessera.denoise import Guide, Running, start
-from tessera.edits import Canvas, canvas_of
+from tessera.denoise.canvas import Canvas, canvas_of
+from tessera.denoise.running import Guide, Running, start
+from tessera.denoise.sampler import Sampler
+from tessera.denoise.unet import UNet, conditions_of
+from tessera.edits.opening import open_sparse
+from tessera.engines.bundle import Bundle
 from tessera.errors import Cancelled, Unavailable
 from tessera.manifest import CONTROLNET
 from tessera.plan import Plan
-from tessera.processes import model_processes
-from tessera.sampler import Sampler
-from tessera.sparse_engine import open_sparse
+from tessera.shared.board import Board, Phase, board_path
+from tessera.shared.processes import model_processes
 from tessera.triton import pb
-from tessera.triton.unet_adapters import UNetAdapters
-from tessera.unet import UNet, conditions_of
 from tessera.variants import VARIANTS
 
 MAX_REGROUPS = 3
@@ -59,7 +59,7 @@ class TritonPythonModel:
         halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
         self._unet = UNet(*halves.values(), max_rows=bundle.manifest.limits.max_rows)
         self._slots = int(json.loads(args["model_config"])["max_batch_size"])
-        self._adapters = UNetAdapters(bundle, halves, slots=self._slots)
+        self._adapters = UNetAdapters(bundle, halves, slots=self._slots, log=pb.log)
         self._board = Board(board_path())
         self._controls = FanOut(_ask, _lives)
         self._sparse, self._planner = open_sparse(bundle, self._unet, self._controls)

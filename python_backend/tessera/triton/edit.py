@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessera.board import Board, Phase, board_path
 from tessera.plan import Plan
+from tessera.shared.board import Board, Phase, board_path
 from tessera.triton import pb
 
 _ENCODED = ("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL")

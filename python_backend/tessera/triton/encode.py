@@ -13,21 +13,24 @@ import numpy as np
 import torch
 
 from tessera import trace
-from tessera.board import Board, Phase, board_path, sweep_boards
-from tessera.bundle import Bundle
-from tessera.controls.request import prepared
-from tessera.edit_request import EditChoice, can_be_sparse, dense_only
-from tessera.edits import TEMPLATE_SEED, active_latents, encode_template
+from tessera.adapters.text_encoders import TextEncoderAdapters
+from tessera.codec.masks import active_latents
+from tessera.codec.text import Embeddings, TextEncoder, embed
+from tessera.codec.vae import encode_template
+from tessera.denoise.canvas import TEMPLATE_SEED
+from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
 from tessera.errors import Unavailable
 from tessera.plan import Plan
-from tessera.request import Request, read_lora_policy, read_request
+from tessera.requests.controls import prepared
+from tessera.requests.edit import EditChoice, dense_only
+from tessera.requests.request import Request, read_lora_policy, read_request
+from tessera.shared.board import Board, Phase, board_path, sweep_boards
 from tessera.templates.pictures import find_picture
 from tessera.templates.settings import TemplateSettings
 from tessera.templates.store import Key, Store
-from tessera.text import Embeddings, TextEncoder, embed
 from tessera.triton import pb
-from tessera.triton.text_adapters import TextEncoderAdapters
+from tessera.types import Array
 from tessera.variants import VARIANTS
 
 
@@ -102,7 +105,7 @@ class TritonPythonModel:
         """Whether the template has been recorded; if not, and nobody waits for it, somebody
         shall.
         """
-        if edit.mode == "dense" or not can_be_sparse(self._manifest):
+        if edit.mode == "dense" or not self._manifest.can_be_sparse:
             return False
         key = Key(
             self._manifest.digest, edit.template, wanted.scheduler, wanted.steps, TEMPLATE_SEED
@@ -122,7 +125,7 @@ class TritonPythonModel:
             pb.log(f"template {edit.template} cannot be kept: {error}")
         return False
 
-    def _canvas(self, edit: EditChoice) -> dict[str, pb.Array]:
+    def _canvas(self, edit: EditChoice) -> dict[str, Array]:
         latents = self._manifest.latents
         return {
             "CLEAN": encode_template(self._vae, edit.image, latents.scale).numpy(),
@@ -139,7 +142,7 @@ class TritonPythonModel:
         return both.zeroed(0) if zero else both
 
 
-_NO_CANVAS: dict[str, pb.Array] = {
+_NO_CANVAS: dict[str, Array] = {
     "CLEAN": np.zeros((1, 1, 1), np.float32),
     "ACTIVE": np.zeros((1, 1), np.uint8),
 }

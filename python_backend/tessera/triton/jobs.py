@@ -6,10 +6,10 @@ import dataclasses
 import json
 from typing import Any
 
-from tessera.board import Board, board_path
 from tessera.contract import JOB_ACTIONS
 from tessera.errors import InvalidInput
-from tessera.request import read_action, read_job_id
+from tessera.requests.request import read_action, read_job_id
+from tessera.shared.board import Board, board_path
 from tessera.triton import pb
 
 

@@ -15,15 +15,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from tessera.errors import InternalError, TesseraError, TimedOut, Unavailable
+from tessera.types import Array
 
 if TYPE_CHECKING:
     import torch
 
-Array = npt.NDArray[Any]
 Request: TypeAlias = Any
 Response: TypeAlias = Any
 TensorHandle: TypeAlias = Any

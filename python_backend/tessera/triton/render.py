@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from functools import cached_property
@@ -18,15 +20,19 @@ from typing import Any
 import numpy as np
 
 from tessera import trace
-from tessera.board import Board, Phase, board_path
 from tessera.controls.residency import Residency
-from tessera.errors import Cancelled, TesseraError
+from tessera.controls.settings import ControlSettings
+from tessera.errors import Cancelled, TesseraError, Unavailable
+from tessera.manifest import CONTROLNET, read_manifest, served_folder
 from tessera.plan import Plan
+from tessera.shared.board import Board, Phase, board_path, control_table_path
+from tessera.shared.processes import model_processes
 from tessera.triton import pb
-from tessera.triton.control_models import open_residency
 
 POLL_S = 0.02
 """How often a request that waits for a recording looks whether it has been cancelled."""
+
+_ENDS_WITHIN_S = 30.0
 
 
 class TritonPythonModel:
@@ -111,3 +117,41 @@ def _ask_for_recording(done: Future[None], wanted: Sequence[pb.TensorHandle], jo
         done.set_exception(error)
     else:
         done.set_result(None)
+
+
+class ControlModels:
+    """See `tessera.controls.residency.Models`.
+
+    A server that is not in explicit mode has loaded every model and keeps it: unloading one then
+    has no effect but a line in the log.
+    """
+
+    def load(self, name: str) -> None:
+        """Load it."""
+        pb.load_model(f"{CONTROLNET}{name}")
+
+    def unload(self, name: str) -> None:
+        """Unload it and wait for the end of its process, which holds the memory."""
+        model = f"{CONTROLNET}{name}"
+        with contextlib.suppress(Unavailable):  # the log says so
+            pb.unload_model(model)
+            until = time.monotonic() + _ENDS_WITHIN_S
+            while model in model_processes(os.getppid()).values() and time.monotonic() < until:
+                time.sleep(0.02)
+
+    def is_ready(self, name: str) -> bool:
+        """Whether it is loaded."""
+        return pb.is_ready(f"{CONTROLNET}{name}")
+
+
+def open_residency() -> Residency:
+    """Of the bundle and the settings that the environment names."""
+    manifest = read_manifest(served_folder())
+    settings = ControlSettings.from_environment()
+    return Residency(
+        control_table_path(),
+        {name: manifest.controlnet_bytes(name) for name in manifest.controlnets},
+        budget=settings.memory,
+        pinned=settings.pinned,
+        models=ControlModels(),
+    )

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from tessera.board import Board, board_path
-from tessera.bundle import Bundle
 from tessera.contract import SPARSE_GRAPHS, TEMPLATE_ACTIONS
-from tessera.edit_request import can_be_sparse, read_image
-from tessera.edits import TEMPLATE_SEED
+from tessera.denoise.canvas import TEMPLATE_SEED
+from tessera.engines.bundle import Bundle
 from tessera.errors import Cancelled, InvalidInput, TesseraError
-from tessera.fields import Inputs, text_of
-from tessera.request import read_action, read_schedule
+from tessera.requests.edit import read_image
+from tessera.requests.fields import Inputs, text_of
+from tessera.requests.request import read_action, read_schedule
+from tessera.shared.board import Board, board_path
 from tessera.templates.pictures import find_picture, unknown
 from tessera.templates.recorder import Recorder
 from tessera.templates.settings import TemplateSettings
@@ -54,7 +54,7 @@ class TritonPythonModel:
         self._busy = threading.Lock()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._record_when_idle, daemon=True)
-        if can_be_sparse(self._manifest):
+        if self._manifest.can_be_sparse:
             self._thread.start()
 
     def finalize(self) -> None:
@@ -78,7 +78,7 @@ class TritonPythonModel:
 
     def _register(self, inputs: Inputs, *, job_id: str | None) -> dict[str, Any]:
         """For a client, or for an edit: its job may be cancelled before its turn comes."""
-        if not can_be_sparse(self._manifest):
+        if not self._manifest.can_be_sparse:
             accepted = f"list, evict, since the bundle has no graphs {' and '.join(SPARSE_GRAPHS)}"
             raise InvalidInput("ACTION", "register", accepted)
         began = time.monotonic()

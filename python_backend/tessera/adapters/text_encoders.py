@@ -1,0 +1,60 @@
+"""LoRAs in the `encode` model: opened in the background, used from the first request on that wants
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from tessera.adapters.hints import send_hint
+from tessera.adapters.settings import AdapterSettings
+from tessera.engines.base import Engine
+from tessera.engines.bundle import Bundle
+from tessera.requests.request import LoraChoice
+from tessera.shared.board import board_path
+
+if TYPE_CHECKING:
+    from tessera.adapters.text import TextAdapters
+
+
+class TextEncoderAdapters:
+    """Puts each request's LoRAs into the text encoders, and says what the plan needs of them.
+
+    Args:
+        bundle: the server's.
+        engines: of its text encoders, by graph.
+    """
+
+    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+        def open_adapters() -> TextAdapters:
+            from tessera.adapters.text import TextAdapters  # imports diffusers' loaders: seconds
+
+            return TextAdapters(bundle, engines, budget=AdapterSettings.from_environment().memory)
+
+        self._adapters: Future[TextAdapters] = ThreadPoolExecutor(1).submit(open_adapters)
+        self._used, self._bound = False, bundle.manifest.defaults.lora_bound
+        self._board = board_path()
+
+    def apply(self, loras: Sequence[LoraChoice], *, policy: str, steps: int) -> dict[str, Any]:
+        """Make the text encoders a request's, and have `denoise` read ahead; the fields of its
+        `Plan`.
+
+        Raises:
+            InvalidInput: a LoRA is unknown, named twice, or cannot be used.
+        """
+        if not (loras or self._used):
+            return {}
+        adapters = self._adapters.result()
+        self._used = True
+        chosen = adapters.choose(loras)
+        unet = chosen.sets.get("unet", ())
+        if unet:
+            send_hint(self._board, unet)
+        return {
+            "loras": chosen.report,
+            "adapters": unet,
+            "adapters_by": int(self._bound * steps) if policy == "bounded" else 0,
+            "text_refit_ms": adapters.apply(chosen),
+        }

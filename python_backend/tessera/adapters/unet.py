@@ -1,0 +1,85 @@
+"""LoRAs in the `denoise` model: an `AdapterSwitch` that is opened in the background, and stays out
+of the way until the first request wants one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from tessera.adapters.hints import HintListener
+from tessera.adapters.settings import AdapterSettings
+from tessera.denoise.running import Running
+from tessera.denoise.tick import Controls, Observer, Predict, Sparse, tick
+from tessera.engines.base import Engine
+from tessera.engines.bundle import Bundle
+from tessera.plan import AdapterUse
+from tessera.shared.board import board_path
+
+if TYPE_CHECKING:
+    from tessera.adapters.switch import AdapterSwitch
+
+
+class UNetAdapters:
+    """Ticks of requests that may want different LoRAs.
+
+    Args:
+        bundle: the server's.
+        engines: of the UNet, by graph.
+        slots: requests that are denoised at a time.
+        log: writes a line into the server's log.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, Engine],
+        *,
+        slots: int,
+        log: Callable[[str], None],
+    ) -> None:
+        settings = AdapterSettings.from_environment()
+
+        def open_switch() -> AdapterSwitch:
+            from tessera.adapters.switch import AdapterSwitch  # imports diffusers' loaders: seconds
+
+            return AdapterSwitch.of_bundle(bundle, engines, settings, slots=slots)
+
+        self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
+        self._used = False
+        try:
+            self._hints = HintListener(board_path(), self._read_ahead_of_queue)
+        except OSError as error:
+            log(f"LoRAs are not read ahead of their requests: {error}")
+
+    def read_ahead(self, adapters: tuple[AdapterUse, ...]) -> None:
+        """Begin to read what a request wants."""
+        if adapters:
+            self._switch.result().read_ahead(adapters)
+
+    def _read_ahead_of_queue(self, adapters: tuple[AdapterUse, ...]) -> None:
+        self._switch.result().read_ahead(adapters, queued=True)
+
+    def tick(
+        self,
+        running: Sequence[Running],
+        predict: Predict,
+        number: int,
+        *,
+        sparse: Sparse | None,
+        planner: Observer | None,
+        controls: Controls | None,
+    ) -> None:
+        """See `denoise.tick.tick`; those whose adapter set is not on turn are passed over."""
+        self._used = self._used or any(request.plan.adapters for request in running)
+        if not self._used:
+            tick(running, predict, number, sparse=sparse, planner=planner, controls=controls)
+            return
+        switch = self._switch.result()
+        turn, predict = switch.choose(running, predict)
+        began = time.perf_counter()
+        tick(turn, predict, number, sparse=sparse, planner=planner, controls=controls)
+        if turn:
+            switch.add_tick(1e3 * (time.perf_counter() - began))

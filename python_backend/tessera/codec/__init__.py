@@ -1,0 +1,1 @@
+"""Prompts and pixels into the latents' world and back: text encoders, VAE, masks."""

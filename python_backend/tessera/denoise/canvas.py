@@ -1,0 +1,40 @@
+"""What makes a denoising an edit: which latents may change, and what the others are.
+
+Knows tensors, nothing of requests, engines or Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+TEMPLATE_SEED = 0
+"""Of the noise that re-noises a template: the same for every request, so that cached activations of
+a template fit them all. A request with this seed has the same noise inside and outside its mask."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A template in latents.
+
+    Attributes:
+        clean: the template's latents (1, c, h, w).
+        noise: what noises them (1, c, h, w).
+        active: which latents the edit may change (1, 1, h, w), boolean.
+    """
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    active: torch.Tensor
+
+    def compose(self, inside: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+        """Active latents of one, inactive latents of the other."""
+        return torch.where(self.active, inside, outside)
+
+
+def canvas_of(clean: torch.Tensor, active: torch.Tensor) -> Canvas:
+    """The canvas of a template's latents (c, h, w) and a mask of latents (h, w)."""
+    generator = torch.Generator("cpu").manual_seed(TEMPLATE_SEED)
+    noise = torch.randn((1, *clean.shape), generator=generator)
+    return Canvas(clean[None], noise, active[None, None].bool())

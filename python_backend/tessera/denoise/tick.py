@@ -1,0 +1,179 @@
+"""Step-level continuous batching: one `tick` moves every running request by one denoising step.
+
+Requests with different steps, schedulers, seeds, guidance and sizes run together: each owns its
+sampler, only the network call is shared. Knows neither Triton nor engines; the network is a
+callable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from tessera.denoise.running import Running
+from tessera.denoise.unet import Join
+from tessera.types import Conditions
+
+Predict = Callable[[torch.Tensor, torch.Tensor, Conditions, Join | None], torch.Tensor]
+"""(sample (n, c, h, w), timestep (n,), conditions of n rows, what is added at the join) ->
+prediction (n, c, h, w)."""
+
+
+class PathLost(Exception):
+    """Some requests of a group cannot go on as they were and say so, by their error or by having no
+    sparse path any more: group them anew.
+    """
+
+
+class Observer(Protocol):
+    """Wants to know what steps cost: see `tessera.edits.planner.Planner`."""
+
+    def observe(self, path: str, size: tuple[int, int], tokens: float, milliseconds: float) -> None:
+        """Told of each network call, per branch."""
+        ...
+
+
+class Controls(Protocol):
+    """Runs ControlNets: see `tessera.controls.fanout`."""
+
+    def start(self, group: Sequence[Running]) -> Join | None:
+        """Begin to run those of a group's next step; `None` if it has none."""
+        ...
+
+
+class Sparse(Protocol):
+    """The other way to predict: see `tessera.edits.steps.SparseSteps`."""
+
+    def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
+        """Which requests share a call."""
+        ...
+
+    def predict(self, group: list[Running]) -> list[torch.Tensor]:
+        """Predictions (branches, c, h, w) of a group.
+
+        Raises:
+            PathLost: see there.
+        """
+        ...
+
+
+Call = Callable[[list[Running]], list[torch.Tensor]]
+
+
+def tick(
+    running: Sequence[Running],
+    predict: Predict,
+    number: int,
+    *,
+    sparse: Sparse | None = None,
+    planner: Observer | None = None,
+    controls: Controls | None = None,
+) -> None:
+    """Advance every request by one step; those that share a size and a path share the network call.
+
+    A request whose sampler fails gets its `error`. A network call that fails is made again for each
+    of its requests alone; those that fail then get their `error`. The others are unaffected.
+    """
+    dense = partial(_predict_group, predict, controls)
+    work = _calls(running, dense, sparse)
+    while work:
+        call, group = work.pop(0)
+        began, waited = time.perf_counter(), group[0].cache_ms
+        try:
+            branches = call(group)
+        except PathLost:
+            work += _calls([r for r in group if r.error is None], dense, sparse)
+            continue
+        except Exception as error:
+            if len(group) > 1:
+                work += [(call, [request]) for request in group]
+            else:
+                group[0].error = error
+            continue
+        if planner is not None and not any(r.guides_now for r in group):
+            loading = group[0].cache_ms - waited  # a plan counts it by itself
+            _observe(planner, group, 1e3 * (time.perf_counter() - began) - loading)
+        for request, prediction in zip(group, branches, strict=True):
+            request.first_tick = request.first_tick or number
+            request.last_tick = number
+            request.batch_sizes.append(len(group))
+            _step(request, _guide(prediction, request.plan.guidance))
+
+
+def _observe(planner: Observer, group: list[Running], milliseconds: float) -> None:
+    rows = sum(r.branches for r in group)
+    height, width = group[0].latents.shape[2:]
+    if group[0].goes_sparsely:
+        active = [r.branches * r.sparse.active for r in group if r.sparse]
+        planner.observe("sparse", (height, width), sum(active) / rows, milliseconds / rows)
+    else:
+        planner.observe("dense", (height, width), height * width, milliseconds / rows)
+
+
+def _calls(
+    running: Sequence[Running], dense: Call, sparse: Sparse | None
+) -> list[tuple[Call, list[Running]]]:
+    """The network calls of a tick: which, and for whom."""
+    whole = [r for r in running if not r.goes_sparsely]
+    calls: list[tuple[Call, list[Running]]] = [(dense, group) for group in _groups(whole)]
+    if sparse is not None:
+        others = [r for r in running if r.goes_sparsely]
+        calls += [(sparse.predict, group) for group in sparse.groups(others)]
+    return calls
+
+
+def _groups(running: Sequence[Running]) -> Iterable[list[Running]]:
+    """Requests by the shape of their latents, in order of arrival."""
+    groups: dict[tuple[int, ...], list[Running]] = {}
+    for request in running:
+        groups.setdefault(tuple(request.latents.shape), []).append(request)
+    return groups.values()
+
+
+def _predict_group(
+    predict: Predict, controls: Controls | None, group: list[Running]
+) -> list[torch.Tensor]:
+    """Predictions (branches, c, h, w), one per request, from one network call for the group."""
+    join = controls.start(group) if controls else None
+    samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
+    timesteps = [r.timesteps[r.step] for r in group]
+    entries = [r.entries for r in group]
+    conditions = {k: _join([own[k] for own in entries]) for k in entries[0]}
+    inputs = _join(samples), _join(timesteps), conditions
+    began = time.perf_counter()
+    output = predict(*inputs, join)
+    network_ms = 1e3 * (time.perf_counter() - began)
+    for request in group:
+        request.network_ms += network_ms
+    return list(output.split([r.branches for r in group])) if len(group) > 1 else [output]
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _guide(branches: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): negative + guidance * (positive -
+    negative).
+    """
+    if branches.shape[0] == 1:
+        return branches
+    negative, positive = branches[:1], branches[1:]
+    return (positive - negative).mul_(guidance).add_(negative)
+
+
+def _step(request: Running, prediction: torch.Tensor) -> None:
+    try:
+        latents = request.sampler.step(prediction, request.latents, request.step)
+        request.step += 1
+        canvas = request.canvas
+        if canvas is not None:
+            outside = request.sampler.noised(canvas.clean, canvas.noise, request.step)
+            latents = canvas.compose(latents, outside)
+        request.latents = latents
+    except Exception as error:
+        request.error = error

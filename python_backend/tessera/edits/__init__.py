@@ -1,0 +1,1 @@
+"""Sparse edits in the running batch: their steps, and which steps are to be sparse."""

@@ -1,0 +1,149 @@
+"""Opens what token-sparse denoising needs of a bundle, and measures what its steps cost here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tessera.denoise.tick import Controls
+from tessera.denoise.unet import UNet
+from tessera.edits.planner import Planner, Size, measure
+from tessera.edits.steps import SparseSteps
+from tessera.engines.bundle import Bundle
+from tessera.manifest import Manifest
+from tessera.networks import graphs
+from tessera.networks.program import Program
+from tessera.shared.board import costs_path
+from tessera.sparse.batch import ArrayCache, Batch, Part
+from tessera.sparse.engines import SparseUNetEngines
+from tessera.sparse.tables import level_sizes, make_tables
+from tessera.templates.memory import DeviceMemory, Memory
+from tessera.templates.settings import TemplateSettings
+from tessera.templates.store import Store
+from tessera.types import Conditions
+
+TOKENS = 77
+QUICK_MS = 100.0
+"""A branch of a step that takes less may be measured at several sizes when the server starts."""
+
+SHARES = (0.05, 0.125, 0.25, 0.5, 1.0)
+"""Of active latents, at the usual size."""
+
+
+def open_sparse(
+    bundle: Bundle, unet: UNet, controls: Controls
+) -> tuple[SparseSteps | None, Planner | None]:
+    """The sparse path of a bundle and a planner for it; nothing if the bundle has no graphs for
+    it.
+    """
+    manifest = bundle.manifest
+    if not manifest.can_be_sparse:
+        return None, None
+    config = json.loads(bundle.file(manifest.graphs["unet_sparse"].config).read_text())
+    network = graphs.new_network("unet", config)
+    engines = SparseUNetEngines(bundle.engine("unet_sparse"), bundle.engine("unet_text"))
+    settings = TemplateSettings.from_environment()
+    program = Program(network)
+    steps = SparseSteps(
+        engines,
+        program,
+        Store(settings.folder, budget=settings.disk),
+        _memory(settings, engines.device),
+        bundle=manifest.digest,
+        max_rows=manifest.limits.max_rows,
+        controls=controls,
+    )
+    bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
+    return steps, _remembered(costs_path(), lambda: _planner(bench, manifest))
+
+
+def _memory(settings: TemplateSettings, device: str) -> Memory:
+    """Of recorded steps: the host's, and where the engine is on a GPU that GPU's before it."""
+    if not device.startswith("cuda"):
+        return Memory(budget=settings.memory)
+    host = Memory(budget=settings.memory, pinned=True)
+    return DeviceMemory(host, device=device, budget=settings.device)
+
+
+def _remembered(costs: Path, measured: Callable[[], Planner]) -> Planner:
+    """What this server has measured before: a process that replaces a killed one has no time for
+    it.
+    """
+    if costs.exists():
+        return Planner.from_json(costs.read_text())
+    planner = measured()
+    written = costs.with_suffix(".partial")
+    written.write_text(planner.to_json())
+    written.replace(costs)
+    return planner
+
+
+def _planner(bench: Callable[[Size], _Bench], manifest: Manifest) -> Planner:
+    """Measures at the smallest size and, where that is quick, at the usual one, too."""
+    pixels, defaults = manifest.latents.pixels, manifest.defaults
+    side = manifest.limits.min_size // pixels
+    small = bench((side, side))
+    planner = measure(small.dense, small.sparse, tokens=side * side)
+    if planner.cost("dense", (side, side), side * side) < QUICK_MS:
+        usual = (defaults.height // pixels, defaults.width // pixels)
+        tokens, large = usual[0] * usual[1], bench(usual)
+        planner.observe("dense", usual, tokens, min(large.dense() for _ in range(3)))
+        for share in SHARES:
+            cost = min(large.sparse(share) for _ in range(3))
+            planner.observe("sparse", usual, share * tokens, cost)
+    return planner
+
+
+class _Bench:
+    """Runs steps on random numbers, a request with guidance at a time."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        engines: SparseUNetEngines,
+        program: Program,
+        config: dict[str, Any],
+        channels: int,
+        size: Size,
+    ) -> None:
+        self._unet, self._engines, self._program = unet, engines, program
+        self._sample = torch.randn(2, channels, *size)
+        self._timestep = torch.full((2,), 500.0)
+        self._conditions = _random_conditions(config)
+
+    def dense(self) -> float:
+        """Milliseconds of a branch of a dense step."""
+        began = time.perf_counter()
+        self._unet.predict(self._sample, self._timestep, self._conditions)
+        return 1e3 * (time.perf_counter() - began) / 2
+
+    def sparse(self, share: float) -> float:
+        """Milliseconds of a branch of a sparse step, its caches put together."""
+        height, width = self._sample.shape[2:]
+        mask = np.zeros((height, width), bool)
+        mask[: max(1, round(share * height))] = True
+        batch = Batch(self._program, [Part(make_tables(mask, self._program.paddings), 2)])
+        batch.fixed  # noqa: B018 - made once per request, not per step
+        conditions = self._engines.project_text(self._conditions)
+        tokens = [h * w for h, w in level_sizes((height, width), self._program.paddings)]
+        arrays = {s.name: torch.rand(1, *s.shape(tokens)) for s in self._program.sites}
+        began = time.perf_counter()
+        cached = batch.cached([ArrayCache(arrays)])
+        self._engines.predict(batch, self._sample, self._timestep, conditions, cached)
+        return 1e3 * (time.perf_counter() - began) / 2
+
+
+def _random_conditions(config: dict[str, Any]) -> Conditions:
+    conditions = {"encoder_hidden_states": torch.randn(2, TOKENS, config["cross_attention_dim"])}
+    if config["addition_embed_type"]:
+        pooled = config["projection_class_embeddings_input_dim"]
+        pooled -= 6 * config["addition_time_embed_dim"]
+        conditions |= {"text_embeds": torch.randn(2, pooled), "time_ids": torch.ones(2, 6)}
+    return conditions

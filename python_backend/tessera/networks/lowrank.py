@@ -1,0 +1,167 @@
+"""UNet halves in which every row of the batch has low-rank updates of its own.
+
+y = W x + B (A x) (Hu et al. 2021, eq. 3) for each linear layer and convolution, with another A and
+B in each row, so that requests with different LoRAs share a call and no weight is replaced. The
+factors of all layers come stacked: one pair of tensors for layers of one point (linear, 1x1), one
+for larger convolutions. A row without an update has zeros.
+
+A convolution's A is a convolution too, with a kernel for each row. It is computed as one product
+for all of its points, whose results are then shifted and added up: r ranks take 9 r numbers per
+pixel there, the usual way of unfolding the input 9 c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tessera.networks.modules import GraphModule
+
+FACTORS = ("lora_down", "lora_up", "lora_conv_down", "lora_conv_up")
+"""Inputs beside the half's own: (n, rank, sum of inner widths) and (n, rank, sum of outer widths),
+for layers of one point and for convolutions of several. All rows have the same rank, at least 1,
+the two pairs perhaps different ones.
+"""
+LINEAR, CONV = FACTORS[:2], FACTORS[2:]
+Layer: TypeAlias = nn.Linear | nn.Conv2d
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a layer's factors lie in their stacks.
+
+    Attributes:
+        stacks: names of the two, `LINEAR` or `CONV`.
+        down: columns of A: points x channels, channels fastest.
+        up: columns of B's transpose.
+        points: of the kernel: (height, width).
+    """
+
+    stacks: tuple[str, ...]
+    down: slice
+    up: slice
+    points: tuple[int, int] = (1, 1)
+
+
+def slots_of(half: nn.Module) -> dict[str, Slot]:
+    """The slots of a half's linear layers and convolutions, by the layer's name."""
+    slots, ends = {}, dict.fromkeys(FACTORS, 0)
+    for name, layer in half.named_modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        points = _points(layer)
+        stacks = LINEAR if points == (1, 1) else CONV
+        inner, outer = layer.weight[0].numel(), layer.weight.shape[0]
+        starts = [ends[stack] for stack in stacks]
+        ends[stacks[0]] += inner
+        ends[stacks[1]] += outer
+        slots[name] = Slot(
+            stacks,
+            slice(starts[0], starts[0] + inner),
+            slice(starts[1], starts[1] + outer),
+            points,
+        )
+    return slots
+
+
+def widths_of(slots: Mapping[str, Slot]) -> dict[str, int]:
+    """Last dimension of each of `FACTORS`; a stack that no layer is in has one unused column."""
+    widths = dict.fromkeys(FACTORS, 1)
+    for slot in slots.values():
+        down, up = slot.stacks
+        widths[down] = max(widths[down], slot.down.stop)
+        widths[up] = max(widths[up], slot.up.stop)
+    return widths
+
+
+class LowRank(GraphModule):
+    """A half of the UNet that takes `FACTORS` behind its own inputs.
+
+    It works on the half's own layers, by hooks that do nothing in anybody else's calls.
+
+    Args:
+        half: `UNetEncoder` or `UNetDecoder`.
+    """
+
+    half: GraphModule
+
+    def __init__(self, half: GraphModule) -> None:
+        super().__init__(half.source, tree=half)
+        object.__setattr__(self, "half", half)  # its layers are registered here already
+        self.inputs, self.outputs = (*half.inputs, *FACTORS), half.outputs
+        self.slots = slots_of(half)
+        self._factors: dict[str, torch.Tensor] = {}
+        for name, slot in self.slots.items():
+            self.get_submodule(name).register_forward_hook(partial(self._add, slot))
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """See the class."""
+        count = len(self.half.inputs)
+        self._factors = dict(zip(FACTORS, inputs[count:], strict=True))
+        try:
+            out: torch.Tensor | tuple[torch.Tensor, ...] = self.half(*inputs[:count])
+        finally:
+            self._factors = {}
+        return out
+
+    def _add(
+        self, slot: Slot, layer: Layer, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        if not self._factors:
+            return None
+        down, up = (self._factors[stack] for stack in slot.stacks)
+        down, up = down[..., slot.down], up[..., slot.up]
+        if isinstance(layer, nn.Linear):
+            return output + _of_linear(inputs[0], down, up)
+        return output + _of_convolution(layer, inputs[0], down, up)
+
+
+def _of_linear(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Update (n, ..., out) of a linear layer: `x` (n, ..., in), `down` (n, r, in), `up` (n, r,
+    out).
+    """
+    rows = x if x.ndim == 3 else x.unsqueeze(1)
+    update = rows @ down.transpose(1, 2) @ up
+    return update if x.ndim == 3 else update.squeeze(1)
+
+
+def _of_convolution(
+    layer: nn.Conv2d, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor
+) -> torch.Tensor:
+    """Update (n, out, h', w') of a convolution: `x` (n, c, h, w), `down` (n, r, points * c), `up`
+    (n, r, out).
+    """
+    rows, channels, height, width = x.shape
+    by_point = down.reshape(rows, -1, channels)  # (n, r points, c)
+    inner = by_point @ x.flatten(2)  # (n, r points, h w)
+    points = _points(layer)
+    if points != (1, 1):
+        shifts = _shifts(points).to(x)
+        each = inner.reshape(-1, shifts.shape[1], height, width)  # (n r, points, h, w)
+        summed = F.conv2d(each, shifts, None, layer.stride, layer.padding)  # (n r, 1, h', w')
+        height, width = summed.shape[2:]
+        inner = summed.reshape(rows, -1, height * width)
+    update = up.transpose(1, 2) @ inner
+    return update.reshape(rows, -1, height, width)
+
+
+@cache
+def _shifts(points: tuple[int, int]) -> torch.Tensor:
+    """A kernel (1, points, height, width) that shifts the products of each point of a kernel to
+    where they belong, and adds them up.
+    """
+    count = points[0] * points[1]
+    return torch.eye(count).reshape(1, count, *points)
+
+
+def _points(layer: Layer) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):
+        return 1, 1
+    height, width = layer.kernel_size
+    return height, width

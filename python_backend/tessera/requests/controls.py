@@ -1,0 +1,128 @@
+"""Checks which ControlNets a request names, their settings, and the images that come with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from tessera import contract
+from tessera.errors import InvalidInput, unknown_name
+from tessera.manifest import Manifest
+from tessera.plan import ControlUse
+from tessera.requests.fields import Inputs, choices_of, pixels_of
+from tessera.requests.preprocess import Preparation
+from tessera.types import Array
+
+
+class ControlChoice(BaseModel):
+    """One element of CONTROLS; see `ControlUse` and `Preparation`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    name: str
+    scale: float = Field(
+        default=1.0,
+        ge=-contract.MAX_CONTROL_SCALE,
+        le=contract.MAX_CONTROL_SCALE,
+        allow_inf_nan=False,
+    )
+    start: float = Field(default=0.0, ge=0, le=1)
+    end: float = Field(default=1.0, ge=0, le=1)
+    preprocess: str = contract.PREPROCESSORS[0]
+    resize: str = contract.RESIZES[0]
+    low: float | None = Field(default=None, ge=0, le=contract.MAX_CANNY)
+    high: float | None = Field(default=None, ge=0, le=contract.MAX_CANNY)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet that a request asks for, its image (h, w, 3) of UINT8 as it was sent, and what
+    shall be done to that.
+    """
+
+    use: ControlUse
+    image: Array
+    preparation: Preparation
+
+
+def read_controls(
+    inputs: Inputs, manifest: Manifest, width: int, height: int
+) -> tuple[Control, ...]:
+    """CONTROLS and CONTROL_IMAGES of a request for a picture of that size.
+
+    Raises:
+        InvalidInput: the first field whose value is not accepted.
+    """
+    choices = choices_of(inputs, "CONTROLS", ControlChoice, contract.MAX_CONTROLS)
+    fields = [f"CONTROLS[{index}]" for index in range(len(choices))]
+    uses = [_use(*of, manifest) for of in zip(fields, choices, strict=True)]
+    preparations = [_preparation(*of) for of in zip(fields, choices, strict=True)]
+    images = _images(inputs, len(choices))
+    for field, preparation in zip(fields, preparations, strict=True):
+        _check_size(images[0], preparation, (width, height), field)
+    return tuple(Control(*parts) for parts in zip(uses, images, preparations, strict=True))
+
+
+def prepared(controls: tuple[Control, ...], width: int, height: int) -> Array:
+    """The images as ControlNets take them: (number, height, width, 3) of UINT8; of size 1 if there
+    are none, since Triton batches requests only if they carry the same tensors.
+    """
+    if not controls:
+        return np.zeros((1, 1, 1, 3), np.uint8)
+    return np.stack([c.preparation.apply(c.image, width, height) for c in controls])
+
+
+def _use(field: str, choice: ControlChoice, manifest: Manifest) -> ControlUse:
+    if choice.name not in manifest.controlnets:
+        raise unknown_name(f"{field}.name", choice.name, manifest.controlnets, "ControlNet")
+    if choice.start >= choice.end:
+        accepted = f"a number from 0 to below end, which is {choice.end:g}"
+        raise InvalidInput(f"{field}.start", choice.start, accepted)
+    return ControlUse(choice.name, choice.scale, choice.start, choice.end)
+
+
+def _preparation(field: str, choice: ControlChoice) -> Preparation:
+    for key, value, names in (
+        ("preprocess", choice.preprocess, contract.PREPROCESSORS),
+        ("resize", choice.resize, contract.RESIZES),
+    ):
+        if value not in names:
+            raise InvalidInput(f"{field}.{key}", value, ", ".join(names))
+    given = choice.model_dump(include={"low", "high"}, exclude_none=True)
+    if given and choice.preprocess != "canny":
+        key, value = next(iter(given.items()))
+        raise InvalidInput(f"{field}.{key}", value, "nothing, unless preprocess is canny")
+    made = Preparation(choice.preprocess, choice.resize, **given)
+    if made.low > made.high:
+        accepted = f"a number from 0 to high, which is {made.high:g}"
+        raise InvalidInput(f"{field}.low", made.low, accepted)
+    return made
+
+
+def _images(inputs: Inputs, wanted: int) -> Array:
+    """CONTROL_IMAGES: (wanted, h, w, 3)."""
+    accepted = f"one image for each element of CONTROLS, which has {wanted or 'none'}"
+    if "CONTROL_IMAGES" not in inputs:
+        if wanted:
+            raise InvalidInput("CONTROL_IMAGES", "left out", accepted)
+        return np.zeros((0, 1, 1, 3), np.uint8)
+    images = inputs["CONTROL_IMAGES"][0]
+    if len(images) != wanted:
+        plural = "" if len(images) == 1 else "s"
+        raise InvalidInput("CONTROL_IMAGES", f"{len(images)} image{plural}", accepted)
+    most = contract.MAX_CONTROL_SIDE
+    if wanted and not all(1 <= side <= most for side in images.shape[1:3]):
+        accepted = f"sides of 1 to {most} pixels"
+        raise InvalidInput("CONTROL_IMAGES", pixels_of(images[0]), accepted)
+    return images
+
+
+def _check_size(image: Array, preparation: Preparation, size: tuple[int, int], field: str) -> None:
+    width, height = size
+    if preparation.resize == "none" and image.shape[:2] != (height, width):
+        modes = ", ".join(contract.RESIZES[1:])
+        accepted = (
+            f"the picture's size, {width} x {height} pixels, or another and {field}.resize: {modes}"
+        )
+        raise InvalidInput("CONTROL_IMAGES", pixels_of(image), accepted)

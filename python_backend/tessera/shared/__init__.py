@@ -1,0 +1,1 @@
+"""What the processes of one server share: the job board, and each other's ids."""

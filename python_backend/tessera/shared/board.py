@@ -1,0 +1,290 @@
+"""The job board: a little shared memory that every model process of one server maps.
+
+Triton tells neither an ensemble's members that a client has gone, nor a client how far its request
+is. So each request has a row here: `encode` opens it, `denoise` writes progress and reads the
+cancel flag at every tick, `decode` closes it, and the `jobs` model reads and cancels. Rows of
+finished jobs stay until their place is needed.
+
+A row is known by (slot, ticket); the ticket changes when the slot is given to another job. Opening,
+closing and cancelling hold a file lock; progress is written by one process at a time and needs
+none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tessera.errors import InvalidInput, Unavailable, UnknownJob
+from tessera.shared.processes import SHARED, identity, lives, namespace
+
+CAPACITY = 4096
+ARRIVES_WITHIN_S = 5.0
+ABANDONED_S = 900.0
+"""A running job that nothing has touched for this long has vanished: its row may be reused."""
+
+
+class Phase(IntEnum):
+    """Where a job is."""
+
+    QUEUED = 1
+    DENOISING = 2
+    DECODING = 3
+    DONE = 4
+    FAILED = 5
+    CANCELLED = 6
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self >= Phase.DONE
+
+
+CACHE_FIELDS = ("hits", "misses", "evictions", "bytes", "entries")
+"""Of the recorded activations in `denoise`'s memory."""
+
+_HEADER = np.dtype([("ticket", "i8"), ("tick", "i8"), *((name, "i8") for name in CACHE_FIELDS)])
+_ROW = np.dtype(
+    [
+        ("job_id", "S64"),
+        ("ticket", "i8"),
+        ("phase", "i8"),
+        ("cancel", "i8"),
+        ("step", "i8"),
+        ("total", "i8"),
+        ("opened", "f8"),
+        ("touched", "f8"),
+    ]
+)
+Rows = npt.NDArray[Any]
+_SIZE = _HEADER.itemsize + CAPACITY * _ROW.itemsize
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job as the `jobs` model reports it; `seconds` since it was opened, up to its end."""
+
+    job_id: str
+    phase: str
+    step: int
+    total: int
+    cancelled: bool
+    seconds: float
+
+
+def board_path() -> Path:
+    """Where this server's board is: `TESSERA_BOARD`, or a file named after the server process.
+
+    Model processes are children of tritonserver, so they agree on it without being told. Start time
+    and PID namespace keep two servers apart whose process ids are the same (containers that share
+    /dev/shm, reused ids).
+    """
+    if given := os.environ.get("TESSERA_BOARD"):
+        return Path(given)
+    server = identity(os.getppid()).replace(":", "-")
+    return SHARED / f"tessera-board-{namespace()}-{server}"
+
+
+def control_table_path() -> Path:
+    """Where this server's processes keep which ControlNets are loaded: beside the board."""
+    return Path(f"{board_path()}.controls")
+
+
+def costs_path() -> Path:
+    """Where this server keeps what it has measured of its steps: beside the board."""
+    return Path(f"{board_path()}.costs")
+
+
+def sweep_boards() -> None:
+    """Remove the boards of servers that have ended (`tessera-serve` removes its own), and what lies
+    beside them.
+    """
+    for path in SHARED.glob(f"tessera-board-{namespace()}-*"):
+        named = re.fullmatch(r"tessera-board-\d+-(\d+)-(\d+)(\..*)?", path.name)
+        if named and not lives(f"{named[1]}:{named[2]}"):
+            with contextlib.suppress(OSError):  # another user's
+                path.unlink()
+
+
+class Board:
+    """One server's board; every process opens its own `Board` on the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with self._locked():
+            if os.fstat(self._file).st_size < _SIZE:
+                os.posix_fallocate(self._file, 0, _SIZE)  # a write without room would be SIGBUS
+        self._memory = mmap.mmap(self._file, _SIZE)
+        self._header: Rows = np.ndarray((), _HEADER, self._memory)
+        self._waiting, self._newest = True, 0
+        self._rows: Rows = np.ndarray((CAPACITY,), _ROW, self._memory, _HEADER.itemsize)
+
+    @property
+    def tick(self) -> int:
+        """Number of the last tick that `denoise` began."""
+        return int(self._header["tick"])
+
+    def begin_tick(self) -> int:
+        """Count a tick (`denoise` only); returns its number."""
+        self._header["tick"] += 1
+        return self.tick
+
+    @property
+    def cache(self) -> dict[str, int]:
+        """`CACHE_FIELDS`, as `denoise` last told them."""
+        return {name: int(self._header[name]) for name in CACHE_FIELDS}
+
+    def tell_cache(self, **counters: int) -> None:
+        """Publish `CACHE_FIELDS` (`denoise` only)."""
+        for name in CACHE_FIELDS:
+            self._header[name] = counters[name]
+
+    def open(self, job_id: str, total: int) -> tuple[int, int]:
+        """Put a job on the board; returns its (slot, ticket).
+
+        Raises:
+            InvalidInput: a job of that id is running.
+            Unavailable: every row belongs to a running job.
+        """
+        with self._locked():
+            slot = self._place_for(job_id)
+            ticket = int(self._header["ticket"]) + 1
+            now = time.time()
+            self._rows[slot] = (job_id.encode(), ticket, Phase.QUEUED, 0, 0, total, now, now)
+            self._header["ticket"] = ticket  # last: `waiting` looks at the rows when it has changed
+        return slot, ticket
+
+    def holds(self, slot: int, ticket: int) -> bool:
+        """Whether the row still belongs to that job and the job has not ended."""
+        row = self._rows[slot] if 0 <= slot < CAPACITY else None
+        return (
+            row is not None and int(row["ticket"]) == ticket and not Phase(int(row["phase"])).final
+        )
+
+    def cancelled(self, slot: int, ticket: int) -> bool:
+        """Whether somebody asked for that job's end."""
+        return int(self._rows[slot]["ticket"]) == ticket and bool(self._rows[slot]["cancel"])
+
+    def progress(self, slot: int, ticket: int, phase: Phase, step: int | None = None) -> None:
+        """Write how far a job is; does nothing if the row is another job's by now."""
+        row = self._rows[slot]
+        if int(row["ticket"]) != ticket:
+            return
+        if step is not None:
+            row["step"] = step
+        row["touched"] = time.time()
+        row["phase"] = phase
+
+    def close(self, slot: int, ticket: int, phase: Phase) -> None:
+        """End a job, once: the first final phase stays."""
+        with self._locked():
+            if self.holds(slot, ticket):
+                self.progress(slot, ticket, phase)
+
+    def cancel(self, job_id: str) -> JobStatus:
+        """Raise a job's cancel flag; a job that has ended stays as it is.
+
+        Raises:
+            UnknownJob: no row has that id.
+        """
+        with self._locked():
+            row = self._rows[self._find(job_id)]
+            if not Phase(int(row["phase"])).final:
+                row["cancel"] = 1
+            return _status(row)
+
+    def status(self, job_id: str) -> JobStatus:
+        """How far a job is.
+
+        Raises:
+            UnknownJob: no row has that id.
+        """
+        with self._locked():
+            return _status(self._rows[self._find(job_id)])
+
+    def waiting(self) -> bool:
+        """Whether a job is on its way to `denoise`; one that has been so for long is not coming."""
+        newest = int(self._header["ticket"])
+        if not self._waiting and newest == self._newest:
+            return False  # nobody was waiting, and no job has been opened since
+        self._newest = newest
+        recent = self._rows["touched"] > time.time() - ARRIVES_WITHIN_S
+        self._waiting = bool((recent & (self._rows["phase"] == Phase.QUEUED)).any())
+        return self._waiting
+
+    def denoising(self) -> bool:
+        """Whether a job is being denoised."""
+        recent = self._rows["touched"] > time.time() - ARRIVES_WITHIN_S
+        return bool((recent & (self._rows["phase"] == Phase.DENOISING)).any())
+
+    def running(self) -> int:
+        """How many jobs have not ended; those that nobody may be left to close do not count."""
+        return int((~self._reusable(time.time()) & ~self._given_up()).sum())
+
+    def _find(self, job_id: str) -> int:
+        matches = np.flatnonzero(
+            (self._rows["job_id"] == job_id.encode()) & (self._rows["ticket"] > 0)
+        )
+        if not len(matches):
+            raise UnknownJob(job_id)
+        return int(matches[0])
+
+    def _place_for(self, job_id: str) -> int:
+        """The row to use for a new job: its own ended or given up one, else the ended one that has
+        been still for longest.
+        """
+        with contextlib.suppress(UnknownJob):
+            slot = self._find(job_id)
+            if not (self._reusable(time.time()) | self._given_up())[slot]:
+                raise InvalidInput("JOB_ID", job_id, "an id that no running job has")
+            return slot
+        reusable = self._reusable(time.time())
+        if not reusable.any():
+            reusable = self._given_up()
+        if not reusable.any():
+            raise Unavailable(f"{CAPACITY} jobs are running; try again later")
+        return int(np.where(reusable, self._rows["touched"], np.inf).argmin())
+
+    def _reusable(self, now: float) -> npt.NDArray[np.bool_]:
+        rows = self._rows
+        ended = (rows["phase"] >= Phase.DONE) | (rows["ticket"] == 0)
+        return ended | (now - rows["touched"] > ABANDONED_S)
+
+    def _given_up(self) -> npt.NDArray[np.bool_]:
+        """Rows of cancelled jobs that `denoise` does not have: nobody may be left to close them."""
+        phase = self._rows["phase"]
+        elsewhere = (phase == Phase.QUEUED) | (phase == Phase.DECODING)
+        return elsewhere & (self._rows["cancel"] == 1)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def _status(row: np.void) -> JobStatus:
+    phase = Phase(int(row["phase"]))
+    end = float(row["touched"]) if phase.final else time.time()
+    return JobStatus(
+        job_id=bytes(row["job_id"]).decode(),
+        phase=phase.name.lower(),
+        step=int(row["step"]),
+        total=int(row["total"]),
+        cancelled=bool(row["cancel"]),
+        seconds=round(end - float(row["opened"]), 3),
+    )

@@ -1,0 +1,290 @@
+"""Requests with LoRAs through the models, against diffusers with the same files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+
+from tessera.adapters.settings import PATH_VARIABLE
+from tessera.engines.bundle import Bundle
+from tests.conftest import Small
+from tests.fakes import lora
+from tests.fakes import triton_python_backend_utils as pb_utils
+from tests.fakes.checkpoint import topology
+from tests.fakes.models import Models, Picture, Refused, models_of
+
+PROMPT = "a large blue star at the top on a green background"
+COMMON = {"PROMPT": PROMPT, "STEPS": 4, "WIDTH": 64, "HEIGHT": 64, "SCHEDULER": "euler"}
+LINEAR = (*lora.ATTENTION, "proj_in", "net.0.proj", "net.2", "fc1")
+FILES = {
+    "a": ("kohya", 4, LINEAR),
+    "b": ("peft", 6, lora.ATTENTION),
+    "c": ("diffusers", 2, (*LINEAR, "conv1", "conv_shortcut")),
+}
+"""Name of a LoRA -> layout, rank, modules."""
+
+
+@pytest.fixture(scope="module")
+def folders(
+    small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Bundles with the LoRAs in them."""
+    made: dict[str, Path] = {}
+
+    def get(variant: str) -> Path:
+        if variant not in made:
+            bundle = tmp_path_factory.mktemp(variant) / "bundle"
+            shutil.copytree(small(variant).bundle, bundle)
+            for seed, (name, (layout, rank, modules)) in enumerate(FILES.items()):
+                pairs = lora.random_pairs(
+                    small(variant).pipe, rank=rank, seed=seed, modules=modules, size=1.0
+                )
+                path = bundle / "adapters" / f"{name}.safetensors"
+                lora.save(path, lora.LAYOUTS[layout](pairs))
+            made[variant] = bundle
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def sd15(
+    folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Models]:
+    board = tmp_path_factory.mktemp("board") / "board"
+    with models_of(folders("sd15"), board, **{PATH_VARIABLE: "refit"}) as models:
+        yield models
+
+
+def loras(*chosen: tuple[str, float] | tuple[str, float, float]) -> str:
+    keys = ("name", "weight", "text_weight")
+    return json.dumps([dict(zip(keys, choice, strict=False)) for choice in chosen])
+
+
+def by_diffusers(
+    variant: str, bundle: Path, chosen: list[tuple[str, float, float]], seed: int
+) -> Any:
+    """`load_lora_weights` and `set_adapters` on the same files."""
+    pipe = topology(variant)
+    pipe.set_progress_bar_config(disable=True)
+    config = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
+    pipe.scheduler = EulerDiscreteScheduler.from_config(config)
+    for name, _, _ in chosen:
+        pipe.load_lora_weights(str(bundle / "adapters" / f"{name}.safetensors"), adapter_name=name)
+    weights = [
+        {"unet": w, **{p: t for p in ("text_encoder", "text_encoder_2") if hasattr(pipe, p)}}
+        for _, w, t in chosen
+    ]
+    pipe.set_adapters([name for name, _, _ in chosen], adapter_weights=weights)
+    return _picture(pipe, seed)
+
+
+def _picture(pipe: DiffusionPipeline, seed: int) -> Any:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    result = pipe(
+        PROMPT, num_inference_steps=4, guidance_scale=4.0, width=64, height=64, generator=generator
+    )
+    return np.asarray(result.images[0], np.int16)
+
+
+def apart(one: Any, other: Any) -> int:
+    return int(np.abs(np.asarray(one, np.int16) - other).max())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variant", ["sd15", "sdxl"])
+def test_pictures_equal_diffusers(
+    folders: Callable[[str], Path], variant: str, tmp_path: Path
+) -> None:
+    """One LoRA, and two with weights below zero and above one, the text encoders apart."""
+    bundle = folders(variant)
+    with models_of(bundle, tmp_path / "board") as models:
+        plain = models.generate(**COMMON, SEED=3, GUIDANCE=4.0).image
+        for chosen in ([("a", 0.8, 0.8)], [("b", -0.5, 1.2), ("c", 1.4, 0.3)]):
+            served = models.generate(**COMMON, SEED=3, GUIDANCE=4.0, LORAS=loras(*chosen))
+            assert apart(served.image, plain) > 20, "a LoRA without effect would prove nothing"
+            assert apart(served.image, by_diffusers(variant, bundle, chosen, 3)) <= 2
+
+
+def test_text_weight_is_weight_unless_given(sd15: Models) -> None:
+    implied = sd15.generate(**COMMON, SEED=1, LORAS=loras(("a", 0.8)))
+    given = sd15.generate(**COMMON, SEED=1, LORAS=loras(("a", 0.8, 0.8)))
+    other = sd15.generate(**COMMON, SEED=1, LORAS=loras(("a", 0.8, 0.0)))
+    assert np.array_equal(implied.image, given.image)
+    assert not np.array_equal(implied.image, other.image)
+    assert implied.info["loras"][0]["text_weight"] == 0.8
+
+
+def test_the_text_encoder_alone(sd15: Models) -> None:
+    """The UNet goes on with the base."""
+    before = sd15.generate(**COMMON, SEED=1)
+    text_only = sd15.generate(**COMMON, SEED=1, LORAS=loras(("a", 0.0, 1.0)))
+    assert not np.array_equal(before.image, text_only.image)
+    assert sd15.unet._switch.result()._patcher.active == ()
+
+
+def test_a_b_a_and_the_base_again(sd15: Models) -> None:
+    wanted = [(), (("a", 1.0),), (("b", 0.7), ("c", 2.0)), (("a", 1.0),), ()]
+    pictures = [sd15.generate(**COMMON, SEED=2, LORAS=loras(*w)).image for w in wanted]
+    assert np.array_equal(pictures[1], pictures[3])
+    assert np.array_equal(pictures[0], pictures[4])
+    assert len({p.tobytes() for p in pictures}) == 3
+
+
+def test_the_order_of_loras_does_not_matter(sd15: Models) -> None:
+    one = sd15.generate(**COMMON, SEED=2, LORAS=loras(("a", 1.0), ("b", 0.5)))
+    other = sd15.generate(**COMMON, SEED=2, LORAS=loras(("b", 0.5), ("a", 1.0)))
+    assert np.array_equal(one.image, other.image)
+    assert other.info["switches"] == 0
+
+
+def test_eight_requests_with_five_sets_equal_their_solo_runs(sd15: Models) -> None:
+    sets: list[Any] = [
+        (), (("a", 1.0),), (("b", 1.0),), (), (("a", 0.5),), (("a", 1.0),),
+        (("b", 0.3), ("c", 1.0)), (),
+    ]  # fmt: skip
+    requests = [{**COMMON, "SEED": i, "LORAS": loras(*s)} for i, s in enumerate(sets)]
+    alone = [sd15.generate(**r) for r in requests]
+    together = sd15.together([dict(r) for r in requests])
+    for one, other in zip(alone, together, strict=True):
+        assert apart(one.image, other.image) <= 1
+    assert sum(p.info["switches"] > 0 for p in together) >= 4
+    assert [p.info["mean_batch"] for p in together if not p.info["loras"]] == [3.0] * 3
+    waits = [p.info["passed_over"] for p in together]
+    assert min(waits) == 0
+    assert max(waits) == 16  # five sets, one after the other, four steps each
+
+
+def test_info_says_what_was_done(sd15: Models) -> None:
+    sd15.generate(**COMMON)
+    info = sd15.generate(**COMMON, LORAS=loras(("a", 0.25, 0.75))).info
+    digest = info["loras"][0].pop("digest")
+    assert len(digest) == 16
+    assert info["loras"] == [{"name": "a", "weight": 0.25, "text_weight": 0.75}]
+    assert info["refit_ms"] > 0
+    assert (info["switches"], info["passed_over"], info["adapted_at"]) == (1, 0, 0)
+    assert sd15.generate(**COMMON, LORAS=loras(("a", 0.25, 0.75))).info["switches"] == 0
+
+
+def with_a_base_request(models: Models, policy: str) -> Picture:
+    """The second of two requests that are denoised together; the first is of the base."""
+    models.generate(**COMMON)
+    adapted = {**COMMON, "STEPS": 10, "LORAS": loras(("a", 1.0)), "SEED": 2}
+    pictures = models.together(
+        [{**COMMON, "STEPS": 10}, {**adapted, "parameters": {"lora_policy": policy}}]
+    )
+    return pictures[1]
+
+
+def test_bounded_requests_begin_with_the_base(sd15: Models) -> None:
+    exact = with_a_base_request(sd15, "exact")
+    assert (exact.info["passed_over"], exact.info["adapted_at"]) == (10, 0)
+    bounded = with_a_base_request(sd15, "bounded")
+    assert bounded.info["adapted_at"] == 3  # the bundle's share of ten steps
+    assert bounded.info["passed_over"] == 7
+    assert apart(exact.image, bounded.image) > 0
+
+
+def test_bounded_requests_do_not_wait_for_anything_on_their_own(sd15: Models) -> None:
+    sd15.generate(**COMMON, LORAS=loras(("a", 1.0)))
+    again = sd15.generate(**COMMON, LORAS=loras(("a", 1.0)), parameters={"lora_policy": "bounded"})
+    assert again.info["adapted_at"] == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (loras(("aa", 1)), "LORAS[0].name is 'aa'; accepted: one of the 3 installed LoRAs; close"),
+        (loras(("a", 1.0), ("zebra", 1.0)), "LORAS[1].name is 'zebra'; accepted: a, b, c"),
+        (loras(("../adapters/a", 1.0)), "LORAS[0].name is '../adapters/a'; accepted: a, b, c"),
+        (loras(("a", 1.0), ("a", 2.0)), "LORAS[1].name is 'a'; accepted: each LoRA once"),
+        (loras(("a", float("nan"))), "LORAS[0].weight is nan; accepted: "),
+        (loras(("a", 1e9)), "LORAS[0].weight is 1000000000.0; accepted: "),
+        (loras(*[("a", 1.0)] * 50), "LORAS is 'a list of 50'; accepted: a JSON list of at most 8"),
+        ("[{", "LORAS is '[{'; accepted: a JSON list of at most 8"),
+    ],
+    ids=["close", "unknown", "path", "twice", "NaN", "huge", "many", "no JSON"],
+)  # fmt: skip
+def test_bad_values(sd15: Models, value: str, sentence: str) -> None:
+    with pytest.raises(Refused) as caught:
+        sd15.generate(**COMMON, LORAS=value)
+    assert str(caught.value).startswith(sentence)
+    assert caught.value.code == pb_utils.TritonError.INVALID_ARG
+
+
+def test_a_bad_policy(sd15: Models) -> None:
+    with pytest.raises(Refused, match="lora_policy is 'lazy'; accepted: exact, bounded"):
+        sd15.generate(**COMMON, parameters={"lora_policy": "lazy"})
+
+
+@pytest.fixture
+def own(folders: Callable[[str], Path], tmp_path: Path) -> Iterator[tuple[Models, Path]]:
+    """Models of a bundle without LoRAs yet, and its folder of them."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(folders("sd15"), bundle, ignore=shutil.ignore_patterns("adapters"))
+    with models_of(bundle, tmp_path / "board") as models:
+        yield models, bundle / "adapters"
+
+
+def test_files_come_change_and_go(own: tuple[Models, Path], folders: Callable[[str], Path]) -> None:
+    models, folder = own
+    wanted = {**COMMON, "SEED": 1, "LORAS": loras(("new", 1.0))}
+    with pytest.raises(Refused, match="accepted: nothing, since no LoRA is installed"):
+        models.generate(**wanted)
+    folder.mkdir()
+    shutil.copy(folders("sd15") / "adapters" / "a.safetensors", folder / "new.safetensors")
+    first = models.generate(**wanted)
+    shutil.copy(folders("sd15") / "adapters" / "b.safetensors", folder / "new.safetensors")
+    second = models.generate(**wanted)
+    assert not np.array_equal(first.image, second.image)
+    assert first.info["loras"][0]["digest"] != second.info["loras"][0]["digest"]
+    whole = (folder / "new.safetensors").read_bytes()
+    (folder / "new.safetensors").write_bytes(whole[:5000])
+    with pytest.raises(Refused, match="the file of this one is damaged or ends early"):
+        models.generate(**wanted)
+    (folder / "new.safetensors").write_bytes(whole)
+    assert np.array_equal(models.generate(**wanted).image, second.image)
+    (folder / "new.safetensors").unlink()
+    with pytest.raises(Refused, match="no LoRA is installed"):
+        models.generate(**wanted)
+
+
+def test_an_overview_of_the_library(
+    own: tuple[Models, Path], folders: Callable[[str], Path]
+) -> None:
+    from tessera.adapters.overview import Overview
+
+    _, folder = own
+    shutil.copytree(folders("sd15") / "adapters", folder)
+    shutil.copy(folders("sdxl") / "adapters" / "b.safetensors", folder / "other.safetensors")
+    (folder / "torn.safetensors").write_bytes(b"")
+    rows = {row["name"]: row for row in Overview(Bundle(folder.parent)).rows()}
+    assert list(rows) == ["a", "b", "c", "other", "torn"]
+    assert rows["torn"]["problem"] == "is no safetensors file"
+    assert rows["other"]["problem"].startswith(("has shape", "changes"))
+    for name, (layout, rank, _) in FILES.items():
+        row = rows[name]
+        assert (row["problem"], row["layout"], row["ranks"]) == (None, layout, [rank, rank])
+        assert row["bytes"] == (folder / f"{name}.safetensors").stat().st_size
+        assert set(row["targets"]) == {"unet", "text_encoder"}
+        assert row["family"] == "Stable Diffusion 1.x"
+
+
+def test_a_lora_of_another_family(own: tuple[Models, Path], folders: Callable[[str], Path]) -> None:
+    models, folder = own
+    folder.mkdir()
+    shutil.copy(folders("sdxl") / "adapters" / "b.safetensors", folder)
+    with pytest.raises(Refused) as caught:
+        models.generate(**COMMON, LORAS=loras(("b", 1.0)))
+    assert str(caught.value).startswith(
+        "LORAS[0].name is 'b'; accepted: a LoRA that fits this bundle, and the file of this one "
+    )
+    assert "Stable Diffusion 1.x" in str(caught.value)

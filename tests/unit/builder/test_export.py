@@ -1,0 +1,157 @@
+"""Graphs of every variant, from checkpoints with random weights, against the torch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from onnx import numpy_helper
+
+from tessera.manifest import read_manifest
+from tessera.networks import graphs, modules
+from tessera.networks.weights import to_layout
+from tessera.types import Tensors
+from tessera.variants import VARIANTS
+from tessera_build.examples import decoder_inputs, example_inputs, factor_inputs, run
+from tessera_build.graphs import GraphSpec, graphs_of, latents_of
+from tests.conftest import Small
+from tests.fakes.checkpoint import topology
+
+Make = Callable[[str], Small]
+COMMON = (
+    "text_encoder",
+    "unet_encoder",
+    "unet_decoder",
+    "unet_encoder_lowrank",
+    "unet_decoder_lowrank",
+    "unet_text",
+    "unet_sparse",
+    "vae_encoder",
+    "vae_decoder",
+    "controlnet_edges",
+    "controlnet_edges_hint",
+)
+GRAPHS = [(v, g) for v in VARIANTS for g in (*COMMON, *VARIANTS[v].text_encoders[1:])]
+every_graph = pytest.mark.parametrize(("variant", "graph"), GRAPHS)
+
+
+@every_graph
+def test_every_weight_keeps_its_name_and_value(small: Make, variant: str, graph: str) -> None:
+    made = small(variant)
+    model = onnx.load(made.bundle / "graphs" / f"{graph}.onnx")
+    held = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    layout = read_manifest(made.bundle).graphs[graph].layout
+    for name, parameter in spec_of(made, graph).module.named_parameters():
+        expected = to_layout(name, parameter.detach(), layout).numpy()
+        np.testing.assert_array_equal(held[name], expected, err_msg=name)
+
+
+@every_graph
+@pytest.mark.parametrize(
+    ("rows", "height", "width"), [(1, 16, 16), (3, 10, 14), (2, 9, 13)], ids=str
+)
+def test_graphs_compute_what_torch_computes(
+    small: Make, variant: str, graph: str, rows: int, height: int, width: int
+) -> None:
+    made = small(variant)
+    spec = spec_of(made, graph)
+    inputs = resized(made, graph, rows, height, width)
+    expected = run(spec.module, inputs)
+    session = ort.InferenceSession(
+        str(made.bundle / "graphs" / f"{graph}.onnx"), providers=["CPUExecutionProvider"]
+    )
+    names = list(spec.signature.outputs)
+    outputs = session.run(names, {k: v.numpy() for k, v in inputs.items()})
+    for name, output in zip(names, outputs, strict=True):
+        value = expected[name]
+        scale = max(1.0, float(value.abs().max()))
+        np.testing.assert_allclose(output / scale, value / scale, atol=1e-4, rtol=0, err_msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 13)], ids=str)
+def test_the_halves_make_the_whole_unet(variant: str, height: int, width: int) -> None:
+    unet, inputs = unet_and_inputs(variant, 3, height, width)
+    mid, emb, *skips = modules.UNetEncoder(unet)(**inputs)
+    halves = modules.UNetDecoder(unet)(mid, emb, inputs["encoder_hidden_states"], *skips)
+    assert (halves - whole(unet, inputs)).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_control_residuals_go_in_at_the_cut(variant: str) -> None:
+    unet, inputs = unet_and_inputs(variant, 2, 16, 16)
+    mid, emb, *skips = modules.UNetEncoder(unet)(**inputs)
+    down = [torch.randn_like(s) for s in skips]
+    middle = torch.randn_like(mid)
+    halves = modules.UNetDecoder(unet)(
+        mid + middle,
+        emb,
+        inputs["encoder_hidden_states"],
+        *(s + d for s, d in zip(skips, down, strict=True)),
+    )
+    expected = whole(
+        unet, inputs, down_block_additional_residuals=down, mid_block_additional_residual=middle
+    )
+    assert (halves - expected).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_two_graphs_of_a_controlnet_make_the_whole(small: Make, variant: str) -> None:
+    network = small(variant).control
+    inputs = resized(small(variant), "unet_encoder", 2, 16, 16)
+    image = torch.rand(2, 3, 128, 128)
+    hint = modules.ControlNetHint(network)(image)
+    *residuals, middle = modules.ControlNet(network)(*inputs.values(), hint)
+    added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
+    basic = [inputs[k] for k in ("sample", "timestep", "encoder_hidden_states")]
+    expected, expected_middle = network(
+        *basic, image, conditioning_scale=1.0, added_cond_kwargs=added or None, return_dict=False
+    )
+    assert len(residuals) == len(expected)
+    for found, wanted in zip([*residuals, middle], [*expected, expected_middle], strict=True):
+        assert wanted.abs().max() > 1e-2, "zeros would prove nothing"
+        assert (found - wanted).abs().max() <= 1e-5
+
+
+def spec_of(made: Small, graph: str) -> GraphSpec:
+    specs = graphs_of(made.pipe, VARIANTS[made.variant], {"edges": made.control})
+    return next(s for s in specs if s.name == graph)
+
+
+def unet_and_inputs(
+    variant: str, rows: int, height: int, width: int
+) -> tuple[UNet2DConditionModel, dict[str, torch.Tensor]]:
+    pipe = topology(variant)
+    module = graphs.wrap("unet_encoder", pipe.unet, VARIANTS[variant])
+    size = {"rows": rows, "height": height, "width": width}
+    return pipe.unet, example_inputs(module, latents_of(pipe), **size)
+
+
+def whole(
+    unet: UNet2DConditionModel, inputs: dict[str, torch.Tensor], **residuals: object
+) -> torch.Tensor:
+    added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
+    basic = [inputs[k] for k in ("sample", "timestep", "encoder_hidden_states")]
+    out: torch.Tensor = unet(*basic, added_cond_kwargs=added or None, **residuals).sample
+    return out
+
+
+def resized(made: Small, graph: str, rows: int, height: int, width: int) -> Tensors:
+    """Random inputs of another batch and size than those the graph was traced with."""
+    torch.manual_seed(rows)
+    size = {"rows": rows, "height": height, "width": width}
+    latents = latents_of(made.pipe)
+    module = spec_of(made, graph).module
+    if not graph.startswith("unet_decoder"):
+        return example_inputs(module, latents, **size)
+    encoder = spec_of(made, "unet_encoder").module
+    inputs = example_inputs(encoder, latents, **size)
+    return decoder_inputs(inputs, run(encoder, inputs)) | factor_inputs(module, rows)

@@ -1,0 +1,240 @@
+"""Edits: their inputs, canvas, feathering, and the whole walk against diffusers' inpainting
+loop.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tessera.codec.masks import FEATHER, active_latents, feathered, paste
+from tessera.contract import SCHEDULERS
+from tessera.denoise.canvas import TEMPLATE_SEED, canvas_of
+from tessera.denoise.running import start
+from tessera.denoise.sampler import Sampler
+from tessera.denoise.tick import tick
+from tessera.errors import InvalidInput
+from tessera.requests.edit import read_image, template_id
+from tessera.requests.request import Request, read_request
+from tests.unit.denoise.test_sampler import DEMO, SD15, network
+from tests.unit.denoise.test_tick import plan
+from tests.unit.requests.test_request import MANIFEST, inputs
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+
+
+def mask_with(*squares: tuple[int, int, int, int]) -> Any:
+    mask = np.zeros(IMAGE.shape[:2], np.uint8)
+    for x, y, w, h in squares:
+        mask[y : y + h, x : x + w] = 255
+    return mask
+
+
+MASK = mask_with((20, 8, 24, 32))
+
+
+def read(image: Any = IMAGE, mask: Any = MASK, **values: Any) -> Request:
+    given = inputs(**{k: v for k, v in values.items() if k not in ("STRENGTH", "TEMPLATE")})
+    given |= {"MASK": mask[None]} | ({} if image is None else {"IMAGE": image[None]})
+    if "STRENGTH" in values:
+        given["STRENGTH"] = np.array([[values["STRENGTH"]]], np.float32)
+    if "TEMPLATE" in values:
+        given["TEMPLATE"] = np.array([[values["TEMPLATE"].encode()]], object)
+    return read_request(given, MANIFEST)
+
+
+def test_an_edit_has_the_size_of_its_image() -> None:
+    wanted = read()
+    assert wanted.edit is not None
+    assert (wanted.width, wanted.height) == (96, 64)
+    assert (wanted.edit.mode, wanted.edit.first_step) == ("auto", 0)
+    assert wanted.edit.mask_ratio == 24 * 32 / (64 * 96)
+    assert read(WIDTH=96, HEIGHT=64).width == 96
+    assert read_request(inputs(), MANIFEST).edit is None
+
+
+def test_the_same_pixels_are_the_same_template() -> None:
+    assert template_id(IMAGE) == template_id(IMAGE.copy())
+    other = IMAGE.copy()
+    other[0, 0, 0] ^= 1
+    assert template_id(IMAGE) != template_id(other)
+    assert template_id(IMAGE) != template_id(IMAGE.reshape(96, 64, 3))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 20, 33, 50])
+@pytest.mark.parametrize("strength", [0.1, 0.3, 0.5, 0.6, 0.7, 0.9, 0.999, 1.0])
+def test_strength_is_a_share_of_the_steps_as_in_diffusers(steps: int, strength: float) -> None:
+    run = min(int(steps * strength), steps)
+    if run == 0:
+        with pytest.raises(InvalidInput, match=f"and STEPS is {steps}"):
+            read(STEPS=steps, STRENGTH=strength)
+        return
+    edit = read(STEPS=steps, STRENGTH=strength).edit
+    assert edit is not None
+    assert edit.first_step == steps - run
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no image": ({"image": None}, "IMAGE is 'left out, and so is TEMPLATE'; accepted: one of"),
+    "both": ({"TEMPLATE": "a"}, "IMAGE is 'given as well as TEMPLATE'; accepted: one of the two"),
+    "unknown": ({"image": None, "TEMPLATE": "abc"}, "TEMPLATE is 'abc'; accepted: nothing, since"),
+    "large": (
+        {"image": np.zeros((64, 264, 3), np.uint8)},
+        "IMAGE is '264 x 64 pixels'; accepted: sides that are multiples of 8 from 64 to 256",
+    ),
+    "small": ({"image": np.zeros((64, 8, 3), np.uint8)}, "IMAGE is '8 x 64 pixels'"),
+    "odd": ({"image": np.zeros((100, 128, 3), np.uint8)}, "IMAGE is '128 x 100 pixels'"),
+    "mask size": (
+        {"mask": np.zeros((96, 64), np.uint8)},
+        "MASK is '64 x 96 pixels'; accepted: the size of the image, 96 x 64 pixels",
+    ),
+    "mask empty": (
+        {"mask": np.full((64, 96), 127, np.uint8)},
+        "MASK is 'nowhere above 127'; accepted: at least one pixel of 128 or more",
+    ),
+    "width": ({"WIDTH": 64}, "WIDTH is 64; accepted: the image's own, 96, or nothing"),
+    "height": ({"HEIGHT": 96}, "HEIGHT is 96; accepted: the image's own, 64, or nothing"),
+    "mode": ({"MODE": "fast"}, "MODE is 'fast'; accepted: auto, sparse, dense"),
+    "sparse": ({"MODE": "sparse"}, "MODE is 'sparse'; accepted: auto, dense, since the bundle"),
+    **{
+        f"strength {value}": (
+            {"STRENGTH": value},
+            f"STRENGTH is {value}; accepted: a number above 0 and up to 1",
+        )
+        for value in (0.0, -0.5, 1.5, float("nan"), float("inf"))
+    },
+}
+
+
+@pytest.mark.parametrize(("values", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_edits_are_named_with_what_is_accepted(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read(**values)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_template_of_another_server_may_be_too_large_for_this_one() -> None:
+    given = {"TEMPLATE": np.array([[b"abc"]], object)}
+    picture = np.zeros((128, 512, 3), np.uint8)
+    sentence = "TEMPLATE is '512 x 128 pixels'; accepted: sides that are multiples of 8 from 64 to"
+    with pytest.raises(InvalidInput, match=sentence):
+        read_image(given, MANIFEST, lambda identity: picture)
+    accepted = read_image(given, MANIFEST, lambda identity: picture[:, :256])
+    assert accepted.shape == (128, 256, 3)
+
+
+def test_a_latent_is_active_if_any_of_its_pixels_is() -> None:
+    active = active_latents(mask_with((7, 4, 2, 1)), 4)
+    assert active.shape == (16, 24)
+    assert np.argwhere(active).tolist() == [[1, 1], [1, 2]]
+
+
+@given(
+    squares=st.lists(
+        st.tuples(st.integers(0, 90), st.integers(0, 60), st.integers(1, 40), st.integers(1, 40)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_the_template_stays_outside_the_mask_and_the_edit_shows_inside(
+    squares: list[tuple[int, int, int, int]],
+) -> None:
+    mask = mask_with(*squares)
+    share = feathered(mask)
+    assert ((share > 0).numpy() == (mask >= 128)).all()
+    assert float(share.max()) == 1.0
+    result = paste(255 - IMAGE, IMAGE, mask)
+    assert (result[mask < 128] == IMAGE[mask < 128]).all()
+    full = share.numpy() == 1
+    assert (result[full] == 255 - IMAGE[full]).all()
+
+
+def test_an_edit_fades_in_from_the_border_but_not_at_the_pictures_edge() -> None:
+    share = feathered(mask_with((0, 0, 40, 64)))
+    assert share[30, :].tolist()[34:41] == [1, 1, 1, 0.75, 0.5, 0.25, 0]
+    assert share[0, :30].min() == 1
+    assert FEATHER == 4
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_thin_masks_are_edited_in_their_middle(width: int) -> None:
+    share = feathered(mask_with((20, 10, width, 40)))
+    assert (share.max(1).values[14:46] == 1).all()
+
+
+def by_diffusers(name: str, config: dict[str, Any], steps: int, strength: float, case: Any) -> Any:
+    """The loop of diffusers' StableDiffusionInpaintPipeline for a 4-channel UNet, with the noise of
+    each region given.
+    """
+    clean, mask, inside, outside, generator = case
+    spec = SCHEDULERS[name]
+    scheduler = getattr(diffusers, spec.cls).from_config(config, **dict(spec.settings))
+    scheduler.set_timesteps(steps)
+    first = steps - min(int(steps * strength), steps)
+    timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    noise = mask * inside + (1 - mask) * outside
+    if strength == 1:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents = scheduler.add_noise(clean, noise, timesteps[:1])
+    stochastic = name in ("euler_ancestral", "lcm", "ddim", "euler", "dpmpp_2m", "dpmpp_2m_karras")
+    extra = {"generator": generator} if stochastic else {}
+    for i, t in enumerate(timesteps):
+        prediction = network(scheduler.scale_model_input(latents, t), t)
+        latents = scheduler.step(prediction, t, latents, return_dict=False, **extra)[0]
+        proper = clean
+        if i < len(timesteps) - 1:
+            proper = scheduler.add_noise(clean, outside, timesteps[i + 1 : i + 2])
+        latents = (1 - mask) * proper + mask * latents
+    return latents
+
+
+@pytest.mark.parametrize("config", [SD15, DEMO], ids=["sd15", "demo"])
+@pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (7, 1.0), (7, 0.6), (20, 0.3)])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_edits_as_diffusers_does(
+    name: str, steps: int, strength: float, config: dict[str, Any]
+) -> None:
+    clean = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(5))
+    active = torch.zeros(8, 12, dtype=torch.uint8)
+    active[2:5, 3:9] = 1
+    generator = torch.Generator().manual_seed(3)
+    inside = torch.randn((1, 4, 8, 12), generator=generator)
+    outside = torch.randn((1, 4, 8, 12), generator=torch.Generator().manual_seed(TEMPLATE_SEED))
+    case = (clean[None], active[None, None].float(), inside, outside, generator)
+    expected = by_diffusers(name, config, steps, strength, case)
+
+    first = steps - int(steps * strength)
+    wanted = plan(guidance=1.0, steps=steps, first_step=first, template="t")
+    sampler = Sampler(name, config, steps=steps, seed=3, first=first)
+    request = start(wanted, {}, sampler, shape=(4, 8, 12), canvas=canvas_of(clean, active))
+    for number in range(steps - first):
+        tick([request], lambda s, t, c, join: network(s, t[0]), number)
+    assert request.error is None
+    assert request.finished
+    torch.testing.assert_close(request.latents, expected, atol=2e-5, rtol=1e-5)
+    assert torch.equal(request.latents[0][:, active == 0], clean[:, active == 0])
+
+
+def test_another_seed_changes_active_latents_only() -> None:
+    canvas = canvas_of(torch.zeros(4, 8, 12), torch.eye(12)[:8])
+    first, second = (
+        start(
+            plan(seed=seed, template="t"),
+            {},
+            Sampler("euler", DEMO, steps=4, seed=seed),
+            shape=(4, 8, 12),
+            canvas=canvas,
+        )
+        for seed in (1, 2)
+    )
+    same = first.latents == second.latents
+    assert torch.equal(same, ~canvas.active.expand_as(same))

@@ -1,0 +1,164 @@
+"""What is accepted in a request, what is not, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tessera.contract import MAX_SEED, SCHEDULERS
+from tessera.errors import InvalidInput
+from tessera.manifest import Defaults, Latents, Limits, Manifest
+from tessera.requests.request import read_action, read_job_id, read_request
+
+MANIFEST = Manifest(
+    name="test",
+    variant="sd15",
+    tessera="0",
+    defaults=Defaults(steps=20, guidance=4.0, width=128, height=128, scheduler="euler"),
+    limits=Limits(min_size=64, max_size=256, max_rows=16),
+    latents=Latents(channels=4, pixels=4, scale=1.0),
+    graphs={},
+    files={},
+    versions={},
+    source="",
+)
+TYPES: dict[str, Any] = {
+    "SEED": np.int64,
+    "STEPS": np.int32,
+    "GUIDANCE": np.float32,
+    "WIDTH": np.int32,
+    "HEIGHT": np.int32,
+}
+
+
+def inputs(**values: Any) -> dict[str, Any]:
+    values = {"PROMPT": "a red circle", **values}
+    return {k: np.array([[_wire(v)]], TYPES.get(k, object)) for k, v in values.items()}
+
+
+def _wire(value: Any) -> Any:
+    return value.encode() if isinstance(value, str) else value
+
+
+def test_defaults_come_from_the_bundle() -> None:
+    request = read_request(inputs(), MANIFEST)
+    assert (request.steps, request.guidance, request.scheduler) == (20, 4.0, "euler")
+    assert (request.width, request.height) == (128, 128)
+    assert request.negative_prompt is None
+    assert 0 <= request.seed <= MAX_SEED
+    other = read_request(inputs(), MANIFEST)
+    assert other.seed != request.seed
+    assert other.job_id != request.job_id
+
+
+@pytest.mark.parametrize("seed", [0, 1, MAX_SEED])
+def test_every_seed_counts(seed: int) -> None:
+    assert read_request(inputs(SEED=seed), MANIFEST).seed == seed
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5, 100.0])
+def test_guidance_range(guidance: float) -> None:
+    assert read_request(inputs(GUIDANCE=guidance), MANIFEST).guidance == guidance
+
+
+BAD = {
+    "empty prompt": ({"PROMPT": ""}, "PROMPT is ''; accepted: 1 to 2000 characters"),
+    "blank prompt": ({"PROMPT": " \n"}, "PROMPT is"),
+    "long prompt": ({"PROMPT": "x" * 10_000}, r"\(10000 characters\).*at most 2000"),
+    "long negative prompt": ({"NEGATIVE_PROMPT": "x" * 2001}, "NEGATIVE_PROMPT is .*at most 2000"),
+    "prompt not UTF-8": ({"PROMPT": b"a\xff"}, "PROMPT is 'not UTF-8 at byte 1'"),
+    "no steps": ({"STEPS": 0}, "STEPS is 0; accepted: an integer from 1 to 1000"),
+    "negative steps": ({"STEPS": -5}, "STEPS is -5"),
+    "many steps": ({"STEPS": 1001}, "STEPS is 1001; accepted: an integer from 1 to 1000"),
+    "many steps of lcm": ({"STEPS": 51, "SCHEDULER": "lcm"}, "from 1 to 50 with SCHEDULER lcm"),
+    "guidance NaN": ({"GUIDANCE": float("nan")}, "GUIDANCE is nan; accepted: a number from 0"),
+    "guidance infinite": ({"GUIDANCE": float("inf")}, "GUIDANCE is inf"),
+    "guidance negative": ({"GUIDANCE": -0.5}, "GUIDANCE is -0.5"),
+    "width between": ({"WIDTH": 100}, "WIDTH is 100; accepted: a multiple of 8 from 64 to 256"),
+    "width small": ({"WIDTH": 56}, "WIDTH is 56"),
+    "height large": ({"HEIGHT": 264}, "HEIGHT is 264"),
+    "height negative": ({"HEIGHT": -64}, "HEIGHT is -64"),
+    "seed negative": (
+        {"SEED": -1},
+        "SEED is -1; accepted: an integer from 0 to 9223372036854775807",
+    ),
+    "scheduler": ({"SCHEDULER": "heun"}, "SCHEDULER is 'heun'; accepted: euler, euler_ancestral"),
+    "job id empty": ({"JOB_ID": ""}, "JOB_ID is ''; accepted: 1 to 64 printable ASCII"),
+    "job id long": ({"JOB_ID": "x" * 65}, "JOB_ID is"),
+    "job id not ASCII": ({"JOB_ID": "jöb"}, "JOB_ID is"),
+    "job id control": ({"JOB_ID": "a\x00"}, "JOB_ID is"),
+    "loras not JSON": ({"LORAS": "[{"}, "LORAS is '\\[{'; accepted: a JSON list of at most 8"),
+    "loras not a list": ({"LORAS": "{}"}, "LORAS is '{}'"),
+    "loras many": ({"LORAS": json.dumps([{"name": "a"}] * 50)}, "LORAS is 'a list of 50'"),
+    "lora no object": ({"LORAS": "[1]"}, r"LORAS\[0\] is 1"),
+    "lora no name": ({"LORAS": "[{}]"}, r"LORAS\[0\].name is {}"),
+    "lora name number": ({"LORAS": '[{"name": 1}]'}, r"LORAS\[0\].name is 1"),
+    "lora weight text": ({"LORAS": '[{"name": "a", "weight": "1"}]'}, r"LORAS\[0\].weight is '1'"),
+    "lora weight NaN": ({"LORAS": '[{"name": "a", "weight": NaN}]'}, r"LORAS\[0\].weight is nan"),
+    "lora extra": ({"LORAS": '[{"name": "a", "wieght": 1}]'}, r"LORAS\[0\].wieght is 1"),
+    "lora weight huge": (
+        {"LORAS": '[{"name": "a", "weight": 1e9}]'},
+        r"LORAS\[0\].weight is 1000000000.0",
+    ),
+    "loras nested": ({"LORAS": "[" * 99_000}, r"LORAS is '\[\[.*\(99000 characters\)'; accepted"),
+}
+
+
+@pytest.mark.parametrize(("values", "sentence"), BAD.values(), ids=BAD.keys())
+def test_bad_values_are_named_with_what_is_accepted(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence) as caught:
+        read_request(inputs(**values), MANIFEST)
+    assert caught.value.status == "INVALID_ARG"
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("empty", [{"LORAS": "[]"}, {"CONTROLS": "[]"}], ids=["loras", "controls"])
+def test_empty_lists_of_addons_are_fine(empty: dict[str, Any]) -> None:
+    given = inputs(JOB_ID="j", SEED=1, **empty)
+    assert read_request(given, MANIFEST) == read_request(inputs(JOB_ID="j", SEED=1), MANIFEST)
+
+
+@given(text=st.binary(max_size=40))
+def test_any_bytes_as_loras_are_a_list_or_an_error(text: bytes) -> None:
+    try:
+        read_request(inputs(LORAS=text), MANIFEST)
+    except InvalidInput as error:
+        assert error.field.startswith("LORAS")
+
+
+@given(
+    steps=st.integers(-(2**31), 2**31 - 1),
+    width=st.integers(-(2**31), 2**31 - 1),
+    guidance=st.floats(width=32),
+    scheduler=st.sampled_from([*SCHEDULERS, "", "nope"]),
+)
+def test_what_is_accepted_is_in_range(
+    steps: int, width: int, guidance: float, scheduler: str
+) -> None:
+    values = {"STEPS": steps, "WIDTH": width, "GUIDANCE": guidance, "SCHEDULER": scheduler}
+    try:
+        request = read_request(inputs(**values), MANIFEST)
+    except InvalidInput as error:
+        assert error.field in values
+        return
+    assert 1 <= request.steps <= SCHEDULERS[request.scheduler].max_steps
+    assert 64 <= request.width <= 256
+    assert request.width % 8 == 0
+    assert 0 <= request.guidance <= 100
+
+
+def test_actions() -> None:
+    assert read_action(inputs(ACTION="status"), ("status", "cancel")) == "status"
+    with pytest.raises(InvalidInput, match="ACTION is 'stop'; accepted: status, cancel"):
+        read_action(inputs(ACTION="stop"), ("status", "cancel"))
+
+
+def test_a_job_id_may_be_left_out() -> None:
+    assert read_job_id({}) == ""
+    assert read_job_id(inputs(JOB_ID="my job/1")) == "my job/1"

@@ -1,0 +1,211 @@
+"""The job board, within one process and across several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tessera.errors import InvalidInput, Unavailable, UnknownJob
+from tessera.shared import board as module
+from tessera.shared.board import Board, Phase, board_path, sweep_boards
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path / "board")
+
+
+def test_a_job_from_queue_to_end(board: Board) -> None:
+    slot, ticket = board.open("a", 20)
+    assert board.holds(slot, ticket)
+    assert vars(board.status("a")) | {"seconds": 0} == {
+        "job_id": "a",
+        "phase": "queued",
+        "step": 0,
+        "total": 20,
+        "cancelled": False,
+        "seconds": 0,
+    }
+    board.progress(slot, ticket, Phase.DENOISING, 7)
+    assert (board.status("a").phase, board.status("a").step) == ("denoising", 7)
+    board.progress(slot, ticket, Phase.DECODING)
+    assert (board.status("a").phase, board.status("a").step) == ("decoding", 7)
+    board.close(slot, ticket, Phase.DONE)
+    assert board.status("a").phase == "done"
+    assert not board.holds(slot, ticket)
+    assert board.running() == 0
+
+
+def test_a_job_that_was_lost_does_not_run_for_ever(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lost", "cancelled"):
+        board.open(name, 1)
+    assert board.running() == 2
+    board.cancel("cancelled")
+    assert board.running() == 1
+    monkeypatch.setattr(module, "ABANDONED_S", -1.0)
+    assert board.running() == 0
+
+
+def test_the_first_end_stays(board: Board) -> None:
+    job = board.open("a", 1)
+    board.close(*job, Phase.CANCELLED)
+    board.close(*job, Phase.DONE)
+    assert board.status("a").phase == "cancelled"
+
+
+def test_cancel_reaches_another_view_of_the_board(board: Board, tmp_path: Path) -> None:
+    job = board.open("a", 1)
+    other = Board(tmp_path / "board")
+    assert not board.cancelled(*job)
+    assert other.cancel("a").cancelled
+    assert board.cancelled(*job)
+
+
+def test_cancelling_an_ended_job_changes_nothing(board: Board) -> None:
+    job = board.open("a", 1)
+    board.close(*job, Phase.DONE)
+    assert not board.cancel("a").cancelled
+    assert board.status("a").phase == "done"
+
+
+def test_unknown_jobs_are_named(board: Board) -> None:
+    for ask in (board.status, board.cancel):
+        with pytest.raises(UnknownJob, match="JOB_ID is 'nobody'"):
+            ask("nobody")
+
+
+def test_the_id_of_a_running_job_is_refused_and_of_an_ended_one_reused(board: Board) -> None:
+    first = board.open("a", 1)
+    with pytest.raises(InvalidInput, match="JOB_ID is 'a'; accepted: an id that no running job"):
+        board.open("a", 1)
+    board.close(*first, Phase.FAILED)
+    slot, ticket = board.open("a", 5)
+    assert slot == first[0]
+    assert ticket != first[1]
+    assert board.status("a").phase == "queued"
+
+
+def test_a_late_writer_does_not_touch_the_next_job_in_its_row(board: Board) -> None:
+    old = board.open("a", 1)
+    board.close(*old, Phase.DONE)
+    new = board.open("a", 9)
+    board.progress(*old, Phase.DENOISING, 3)
+    board.close(*old, Phase.FAILED)
+    assert not board.cancelled(*old)
+    assert board.holds(*new)
+    assert vars(board.status("a"))["step"] == 0
+
+
+def test_a_full_board_refuses_and_reuses_the_longest_ended(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [board.open(f"j{i}", 1) for i in range(module.CAPACITY)]
+    with pytest.raises(Unavailable, match="4096 jobs are running"):
+        board.open("more", 1)
+    board.cancel("j7")
+    assert board.open("given up", 1)[0] == 7
+    board.close(*jobs[5], Phase.DONE)
+    board.close(*jobs[3], Phase.DONE)
+    assert board.open("more", 1)[0] == 5
+    with pytest.raises(UnknownJob):
+        board.status("j5")
+    monkeypatch.setattr(module, "ABANDONED_S", -1.0)
+    assert board.open("again", 1)[0] == 0  # the longest untouched of the abandoned
+
+
+@pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.DENOISING, Phase.DECODING])
+def test_a_cancelled_job_that_denoise_does_not_have_gives_its_id_away(
+    board: Board, phase: Phase
+) -> None:
+    """Its requests may have been lost between two models, and nobody is left to close it."""
+    old = board.open("a", 1)
+    board.progress(*old, phase)
+    with pytest.raises(InvalidInput, match="an id that no running job has"):
+        board.open("a", 1)
+    board.cancel("a")
+    if phase == Phase.DENOISING:
+        with pytest.raises(InvalidInput):
+            board.open("a", 1)
+    else:
+        new = board.open("a", 1)
+        board.close(*old, Phase.FAILED)
+        assert board.holds(*new)
+        assert not board.cancelled(*new)
+
+
+def test_waiting_means_opened_lately_and_not_begun(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Board(tmp_path / "board")
+    assert not other.waiting()
+    first = board.open("a", 1)
+    assert other.waiting()
+    second = board.open("b", 1)
+    other.progress(*first, Phase.DENOISING, 1)
+    assert other.waiting()
+    board.close(*second, Phase.CANCELLED)
+    assert not other.waiting()
+    board.open("c", 1)
+    assert other.waiting()
+    monkeypatch.setattr(module, "ARRIVES_WITHIN_S", 0.0)
+    assert not other.waiting()
+
+
+def test_a_wild_slot_is_nobodys(board: Board) -> None:
+    assert not board.holds(-1, 1)
+    assert not board.holds(10**9, 1)
+
+
+def test_ticks_count_up_for_everybody(board: Board, tmp_path: Path) -> None:
+    assert [board.begin_tick(), board.begin_tick()] == [1, 2]
+    assert Board(tmp_path / "board").tick == 2
+
+
+def _open_many(path: Path, prefix: str) -> list[tuple[int, int]]:
+    board = Board(path)
+    return [board.open(f"{prefix}{i}", 1) for i in range(100)]
+
+
+def test_processes_never_share_a_row(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(4) as pool:
+        groups = pool.starmap(_open_many, [(tmp_path / "board", p) for p in "abcd"])
+    rows = [row for group in groups for row in group]
+    assert len({slot for slot, _ in rows}) == len({ticket for _, ticket in rows}) == 400
+
+
+def test_siblings_agree_on_the_board_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from tessera.shared.board import board_path; print(board_path())"
+    paths = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}
+    assert len(paths) == 1
+    assert paths != {f"{board_path()}\n"}
+    monkeypatch.setenv("TESSERA_BOARD", "/somewhere/board")
+    assert board_path() == Path("/somewhere/board")
+
+
+def test_boards_of_ended_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARED", tmp_path)
+    alive = board_path()
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    dead = tmp_path / f"tessera-board-{namespace}-{os.getppid()}-12"
+    foreign = tmp_path / f"tessera-board-{namespace + 1}-1-12"
+    beside = [Path(f"{dead}{end}") for end in (".controls", ".costs", ".costs.partial")]
+    strays = [tmp_path / f"tessera-board-{namespace}-{end}" for end in ("a", "1", "1-b", "1-2-3")]
+    for path in (alive, dead, *beside, foreign, *strays):
+        path.touch()
+    sweep_boards()
+    assert sorted(tmp_path.iterdir()) == sorted([alive, foreign, *strays])
+
+
+def test_a_board_takes_all_its_room_when_it_is_made(tmp_path: Path) -> None:
+    """A page of shared memory that is full ends the process that writes to it."""
+    Board(tmp_path / "board")
+    made = (tmp_path / "board").stat()
+    assert 512 * made.st_blocks >= made.st_size > 0
