@@ -136,7 +136,7 @@ def _loras(client: Client, table: Table) -> list[Tile]:
         Tile(
             result.image,
             " and ".join(lora.name for lora in chosen) or "without",
-            f"{result.info.total_ms:.0f} ms, {result.info.raw['refit_ms']:.0f} of them refits",
+            f"{result.info.total_ms:.0f} ms, {result.info.refit_ms:.0f} of them refits",
         )
         for (_, chosen), result in zip(wanted, results, strict=True)
     ]

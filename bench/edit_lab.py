@@ -92,7 +92,8 @@ class Lab:
         torch.set_num_threads(threads)
         self._bundle = Bundle(folder, threads=threads)
         manifest = self._bundle.manifest
-        self._manifest, self._variant = manifest, VARIANTS[manifest.variant]
+        self._manifest = manifest
+        self._variant = VARIANTS[manifest.variant]
         rows = manifest.limits.max_rows
         engine = self._bundle.engine
         self._unet = UNet(engine("unet_encoder"), engine("unet_decoder"), max_rows=rows)

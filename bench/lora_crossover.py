@@ -34,7 +34,7 @@ from tessera.adapters.library import Library
 from tessera.adapters.merge import AdapterSet, Patcher
 from tessera.adapters.patchable import patchables_of
 from tessera.adapters.side import SET, SidePath
-from tessera.adapters.store import Adapter, Store
+from tessera.adapters.store import Adapter, AdapterStore
 from tessera.adapters.targets import targets_of
 from tessera.denoise.running import Running
 from tessera.denoise.sampler import Sampler
@@ -83,14 +83,16 @@ class Sides:
         bundle = Bundle(DEMO_BUNDLE, threads=threads)
         halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
         targets = targets_of(bundle)
-        self._store = Store(Library([folder]), targets, parts=["unet"], budget=2 * 10**9)
+        self._store = AdapterStore(Library([folder]), targets, parts=["unet"], budget=2 * 10**9)
         self._patcher = Patcher("unet", patchables_of(bundle, targets, halves), budget=2 * 10**9)
         self._unet = UNet(*halves.values(), max_rows=16)
         device = halves["unet_encoder"].describe().device
         side = SidePath.of_bundle(bundle, self._load, device=device, budget=2 * 10**9)
         if side is None:
             raise SystemExit("the demo bundle has no side path; run: tessera-build demo")
-        self._side, self._config, self._shape = side, bundle.scheduler_config, (4, 32, 32)
+        self._side = side
+        self._config = bundle.scheduler_config
+        self._shape = (4, 32, 32)
 
     def set_of(self, name: str) -> AdapterSet:
         """One LoRA, as an adapter set."""

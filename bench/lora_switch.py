@@ -33,7 +33,7 @@ from bench.run import describe_machine
 from bench.server import ROOT
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patchable, Patcher
-from tessera.adapters.store import Adapter, Store
+from tessera.adapters.store import Adapter, AdapterStore
 from tessera.adapters.targets import Targets, weights_of
 from tessera.engines.torch import TorchEngine
 from tessera.networks.modules import UNetDecoder, UNetEncoder
@@ -107,9 +107,9 @@ def tessera(setting: Setting) -> Times:
         for h in halves
     ]
 
-    def new_store() -> Store:
+    def new_store() -> AdapterStore:
         library = Library([setting.folder])
-        return Store(library, targets, parts=["unet"], budget=2 * 10**9)
+        return AdapterStore(library, targets, parts=["unet"], budget=2 * 10**9)
 
     times: Times = {"parse": [], "cold": [], "warm": [], "restore": []}
     warm = Patcher("unet", patchables, budget=0, threads=setting.threads)
@@ -174,14 +174,14 @@ def _unet(setting: Setting) -> UNet2DConditionModel:
     return unet.requires_grad_(False)
 
 
-def _switch(patcher: Patcher, wanted: AdapterSet, store: Store) -> None:
+def _switch(patcher: Patcher, wanted: AdapterSet, store: AdapterStore) -> None:
     def load(use: AdapterUse) -> Adapter:
         return store.load_digest(use.name, use.digest)
 
     patcher.apply(wanted, load)
 
 
-def _touched(store: Store) -> set[str]:
+def _touched(store: AdapterStore) -> set[str]:
     return set(store.load("b").updates["unet"])
 
 

@@ -34,7 +34,7 @@ from bench.lora_files import write_loras
 from bench.run import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT, Server, serving
 from tessera.adapters.settings import PATHS
-from tessera_client import Client, Lora
+from tessera_client import Client, Info, Lora
 
 PROMPT = "a large red circle at the left on a blue background"
 GUIDANCE = 4.0
@@ -170,7 +170,7 @@ def run_block(server: Server, block: Sequence[Arrival], steps: int, into: Measur
     """Send each request when it arrives, whatever has become of those before."""
     began = time.perf_counter()
 
-    def one(arrival: Arrival) -> tuple[float, dict[str, Any]]:
+    def one(arrival: Arrival) -> tuple[float, Info]:
         time.sleep(max(0.0, arrival.seconds - (time.perf_counter() - began)))
         with Client(server.http, timeout=600) as client:
             result = client.generate(
@@ -180,14 +180,14 @@ def run_block(server: Server, block: Sequence[Arrival], steps: int, into: Measur
                 guidance=GUIDANCE,
                 loras=[Lora(arrival.lora)],
             )
-        return 1e3 * (time.perf_counter() - began - arrival.seconds), result.info.raw
+        return 1e3 * (time.perf_counter() - began - arrival.seconds), result.info
 
     with ThreadPoolExecutor(max(_AT_ONCE, len(block))) as pool:
         for latency, info in pool.map(one, block):
             into.latencies_ms.append(round(latency, 1))
-            into.paths[info["lora_path"]] = into.paths.get(info["lora_path"], 0) + 1
-            into.batches.append(info["mean_batch"])
-            into.refit_ms.append(info["refit_ms"])
+            into.paths[info.lora_path] = into.paths.get(info.lora_path, 0) + 1
+            into.batches.append(info.mean_batch)
+            into.refit_ms.append(info.refit_ms)
 
 
 def table(found: dict[str, Measured]) -> Table:

@@ -17,15 +17,15 @@ import torch
 
 from tessera.engines.base import Engine
 from tessera.engines.canary import Canary, difference, refit_difference
-from tessera.engines.plans import (
+from tessera.engines.compiled import (
     FOLDER,
-    PlanKey,
-    PlanRecord,
+    CompiledKey,
+    CompiledRecord,
     Shapes,
     canary_path,
     check_version,
     weights_digest,
-    write_plan,
+    write_compiled,
 )
 from tessera.engines.registry import Source, open_module, overflows_in_half
 from tessera.errors import BundleError, listing
@@ -56,7 +56,7 @@ class Job:
     """A plan to build, or one that is there already."""
 
     source: Source
-    key: PlanKey
+    key: CompiledKey
     path: Path
 
     @property
@@ -72,11 +72,11 @@ class Compiler(Protocol):
     architecture: str
     version: str
 
-    def build(self, graph: Path, key: PlanKey, timing_cache: Path) -> bytes:
+    def build(self, graph: Path, key: CompiledKey, timing_cache: Path) -> bytes:
         """Compile an ONNX file into a plan."""
         ...
 
-    def open(self, plan: Path, key: PlanKey, source: Source) -> Engine:
+    def open(self, plan: Path, key: CompiledKey, source: Source) -> Engine:
         """Load a plan of a graph."""
         ...
 
@@ -96,7 +96,7 @@ def plan_jobs(
     jobs = []
     for graph in manifest.graphs:
         source = Source.of(folder, manifest, graph)
-        key = PlanKey(
+        key = CompiledKey(
             graph=graph,
             weights=weights_digest(manifest, graph),
             precision=_precision(source, precision),
@@ -132,7 +132,7 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
     return {name: Shapes(*(s[name] for s in shapes)) for name in shapes[0]}
 
 
-def compile_job(job: Job, compiler: Compiler, folder: Path) -> PlanRecord:
+def compile_job(job: Job, compiler: Compiler, folder: Path) -> CompiledRecord:
     """Build one plan, compare it with torch as built and after a refit, put it in place.
 
     Raises:
@@ -152,8 +152,8 @@ def compile_job(job: Job, compiler: Compiler, folder: Path) -> PlanRecord:
         canary = _hatch(job, inputs)
         canary.write(canary_path(plan))
         built, refitted = _sing(job, compiler.open(plan, job.key, job.source), canary)
-        record = PlanRecord(job.key, file_digest(plan), built, refitted)
-        write_plan(folder, record, plan)
+        record = CompiledRecord(job.key, file_digest(plan), built, refitted)
+        write_compiled(folder, record, plan)
     return record
 
 

@@ -15,7 +15,7 @@ from polygraphy.backend.trt import (
     Profile,
 )
 
-from tessera.engines.plans import PlanKey
+from tessera.engines.compiled import CompiledKey
 from tessera.engines.registry import Source
 from tessera.engines.tensorrt import TensorRtEngine, version
 from tessera.errors import BundleError
@@ -36,7 +36,7 @@ class PolygraphyCompiler:
         self.architecture = f"sm_{major}{minor}"
         self.version = version()
 
-    def build(self, graph: Path, key: PlanKey, timing_cache: Path) -> bytes:
+    def build(self, graph: Path, key: CompiledKey, timing_cache: Path) -> bytes:
         """See `Compiler.build`; the timing cache is read and extended."""
         profile = Profile()
         for name, shapes in key.profile.items():
@@ -52,7 +52,7 @@ class PolygraphyCompiler:
         build = EngineBytesFromNetwork(network, config=config, save_timing_cache=str(timing_cache))
         return bytes(build())
 
-    def open(self, plan: Path, key: PlanKey, source: Source) -> TensorRtEngine:
+    def open(self, plan: Path, key: CompiledKey, source: Source) -> TensorRtEngine:
         """See `Compiler.open`."""
         base = Initializers(source.path)
         return TensorRtEngine(plan, layout=source.layout, base=base, stripped=key.stripped)

@@ -9,6 +9,7 @@
 neither torch nor tensorrt.
 """
 
+from tessera.contract import Info, JobStatus
 from tessera.errors import (
     Cancelled,
     InternalError,
@@ -22,7 +23,7 @@ from tessera_client.adapters import Adapter
 from tessera_client.aio import AsyncClient
 from tessera_client.client import Client
 from tessera_client.controls import Control
-from tessera_client.messages import Health, Info, JobStatus, Lora, Result
+from tessera_client.messages import Health, Lora, Result
 from tessera_client.templates import Recorded
 
 __all__ = [

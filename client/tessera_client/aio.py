@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from tessera.contract import JobStatus
 from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
 from tessera.types import Array
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
@@ -20,7 +21,6 @@ from tessera_client.messages import (
     EditOptions,
     GenerateOptions,
     Health,
-    JobStatus,
     Result,
     generate_call,
     job_call,
@@ -52,7 +52,8 @@ class AsyncClient:
         transport: AsyncTransport | None = None,
     ) -> None:
         self._transport = transport or connect_async(url)
-        self._timeout, self._retries = timeout, retries
+        self._timeout = timeout
+        self._retries = retries
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from tessera.contract import JobStatus
 from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
 from tessera.types import Array
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
@@ -18,7 +19,6 @@ from tessera_client.messages import (
     EditOptions,
     GenerateOptions,
     Health,
-    JobStatus,
     Result,
     generate_call,
     job_call,
@@ -74,7 +74,8 @@ class Client:
         transport: Transport | None = None,
     ) -> None:
         self._transport = transport or connect(url)
-        self._timeout, self._retries = timeout, retries
+        self._timeout = timeout
+        self._retries = retries
 
     def __enter__(self) -> Self:
         return self

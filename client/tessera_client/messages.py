@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image
 
-from tessera.contract import GENERATE, JOBS, ModelSpec, TensorSpec
+from tessera.contract import GENERATE, JOBS, Info, JobStatus, ModelSpec, TensorSpec
 from tessera.types import Array
 from tessera_client.controls import Control, control_inputs
 from tessera_client.wire import Call
@@ -63,57 +63,11 @@ class EditOptions(GenerateOptions, total=False):
 
 
 @dataclass(frozen=True)
-class Info:
-    """What the server says about a picture; times in milliseconds, `raw` has every field it
-    sent.
-    """
-
-    job_id: str
-    seed: int
-    steps: int
-    width: int
-    height: int
-    scheduler: str
-    mode: str
-    mask_ratio: float | None
-    loras: list[dict[str, Any]]
-    controls: list[dict[str, Any]]
-    encode_ms: float
-    queue_ms: float
-    denoise_ms: float
-    decode_ms: float
-    refit_ms: float
-    cache_load_ms: float
-    total_ms: float
-    engine_ms: float
-    ticks: int
-    mean_batch: float
-    raw: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Result:
     """A picture and what the server says about it."""
 
     image: Image.Image
     info: Info
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """How far a job is; `phase` is queued, denoising, decoding, done, failed or cancelled."""
-
-    job_id: str
-    phase: str
-    step: int
-    total: int
-    cancelled: bool
-    seconds: float
-
-    @property
-    def ended(self) -> bool:
-        """Whether the job is over."""
-        return self.phase in ("done", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -175,9 +129,8 @@ def job_call(action: str, job_id: str) -> Call:
 
 def read_result(outputs: Mapping[str, Array]) -> Result:
     """The answer of `generate` and `edit`."""
-    raw = _json(outputs["INFO"])
-    names = {f.name for f in dataclasses.fields(Info)} - {"raw"}
-    return Result(Image.fromarray(outputs["IMAGE"][0]), Info(**{n: raw[n] for n in names}, raw=raw))
+    info = Info.from_json(outputs["INFO"].reshape(-1)[0])
+    return Result(Image.fromarray(outputs["IMAGE"][0]), info)
 
 
 def read_status(outputs: Mapping[str, Array]) -> JobStatus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tessera.contract import JobStatus
 from tessera.errors import Cancelled, InvalidInput, TimedOut, Unavailable, UnknownJob
-from tessera_client.messages import JobStatus, Result
+from tessera_client.messages import Result
 
 console = Console(stderr=True, highlight=False)
 output = Console(highlight=False)
@@ -64,7 +66,7 @@ def save(result: Result, path: Path, as_json: bool) -> None:
     result.image.save(path)
     info = result.info
     if as_json:
-        typer.echo(json.dumps({"file": str(path), **info.raw}))
+        typer.echo(json.dumps({"file": str(path), **asdict(info)}))
         return
     ratio = (
         "" if info.mask_ratio is None else f", {info.mode}, {100 * info.mask_ratio:.1f} % edited"

@@ -7,7 +7,9 @@ the client can import it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -154,3 +156,138 @@ TEMPLATE_ACTIONS = ("register", "list", "evict")
 
 SPARSE_GRAPHS = ("unet_sparse", "unet_text")
 """What a bundle needs for token-sparse edits."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How far a job is, as `jobs` answers it.
+
+    Attributes:
+        phase: queued, denoising, decoding, done, failed or cancelled.
+        step, total: denoising steps that are done, and all of them.
+        cancelled: whether somebody asked for its end.
+        seconds: since it began, up to its end.
+    """
+
+    job_id: str
+    phase: str
+    step: int
+    total: int
+    cancelled: bool
+    seconds: float
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over."""
+        return self.phase in ("done", "failed", "cancelled")
+
+
+@dataclass(kw_only=True)
+class Stats:
+    """What `denoise` measures of one job: the part of INFO that it fills in. Times are in
+    milliseconds.
+
+    Attributes:
+        mode: `dense`, `sparse`, or `mixed`: dense steps behind the first sparse one.
+        queue_ms: from the end of `encode` to the first tick.
+        denoise_ms: from the first tick to the end of the last.
+        engine_ms: inside the engines; a call that requests share counts in full for each.
+        ticks: steps that were run.
+        mean_batch: requests that shared an engine call, on the average of the ticks.
+        queued_tick, first_tick, last_tick: the server's number of the tick under way when the job
+            was queued, and of those that ran its first and last step.
+        sparse_ticks: sparse steps.
+        cache_load_ms: time that these waited for recorded activations.
+        control_load_ms: time until the ControlNets were loaded.
+        control_ticks: steps that asked a ControlNet.
+        control_wait_ms: time that these waited beyond the encoder half's own.
+        refit_ms: refits that its turns began with, text encoders' included.
+        switches: how many refits of the UNet these were.
+        passed_over: ticks in which another adapter set had the engine.
+        adapted_at: first step that was run with its LoRAs; `None` if it has none in the UNet.
+        lora_path: `refit`, `side` or `mixed`; `None` if it has none in the UNet.
+        side_ticks: steps that went by the low-rank side path.
+    """
+
+    mode: str = "dense"
+    queue_ms: float = 0.0
+    denoise_ms: float = 0.0
+    engine_ms: float = 0.0
+    ticks: int = 0
+    mean_batch: float = 0.0
+    queued_tick: int = 0
+    first_tick: int = 0
+    last_tick: int = 0
+    sparse_ticks: int = 0
+    cache_load_ms: float = 0.0
+    control_load_ms: float = 0.0
+    control_ticks: int = 0
+    control_wait_ms: float = 0.0
+    refit_ms: float = 0.0
+    switches: int = 0
+    passed_over: int = 0
+    adapted_at: int | None = None
+    lora_path: str | None = None
+    side_ticks: int = 0
+
+    def add_tick(self, number: int, batch: int) -> None:
+        """Count a step that was run in tick `number` together with others, `batch` in all."""
+        self.first_tick = self.first_tick or number
+        self.last_tick = number
+        self.ticks += 1
+        self.mean_batch += (batch - self.mean_batch) / self.ticks
+
+    def to_json(self) -> bytes:
+        """As it travels: one JSON object, what was measured with three decimals."""
+        content = asdict(self)
+        for name, value in content.items():
+            if name.endswith("_ms") or name == "mean_batch":
+                content[name] = round(value, 3)
+        return json.dumps(content).encode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Inverse of `to_json`; fields of another version that are not known here are left out.
+
+        Raises:
+            ValueError: it is no JSON.
+            TypeError: it lacks a field that has no default.
+        """
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in json.loads(text).items() if k in known})
+
+
+@dataclass(kw_only=True)
+class Info(Stats):
+    """INFO: what was done for a picture, and how long each stage took, in milliseconds.
+
+    Attributes:
+        job_id: the caller's, or a made one.
+        bundle: its name.
+        seed, steps, guidance, width, height, scheduler: as used, defaults filled in.
+        mask_ratio: share of the pixels that an edit may change; `None` for a generation.
+        template: id of the edited image; `None` for a generation.
+        loras: name, weights and digest of each LoRA.
+        controls: name, scale, start, end of each ControlNet, and what was done to its image.
+        prompt_tokens_dropped: tokens beyond the text encoder's window, which had no effect.
+        encode_ms: checks, text encoders, an edit's image, control images.
+        decode_ms: VAE and pasting.
+        total_ms: from the beginning of `encode` to the end of `decode`.
+    """
+
+    job_id: str
+    bundle: str = ""
+    seed: int
+    steps: int
+    guidance: float = 0.0
+    width: int
+    height: int
+    scheduler: str
+    mask_ratio: float | None = None
+    template: str | None = None
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    controls: list[dict[str, Any]] = field(default_factory=list)
+    prompt_tokens_dropped: int = 0
+    encode_ms: float
+    decode_ms: float
+    total_ms: float

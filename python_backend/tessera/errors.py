@@ -43,7 +43,9 @@ class InvalidInput(TesseraError):
 
     def __init__(self, field: str, value: object, accepted: str) -> None:
         super().__init__(f"{field} is {brief(value)}; accepted: {accepted}")
-        self.field, self.value, self.accepted = field, value, accepted
+        self.field = field
+        self.value = value
+        self.accepted = accepted
 
     @classmethod
     def received(cls, sentence: str) -> InvalidInput:

@@ -33,7 +33,7 @@ class ControlUse:
     start: float
     end: float
 
-    def active(self, step: int, steps: int) -> bool:
+    def applies_at(self, step: int, steps: int) -> bool:
         """Whether it takes part in a step, as diffusers' `controlnet_keep` decides it.
 
         Args:
@@ -44,7 +44,7 @@ class ControlUse:
 
     def matters(self, steps: int) -> bool:
         """Whether it changes a picture of that many steps at all."""
-        return self.scale != 0 and any(self.active(step, steps) for step in range(steps))
+        return self.scale != 0 and any(self.applies_at(step, steps) for step in range(steps))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ class FakeEngine:
     """An `Engine` around a function; remembers the batch sizes and refits it was called with."""
 
     def __init__(self, run: Run, device: str = "cpu") -> None:
-        self._run, self._device = run, device
+        self._run = run
+        self._device = device
         self.batches: list[int] = []
         self.refits: list[dict[str, torch.Tensor]] = []
 

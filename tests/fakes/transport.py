@@ -102,7 +102,8 @@ class FakeTransport:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.parameters: list[dict[str, str]] = []
         self.closed = False
-        self._during, self._unknown = during, unknown
+        self._during = during
+        self._unknown = unknown
         self._lock = threading.Lock()
 
     def infer(self, call: Call, timeout: float) -> dict[str, Array]:

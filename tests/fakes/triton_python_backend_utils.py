@@ -21,7 +21,8 @@ TIMEOUTS: dict[str, int] = {}
 
 class Tensor:
     def __init__(self, name: str, array: np.ndarray[Any, Any]) -> None:
-        self._name, self._array = name, array
+        self._name = name
+        self._array = array
 
     def name(self) -> str:
         return self._name
@@ -39,7 +40,8 @@ class TritonError(Exception):
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         super().__init__(message)
-        self._message, self._code = message, code
+        self._message = message
+        self._code = code
 
     def message(self) -> str:
         return self._message
@@ -85,7 +87,8 @@ class Request:
     ) -> None:
         self._parameters = (parameters or {}) | ({"tessera_called": True} if called else {})
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
-        self._correlation_id, self._timeout = correlation_id, timeout
+        self._correlation_id = correlation_id
+        self._timeout = timeout
         self.flags = 0
 
     def inputs(self) -> list[Tensor]:
@@ -117,7 +120,8 @@ class InferenceRequest:
     ) -> None:
         assert parameters["tessera_called"] is True
         TIMEOUTS[model_name] = timeout
-        self._model, self._inputs = model_name, inputs
+        self._model = model_name
+        self._inputs = inputs
 
     def exec(self) -> ReceivedResponse:
         return ReceivedResponse(BLS[self._model]({t.name(): t.as_numpy() for t in self._inputs}))
@@ -151,7 +155,9 @@ class MetricFamily:
     GAUGE = "gauge"
 
     def __init__(self, name: str, description: str, kind: str) -> None:
-        self.name, self.description, self.kind = name, description, kind
+        self.name = name
+        self.description = description
+        self.kind = kind
 
     def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802 - Triton's name
         return Metric()

@@ -28,7 +28,7 @@ HALVES = ("encoder", "decoder")
 HALF = 2e-2
 """Largest difference of half precision from float32, in units of the largest value."""
 SIZES = ((2, 16), (2, 16), (2, 16), (4, 8), (4, 8), (2, 16))
-"""(rows, side in latents): the second call of a size is recorded, the third replayed."""
+"""(rows, side in latents): the second call of a size is captured, the third replayed."""
 
 
 def source_of(bundle: Path, graph: str) -> Source:
@@ -53,7 +53,7 @@ class Refits(NamedTuple):
 
 @torch.no_grad()
 def refit_and_back(engine: Engine, reference: GraphModule, inputs: Tensors) -> Refits:
-    """Double some weights in both, and restore the engine's; runs in between are recorded."""
+    """Double some weights in both, and restore the engine's; runs in between are captured."""
     names = [n for n, p in reference.named_parameters() if ".to_" in n and p.ndim == 2]
     base = {name: reference.get_parameter(name).detach().clone() for name in names}
     first = [engine.run(inputs) for _ in range(4)][-1]
@@ -121,7 +121,7 @@ def test_recordings_see_refits(small: Make) -> None:
     assert seen.restored
 
 
-@pytest.mark.parametrize("graphs", [0, 4], ids=["plain", "recorded"])
+@pytest.mark.parametrize("graphs", [0, 4], ids=["plain", "captured"])
 def test_a_compiled_module(small: Make, graphs: int) -> None:
     bundle = small("sd15").bundle
     module = open_module(source_of(bundle, "unet_encoder"))
@@ -147,8 +147,8 @@ def test_plans_are_built_run_and_refitted(small: Make, tmp_path: Path) -> None:
         tensorrt=compiler.version,
     )
     for job in jobs:
-        record = compile_job(job, compiler, bundle)  # raises when the canary dies
-        assert record.canary_refitted <= HALF
+        capture = compile_job(job, compiler, bundle)  # raises when the canary dies
+        assert capture.canary_refitted <= HALF
     assert chosen_kind(bundle) == "tensorrt"
     source = source_of(bundle, "unet_encoder")
     reference = open_module(source)

@@ -9,7 +9,7 @@ import torch
 
 from tessera.edits import steps
 from tessera.templates import recorder
-from tessera.templates.memory import DeviceMemory, Memory
+from tessera.templates.memory import DeviceMemory, StepMemory
 from tessera.templates.storage import Storage
 from tests.unit.edits.test_steps import PART, STEPS, World, edit, run
 
@@ -19,7 +19,7 @@ def test_edits_from_recordings_on_the_device(
 ) -> None:
     monkeypatch.setattr(recorder, "choose_storage", lambda *a: Storage("float32"))
     monkeypatch.setattr(steps, "WARM_UP", 0)
-    host = Memory(budget=10**9, pinned=True)
+    host = StepMemory(budget=10**9, pinned=True)
     device = DeviceMemory(host, device="cuda:0", budget=10**9)
     plain = World(tmp_path / "cpu")
     tiered = World(tmp_path / "cuda", memory=device, device="cuda:0")

@@ -152,8 +152,8 @@ def test_twenty_in_flight_with_other_controlnets_each_equal_their_solo_runs(
         assert apart(one, other.image) <= 1
     assert max(r.info.mean_batch for r in together) > 2
     guided = [r for r, w in zip(together, wanted, strict=True) if w["controls"]]
-    assert all(r.info.raw["control_ticks"] <= r.info.ticks for r in guided)
-    assert sum(r.info.raw["control_ticks"] for r in guided) > 40
+    assert all(r.info.control_ticks <= r.info.ticks for r in guided)
+    assert sum(r.info.control_ticks for r in guided) > 40
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -200,7 +200,7 @@ def test_a_sparse_edit_follows_its_controlnet(http_client: Client) -> None:
     }
     sparse = pictures["sparse", True]
     assert sparse.info.mode == "sparse"
-    assert sparse.info.raw["control_ticks"] == 16
+    assert sparse.info.control_ticks == 16
     inside = np.s_[32:96, 32:96]
 
     def distance(one: tuple[str, bool], other: tuple[str, bool]) -> float:
@@ -246,14 +246,14 @@ def test_residency(bundle: Path, tmp_path: Path) -> None:
         assert loaded() == [False, False]
         first = draw(edges)
         assert loaded() == [True, False]
-        assert first.info.raw["control_load_ms"] > 100
+        assert first.info.control_load_ms > 100
         loaded_once = edges_process()
         draw(edges)
         assert edges_process() == loaded_once, "it was loaded again"
         with ThreadPoolExecutor(1) as pool:
             drawing = pool.submit(draw, silhouette)
             assert always_ready(drawing), "a load balancer would have taken the server away"
-            assert drawing.result().info.raw["control_load_ms"] > 100
+            assert drawing.result().info.control_load_ms > 100
         assert loaded() == [False, True]
         again = draw(edges)
         assert again.image.tobytes() == first.image.tobytes()
@@ -261,11 +261,11 @@ def test_residency(bundle: Path, tmp_path: Path) -> None:
             jobs = [pool.submit(draw, c) for c in (edges, silhouette) * 2]
             plain = [draw().info for _ in range(4)]
             assert not all(job.done() for job in jobs), "they were over before the plain ones"
-            loads = [job.result().info.raw["control_load_ms"] for job in jobs]
+            loads = [job.result().info.control_load_ms for job in jobs]
         assert max(info.queue_ms for info in plain) < max(loads) / 2
         with pytest.raises(InvalidInput, match="CONTROLS is 'edges, silhouette'; accepted: Contro"):
             draw(edges, silhouette)
-        assert draw().info.raw["control_load_ms"] == 0
+        assert draw().info.control_load_ms == 0
     events = json.loads((tmp_path / "trace.json").read_text().rstrip().rstrip(",") + "]")
     asked = [e for e in events if e["name"] == "ControlNet edges"]
     halves = [e for e in events if e["name"] == "encoder half"]
@@ -284,7 +284,7 @@ def test_pinned_and_placed(bundle: Path, tmp_path: Path) -> None:
             draw = client.generate(
                 PROMPT, steps=2, controls=[Control("edges", image=control_picture(1))]
             )
-            assert draw.info.raw["control_load_ms"] < 50
+            assert draw.info.control_load_ms < 50
 
 
 def test_a_plain_tritonserver_serves_the_models_that_are_written_for_it(
@@ -303,7 +303,7 @@ def test_a_plain_tritonserver_serves_the_models_that_are_written_for_it(
     ):
         controls = [Control(name, image=EDGES, end=0.6) for name in NAMES]
         result = client.generate(PROMPT, seed=1, steps=4, controls=controls)
-        assert result.info.raw["control_ticks"] == 2
+        assert result.info.control_ticks == 2
     for left in Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"):
         left.unlink()
 

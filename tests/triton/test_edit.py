@@ -124,7 +124,7 @@ def test_pixels_outside_the_mask_are_the_templates_bit_for_bit(client: Client) -
     info = results[0].info
     assert (info.mode, info.width, info.height, info.ticks) == ("dense", 136, 72, 4)
     assert info.mask_ratio == pytest.approx((mask >= 128).mean())
-    assert info.raw["template"]
+    assert info.template
     parts = info.encode_ms + info.queue_ms + info.denoise_ms + info.decode_ms
     assert 0 < parts <= info.total_ms
 

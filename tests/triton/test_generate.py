@@ -6,7 +6,6 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -17,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 from bench.server import DEMO_CHECKPOINT
 from tessera.contract import MAX_SEED, SCHEDULERS
 from tessera_build.demo.scenes import describe, held_out_scenes
-from tessera_client import Client, Result
+from tessera_client import Client, Info, Result
 from tests.triton.test_jobs import unique, wait_for_step
 
 PROMPTS = [describe(scene) for scene in held_out_scenes(10, seed=5)]
@@ -145,9 +144,9 @@ def test_seed_zero_is_a_seed(http_client: Client) -> None:
 
 def test_dropped_tokens_are_reported(http_client: Client) -> None:
     fits = http_client.generate("a red circle", steps=1)
-    assert fits.info.raw["prompt_tokens_dropped"] == 0
+    assert fits.info.prompt_tokens_dropped == 0
     long = http_client.generate("red " * 100, steps=1)
-    assert long.info.raw["prompt_tokens_dropped"] == 102 - 77
+    assert long.info.prompt_tokens_dropped == 102 - 77
 
 
 def test_a_request_in_company_equals_the_request_alone(http_client: Client) -> None:
@@ -185,14 +184,14 @@ def test_a_newcomer_starts_at_the_next_tick_and_overtakes(http_client: Client) -
     """
     at_once, whole, tries = False, False, 0
     while not (at_once and whole) and tries < 4:
-        raw, tries = _newcomer(http_client), tries + 1
-        at_once = raw["first_tick"] - raw["queued_tick"] <= 2  # the tick under way, then its own
-        whole = raw["mean_batch"] == 5.0
+        info, tries = _newcomer(http_client), tries + 1
+        at_once = info.first_tick - info.queued_tick <= 2  # the tick under way, then its own
+        whole = info.mean_batch == 5.0
     assert at_once
     assert whole
 
 
-def _newcomer(client: Client) -> dict[str, Any]:
+def _newcomer(client: Client) -> Info:
     """The INFO of one that comes while four others are under way and ends before they do."""
     with ThreadPoolExecutor(5) as pool:
         names = [unique("long") for _ in range(4)]
@@ -205,9 +204,9 @@ def _newcomer(client: Client) -> dict[str, Any]:
         short = client.generate(PROMPTS[5], seed=5, steps=5)
         assert not any(f.done() for f in long)
         finished = [f.result() for f in long]
-    raw = short.info.raw
-    assert raw["last_tick"] - raw["first_tick"] == 4
+    info = short.info
+    assert info.last_tick - info.first_tick == 4
     for other in finished:
-        assert other.info.raw["first_tick"] < raw["first_tick"]
-        assert raw["last_tick"] < other.info.raw["last_tick"]
-    return raw
+        assert other.info.first_tick < info.first_tick
+        assert info.last_tick < other.info.last_tick
+    return info

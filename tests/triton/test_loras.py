@@ -118,7 +118,7 @@ def test_the_list_of_loras(client: Client, files: Path) -> None:
 
 def test_the_policy_passes_through_the_ensemble(client: Client, files: Path) -> None:
     picture = client.generate(PROMPT, loras=[Lora("test-a")], lora_policy="bounded", **OPTIONS)
-    assert picture.info.raw["adapted_at"] is not None
+    assert picture.info.adapted_at is not None
     with pytest.raises(InvalidInput, match="lora_policy is 'lazy'; accepted: exact, bounded"):
         client.generate(PROMPT, loras=[Lora("test-a")], lora_policy="lazy", **OPTIONS)
 

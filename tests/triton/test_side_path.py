@@ -43,7 +43,7 @@ def aside(bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_pictures_equal_diffusers(aside: Client, folder: Path, chosen: list[Lora]) -> None:
     expected = by_diffusers(folder, chosen)
     served = draw(aside, *chosen)
-    assert served.info.raw["lora_path"] == "side"
+    assert served.info.lora_path == "side"
     assert apart(served.image, draw(aside).image) > 20, "no effect would prove nothing"
     assert apart(served.image, expected) <= 2
 
@@ -56,6 +56,6 @@ def test_eight_at_once_with_five_sets_share_steps_and_equal_their_solo_runs(asid
         together = list(pool.map(lambda i: draw(aside, *sets[i], seed=i), range(len(sets))))
     for one, other, own in zip(alone, together, sets, strict=True):
         assert apart(one, other.image) <= 1
-        assert other.info.raw["lora_path"] == ("side" if own else None)
-        assert (other.info.raw["switches"], other.info.raw["passed_over"]) == (0, 0)
+        assert other.info.lora_path == ("side" if own else None)
+        assert (other.info.switches, other.info.passed_over) == (0, 0)
     assert max(picture.info.mean_batch for picture in together) > 2

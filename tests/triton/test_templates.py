@@ -58,8 +58,8 @@ def test_a_registered_template_is_edited_sparsely_by_its_id(client: Client, pict
     result = sparse(client, None, mask, template=made.template)
     info = result.info
     assert (info.mode, info.ticks) == ("sparse", STEPS)
-    assert info.raw["sparse_ticks"] == STEPS - 1
-    assert info.raw["template"] == made.template
+    assert info.sparse_ticks == STEPS - 1
+    assert info.template == made.template
     assert info.cache_load_ms >= 0
     pixels = np.asarray(result.image)
     assert (pixels[mask < 128] == picture[mask < 128]).all()
@@ -82,7 +82,7 @@ def test_automatic_edits_become_sparse_once_the_template_is_recorded(http_client
     mask[40:64, 40:64] = 255
     first = sparse(http_client, image, mask, mode="auto", steps=6)
     assert first.info.mode == "dense"
-    template = first.info.raw["template"]
+    template = first.info.template or ""
     wait_until(lambda: bool(recordings(http_client, template)))
     assert sparse(http_client, image, mask, steps=6).info.mode == "sparse"  # measures its steps
 
@@ -125,7 +125,7 @@ def test_edits_of_all_kinds_share_ticks_and_do_not_change_each_other(
         together = [f.result() for f in [pool.submit(job) for job in jobs]]
     for result, expected in zip(together, alone, strict=True):
         assert largest(result, expected) <= 2
-    spans = [(r.info.raw["first_tick"], r.info.raw["last_tick"]) for r in together]
+    spans = [(r.info.first_tick, r.info.last_tick) for r in together]
     assert max(first for first, _ in spans) <= min(last for _, last in spans)
 
 

@@ -111,8 +111,11 @@ class _Training:
     def __init__(
         self, pipe: StableDiffusionPipeline, name: str, data: LatentSet, work: Path, bars: StageBars
     ) -> None:
-        self._pipe, self._name, self._data = pipe, name, data
-        self._work, self._bars = work, bars
+        self._pipe = pipe
+        self._name = name
+        self._data = data
+        self._work = work
+        self._bars = bars
         self._schedule = noise_schedule()
         self._bar = bars.stage(name, STEPS[name])
         self._filled, self._controls = (

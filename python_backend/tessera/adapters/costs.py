@@ -36,13 +36,13 @@ class Group:
     Attributes:
         work: size of their call: latents of all rows.
         steps: that the longest of them still needs.
-        active: whether the set is in the engine.
+        current: whether the set is in the engine.
         requests: how many they are.
     """
 
     work: int
     steps: int
-    active: bool
+    current: bool
     requests: int = 1
 
 
@@ -163,7 +163,7 @@ class Costs:
         """When each group would be done by turns; `None` if no call has been measured."""
         calls = [self.dense.about(group.work) for group in groups]
         left, done, now = [group.steps for group in groups], [0.0] * len(groups), 0.0
-        inside = [group.active for group in groups]
+        inside = [group.current for group in groups]
         order = sorted(range(len(groups)), key=lambda i: not inside[i])
         while any(left):
             for index in order:

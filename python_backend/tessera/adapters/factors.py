@@ -46,8 +46,10 @@ class FactorStore:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.halves, self._load = tuple(halves), load
-        self._device, self._dtype = device, dtype
+        self.halves = tuple(halves)
+        self._load = load
+        self._device = device
+        self._dtype = dtype
         self._kept: ByteLru[AdapterSet, list[Factors]] = ByteLru(budget)
         self._ranks: dict[AdapterSet, Ranks] = {}
 

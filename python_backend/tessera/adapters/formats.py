@@ -95,7 +95,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class AdapterFile:
+class ParsedAdapter:
     """A parsed LoRA.
 
     Attributes:
@@ -109,7 +109,7 @@ class AdapterFile:
     updates: dict[str, dict[str, Update]]
 
 
-def read_adapter(path: Path, *, layers_per_block: int | None = None) -> AdapterFile:
+def read_adapter(path: Path, *, layers_per_block: int | None = None) -> ParsedAdapter:
     """Parse a file.
 
     Args:
@@ -138,7 +138,7 @@ def read_adapter(path: Path, *, layers_per_block: int | None = None) -> AdapterF
         if weights:
             updates[part] = _updates(part, weights, alphas, metadata)
     _check_complete(updates, state)
-    return AdapterFile(layout, hashlib.sha256(content).hexdigest()[:16], updates)
+    return ParsedAdapter(layout, hashlib.sha256(content).hexdigest()[:16], updates)
 
 
 def _read(path: Path) -> bytes:

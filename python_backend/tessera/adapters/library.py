@@ -18,7 +18,7 @@ SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Entry:
+class AdapterFile:
     """A file as it is now; another `version` means another content."""
 
     name: str
@@ -43,15 +43,15 @@ class Library:
         """The folder of a bundle's own, then those that `AdapterSettings` names."""
         return cls([folder / ADAPTERS, *AdapterSettings.from_environment().folders])
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, AdapterFile]:
         """Every file, by name, in alphabetical order."""
-        found: dict[str, Entry] = {}
+        found: dict[str, AdapterFile] = {}
         for folder in self._folders:
             for entry in _scan(folder):
                 found.setdefault(entry.name, entry)
         return dict(sorted(found.items()))
 
-    def find(self, name: str, field: str) -> Entry:
+    def find(self, name: str, field: str) -> AdapterFile:
         """The file of that name.
 
         Raises:
@@ -64,7 +64,7 @@ class Library:
         raise unknown_name(field, name, entries, "LoRA")
 
 
-def _scan(folder: Path) -> list[Entry]:
+def _scan(folder: Path) -> list[AdapterFile]:
     try:
         paths = [p for p in folder.iterdir() if p.suffix == SUFFIX]
     except OSError:
@@ -76,5 +76,5 @@ def _scan(folder: Path) -> list[Entry]:
         except OSError:
             continue  # it went away, or is a link to nothing
         version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        entries.append(Entry(path.stem, path, stat.st_size, version))
+        entries.append(AdapterFile(path.stem, path, stat.st_size, version))
     return entries

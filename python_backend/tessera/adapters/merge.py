@@ -1,6 +1,6 @@
 """Base weights + updates -> weights, into a network's engines and out again.
 
-Merged weights replace the base's for as long as an adapter set is active; whatever is not touched
+Merged weights replace the base's for as long as an adapter set is current; whatever is not touched
 by the next set gets its base weight back, so a switch leaves no residue.
 """
 
@@ -62,7 +62,7 @@ class Patcher:
         threads: of the merging; 0 is one per core.
 
     Attributes:
-        active: the set that is in; `None` if putting one in has failed.
+        current: the set that is in; `None` if putting one in has failed.
         switches: how often another set was put in.
         refit_ms: time that took, in all.
     """
@@ -70,12 +70,14 @@ class Patcher:
     def __init__(
         self, part: str, patchables: Sequence[Patchable], *, budget: int, threads: int = 0
     ) -> None:
-        self._part, self._patchables = part, tuple(patchables)
+        self._part = part
+        self._patchables = tuple(patchables)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._base: dict[tuple[int, str], torch.Tensor] = {}
         self._merged: ByteLru[AdapterSet, list[Weights]] = ByteLru(budget)
-        self._budget, self._scratch = budget, _Scratch()
-        self.active: AdapterSet | None = BASE
+        self._budget = budget
+        self._scratch = _Scratch()
+        self.current: AdapterSet | None = BASE
         self.switches = 0
         self.refit_ms = 0.0
 
@@ -91,13 +93,13 @@ class Patcher:
             TesseraError: of `load`, in which case nothing has changed, or of an engine, after which
                 every weight in doubt is replaced the next time.
         """
-        if wanted == self.active:
+        if wanted == self.current:
             return 0.0
         began = time.perf_counter()
         kept = self._merged.get(wanted)
         terms = {} if kept is not None else _terms(self._part, [(load(u), u) for u in wanted])
         with _threads(self._threads), torch.inference_mode():
-            self.active = None
+            self.current = None
             if kept is None and self._worth_keeping(terms):
                 kept = [self._merge_all(i, terms) for i in range(len(self._patchables))]
                 size = sum(w.nbytes for weights in kept for w in weights.values())
@@ -110,7 +112,7 @@ class Patcher:
                     else kept[index].__getitem__
                 )
                 self._refit(index, set(names), merged)
-            self.active = wanted
+            self.current = wanted
         elapsed = 1e3 * (time.perf_counter() - began)
         self.switches += 1
         self.refit_ms += elapsed

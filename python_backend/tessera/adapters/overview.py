@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessera.adapters.library import Entry, Library
-from tessera.adapters.store import Store
+from tessera.adapters.library import AdapterFile, Library
+from tessera.adapters.store import AdapterStore
 from tessera.adapters.targets import targets_of
 from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
@@ -17,7 +17,7 @@ class Overview:
     def __init__(self, bundle: Bundle) -> None:
         targets = targets_of(bundle)
         self._family = targets.family
-        self._store = Store(Library.of_bundle(bundle.folder), targets, parts=(), budget=0)
+        self._store = AdapterStore(Library.of_bundle(bundle.folder), targets, parts=(), budget=0)
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each file, by name: `name`, `bytes`, `family`, `problem`, and of those that can
@@ -26,7 +26,7 @@ class Overview:
         """
         return [self._row(entry) for entry in self._store.library.entries().values()]
 
-    def _row(self, entry: Entry) -> dict[str, Any]:
+    def _row(self, entry: AdapterFile) -> dict[str, Any]:
         row = {"name": entry.name, "bytes": entry.size}
         nothing: dict[str, Any] = {"digest": None, "layout": None, "ranks": None, "targets": {}}
         try:

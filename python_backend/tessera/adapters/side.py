@@ -57,8 +57,11 @@ class SidePath:
         max_rank: int,
         background: bool = True,
     ) -> None:
-        self._open_halves, self._factors = open_halves, factors
-        self._max_rows, self._max_rank, self._background = max_rows, max_rank, background
+        self._open_halves = open_halves
+        self._factors = factors
+        self._max_rows = max_rows
+        self._max_rank = max_rank
+        self._background = background
         self._held: dict[AdapterSet, list[Factors]] = {}
         self._opening: Future[UNet] | None = None
         self._halves: list[_Half] = []
@@ -87,7 +90,7 @@ class SidePath:
             FactorStore(halves, load, budget=budget, device=device, dtype=dtype),
             max_rows=manifest.limits.max_rows,
             max_rank=manifest.limits.lora_rank,
-            background=not on_gpu,  # memory taken meanwhile would spoil CUDA graphs being recorded
+            background=not on_gpu,  # memory taken meanwhile would spoil CUDA graphs being captured
         )
 
     def open(self) -> None:
@@ -203,7 +206,10 @@ class _Half:
         half: int,
         max_rank: int,
     ) -> None:
-        self._engine, self._sets, self._half, self._max_rank = engine, sets, half, max_rank
+        self._engine = engine
+        self._sets = sets
+        self._half = half
+        self._max_rank = max_rank
         self._joined: dict[tuple[AdapterSet, ...], Factors] = {}
         self._used: set[tuple[AdapterSet, ...]] = set()
 
@@ -238,4 +244,5 @@ class _Half:
 
     def forget(self) -> None:
         """Drop all."""
-        self._joined, self._used = {}, set()
+        self._joined = {}
+        self._used = set()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tessera.adapters.formats import Unusable, read_adapter
-from tessera.adapters.library import Entry, Library
+from tessera.adapters.library import AdapterFile, Library
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.targets import Targets, Updates
 from tessera.errors import InvalidInput, Unavailable
@@ -24,7 +24,7 @@ class Adapter:
 
     Attributes:
         name, digest: of the file.
-        layout: see `AdapterFile`.
+        layout: see `ParsedAdapter`.
         ranks: of its updates: (smallest, largest).
         targets: how many weights it changes, by part.
         updates: of the parts that are kept.
@@ -52,7 +52,7 @@ class _Verdict:
     refused: str = ""
 
 
-class Store:
+class AdapterStore:
     """Loads LoRAs once, as long as their files stay as they are; usable from several threads.
 
     Args:
@@ -65,7 +65,9 @@ class Store:
     def __init__(
         self, library: Library, targets: Targets, *, parts: Sequence[str], budget: int
     ) -> None:
-        self.library, self._targets, self._parts = library, targets, frozenset(parts)
+        self.library = library
+        self._targets = targets
+        self._parts = frozenset(parts)
         self._held: ByteLru[str, Adapter] = ByteLru(budget)
         self._verdicts: dict[str, _Verdict] = {}
         self._loading: dict[str, threading.Lock] = {}
@@ -149,7 +151,7 @@ class Store:
         finally:
             self._ahead.discard(digest)
 
-    def _read(self, entry: Entry, field: str) -> Adapter:
+    def _read(self, entry: AdapterFile, field: str) -> Adapter:
         self.reads += 1
         try:
             file = read_adapter(entry.path, layers_per_block=self._targets.layers_per_block)

@@ -11,10 +11,10 @@ from tessera.adapters.factors import Ranks
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patcher
 from tessera.adapters.patchable import patchables_of
-from tessera.adapters.paths import Paths
+from tessera.adapters.path_chooser import Paths
 from tessera.adapters.settings import AdapterSettings
 from tessera.adapters.side import Member, SidePath
-from tessera.adapters.store import Adapter, Store
+from tessera.adapters.store import Adapter, AdapterStore
 from tessera.adapters.targets import targets_of
 from tessera.adapters.turns import Turns
 from tessera.denoise.running import Running
@@ -40,8 +40,10 @@ class AdapterSwitch:
         paths: whether to use the side path, and with it that.
     """
 
-    def __init__(self, patcher: Patcher, store: Store, paths: Paths) -> None:
-        self._patcher, self._store, self._paths = patcher, store, paths
+    def __init__(self, patcher: Patcher, store: AdapterStore, paths: Paths) -> None:
+        self._patcher = patcher
+        self._store = store
+        self._paths = paths
         self._turns: Turns[Turn] = Turns(BASE)
         self._turn: list[Running] = []
         self._ranks: Ranks | None = None
@@ -54,7 +56,7 @@ class AdapterSwitch:
         targets = targets_of(bundle)
         patchables = patchables_of(bundle, targets, engines)
         library = Library.of_bundle(bundle.folder)
-        store = Store(library, targets, parts=["unet"], budget=settings.memory)
+        store = AdapterStore(library, targets, parts=["unet"], budget=settings.memory)
         side = SidePath.of_bundle(
             bundle,
             lambda use: store.load_digest(use.name, use.digest),
@@ -65,7 +67,7 @@ class AdapterSwitch:
         return cls(patcher, store, Paths(settings.path, side, slots=slots))
 
     def read_ahead(self, wanted: AdapterSet, *, queued: bool = False) -> None:
-        """Begin to read what a request on its way will want; see `Store.read_ahead`."""
+        """Begin to read what a request on its way will want; see `AdapterStore.read_ahead`."""
         for use in wanted:
             self._store.read_ahead(use.name, use.digest, queued=queued)
 
@@ -75,20 +77,21 @@ class AdapterSwitch:
 
         A set that cannot be put in fails its requests.
         """
-        self._turn, self._ranks = [], None
+        self._turn = []
+        self._ranks = None
         if not running:
             return [], predict
         for use in (use for request in running for use in request.plan.adapters):
             self._store.touch(use.digest)
         able = [(r, s) for r in running if not self._reading(s := self._own(r))]
         able = able or [(r, self._own(r)) for r in running]
-        members = self._paths.choose(able, self._patcher.active, self._turns)
+        members = self._paths.choose(able, self._patcher.current, self._turns)
         aside = {id(request) for request, _ in members}
         wanted = {id(r): SIDE if id(r) in aside else self._wanted(r, running) for r in running}
         ready = [k for k in wanted.values() if isinstance(k, str) or not self._reading(k)]
         chosen = self._turns.choose(ready or wanted.values())
         for request in running:
-            request.passed_over += wanted[id(request)] != chosen
+            request.stats.passed_over += wanted[id(request)] != chosen
         if isinstance(chosen, str):
             self._turn, predict = self._aside(members, predict)
         else:
@@ -111,7 +114,7 @@ class AdapterSwitch:
         self._ranks = side.ranks(own for _, own in members)
         turn = side.enter(members)
         for request, own in members:
-            request.side_steps += request.error is None and not request.goes_sparsely
+            request.stats.side_ticks += request.error is None and not request.goes_sparsely
             _note(request, own)
         return turn, side.predict if turn else predict
 
@@ -127,8 +130,8 @@ class AdapterSwitch:
             self._turns.refit.add(elapsed)
         for request in turn:
             request.side = {}
-            request.refit_ms += elapsed
-            request.switches += elapsed > 0
+            request.stats.refit_ms += elapsed
+            request.stats.switches += elapsed > 0
             _note(request, chosen)
         return turn
 
@@ -146,7 +149,7 @@ class AdapterSwitch:
         engine is free for them; until then it goes with those that want the base.
         """
         own = request.plan.adapters
-        if _late(request) or own == self._turns.active:
+        if _late(request) or own == self._turns.current:
             return own
         base_is_wanted = any(r.plan.adapters == BASE for r in running)
         return BASE if base_is_wanted or self._reading(own) else own
@@ -160,10 +163,10 @@ class AdapterSwitch:
 
 def _late(request: Running) -> bool:
     """Whether a request may no longer do without its LoRAs."""
-    return request.adapted_at is not None or request.step >= request.plan.adapters_by
+    return request.stats.adapted_at is not None or request.step >= request.plan.adapters_by
 
 
 def _note(request: Running, own: AdapterSet) -> None:
     """Remember the first step that a request was run with its LoRAs."""
-    if request.adapted_at is None and own == request.plan.adapters:
-        request.adapted_at = request.step
+    if request.stats.adapted_at is None and own == request.plan.adapters:
+        request.stats.adapted_at = request.step

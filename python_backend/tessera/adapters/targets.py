@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tessera.adapters.formats import PARTS, AdapterFile, Unusable, Update
+from tessera.adapters.formats import PARTS, ParsedAdapter, Unusable, Update
 from tessera.engines.bundle import Bundle
 from tessera.networks import graphs
 from tessera.variants import VARIANTS
@@ -38,7 +38,7 @@ class Targets:
     family: str = ""
     layers_per_block: int | None = None
 
-    def fit(self, file: AdapterFile) -> Updates:
+    def fit(self, file: ParsedAdapter) -> Updates:
         """A file's updates under the names that these networks have.
 
         Raises:

@@ -9,13 +9,13 @@ from typing import Any
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patcher
 from tessera.adapters.patchable import patchables_of
-from tessera.adapters.store import Adapter, Store
+from tessera.adapters.store import Adapter, AdapterStore
 from tessera.adapters.targets import targets_of
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
 from tessera.plan import AdapterUse
-from tessera.requests.request import LoraChoice
+from tessera.requests.request import Lora
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class TextAdapters:
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine], *, budget: int) -> None:
         targets = targets_of(bundle)
         library = Library.of_bundle(bundle.folder)
-        self._store = Store(library, targets, parts=list(engines), budget=budget)
+        self._store = AdapterStore(library, targets, parts=list(engines), budget=budget)
         self._patchers = {
             part: Patcher(part, patchables_of(bundle, targets, {part: engine}), budget=budget)
             for part, engine in engines.items()
         }
 
-    def choose(self, loras: Sequence[LoraChoice]) -> Chosen:
+    def choose(self, loras: Sequence[Lora]) -> Chosen:
         """Look LoRAs up and check their files.
 
         Raises:
@@ -80,7 +80,7 @@ class TextAdapters:
         return self._store.load_digest(use.name, use.digest)
 
 
-def _set_of(part: str, found: Sequence[tuple[LoraChoice, Adapter]]) -> AdapterSet:
+def _set_of(part: str, found: Sequence[tuple[Lora, Adapter]]) -> AdapterSet:
     """In the order of the names, so that requests that want the same share a batch."""
     uses = [
         AdapterUse(adapter.name, adapter.digest, _weight(part, lora))
@@ -90,11 +90,11 @@ def _set_of(part: str, found: Sequence[tuple[LoraChoice, Adapter]]) -> AdapterSe
     return tuple(sorted(use for use in uses if use.weight != 0))
 
 
-def _weight(part: str, lora: LoraChoice) -> float:
+def _weight(part: str, lora: Lora) -> float:
     return lora.weight if part == "unet" or lora.text_weight is None else lora.text_weight
 
 
-def _report(lora: LoraChoice, adapter: Adapter) -> dict[str, Any]:
+def _report(lora: Lora, adapter: Adapter) -> dict[str, Any]:
     text_weight = lora.weight if lora.text_weight is None else lora.text_weight
     return {
         "name": lora.name,

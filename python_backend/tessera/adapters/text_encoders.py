@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tessera.adapters.hints import send_hint
+from tessera.adapters.prefetch import send_prefetch
 from tessera.adapters.settings import AdapterSettings
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
-from tessera.requests.request import LoraChoice
+from tessera.requests.request import Lora
 from tessera.shared.board import board_path
 
 if TYPE_CHECKING:
@@ -34,10 +34,11 @@ class TextEncoderAdapters:
             return TextAdapters(bundle, engines, budget=AdapterSettings.from_environment().memory)
 
         self._adapters: Future[TextAdapters] = ThreadPoolExecutor(1).submit(open_adapters)
-        self._used, self._bound = False, bundle.manifest.defaults.lora_bound
+        self._used = False
+        self._bound = bundle.manifest.defaults.lora_bound
         self._board = board_path()
 
-    def apply(self, loras: Sequence[LoraChoice], *, policy: str, steps: int) -> dict[str, Any]:
+    def apply(self, loras: Sequence[Lora], *, policy: str, steps: int) -> dict[str, Any]:
         """Make the text encoders a request's, and have `denoise` read ahead; the fields of its
         `Plan`.
 
@@ -51,7 +52,7 @@ class TextEncoderAdapters:
         chosen = adapters.choose(loras)
         unet = chosen.sets.get("unet", ())
         if unet:
-            send_hint(self._board, unet)
+            send_prefetch(self._board, unet)
         return {
             "loras": chosen.report,
             "adapters": unet,

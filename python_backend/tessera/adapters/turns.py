@@ -40,11 +40,11 @@ class Turns(Generic[K]):
     """Call `choose` once per tick, and tell the costs.
 
     Attributes:
-        active: the set that is in the engine.
+        current: the set that is in the engine.
         refit, tick: measured costs.
     """
 
-    active: K
+    current: K
     refit: Cost = field(default_factory=Cost)
     tick: Cost = field(default_factory=Cost)
     _since: dict[K, int] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Turns(Generic[K]):
 
     @property
     def quantum(self) -> int:
-        """Ticks that the active set keeps the engine while others wait."""
+        """Ticks that the current set keeps the engine while others wait."""
         if self.tick.ms == 0:
             return MIN_QUANTUM
         affordable = math.ceil(self.refit.ms / (REFIT_SHARE * self.tick.ms))
@@ -63,10 +63,10 @@ class Turns(Generic[K]):
         """The set whose requests are run in this tick; `wanted` is not empty."""
         sets = dict.fromkeys(wanted)
         self._now += 1
-        self._since = {k: self._since.get(k, self._now) for k in sets if k != self.active}
-        if self.active not in sets or (self._since and self._held >= self.quantum):
-            self.active = min(self._since, key=lambda k: self._since[k])
-            del self._since[self.active]
+        self._since = {k: self._since.get(k, self._now) for k in sets if k != self.current}
+        if self.current not in sets or (self._since and self._held >= self.quantum):
+            self.current = min(self._since, key=lambda k: self._since[k])
+            del self._since[self.current]
             self._held = 0
         self._held = self._held + 1 if len(sets) > 1 else 0
-        return self.active
+        return self.current

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from tessera.adapters.hints import HintListener
+from tessera.adapters.prefetch import PrefetchListener
 from tessera.adapters.settings import AdapterSettings
 from tessera.denoise.running import Running
 from tessera.denoise.tick import Controls, Observer, Predict, Sparse, tick
@@ -50,7 +50,7 @@ class UNetAdapters:
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
         self._used = False
         try:
-            self._hints = HintListener(board_path(), self._read_ahead_of_queue)
+            self._hints = PrefetchListener(board_path(), self._read_ahead_of_queue)
         except OSError as error:
             log(f"LoRAs are not read ahead of their requests: {error}")
 
@@ -69,17 +69,17 @@ class UNetAdapters:
         number: int,
         *,
         sparse: Sparse | None,
-        planner: Observer | None,
+        chooser: Observer | None,
         controls: Controls | None,
     ) -> None:
         """See `denoise.tick.tick`; those whose adapter set is not on turn are passed over."""
         self._used = self._used or any(request.plan.adapters for request in running)
         if not self._used:
-            tick(running, predict, number, sparse=sparse, planner=planner, controls=controls)
+            tick(running, predict, number, sparse=sparse, chooser=chooser, controls=controls)
             return
         switch = self._switch.result()
         turn, predict = switch.choose(running, predict)
         began = time.perf_counter()
-        tick(turn, predict, number, sparse=sparse, planner=planner, controls=controls)
+        tick(turn, predict, number, sparse=sparse, chooser=chooser, controls=controls)
         if turn:
             switch.add_tick(1e3 * (time.perf_counter() - began))

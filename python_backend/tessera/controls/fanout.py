@@ -17,8 +17,8 @@ import torch
 
 from tessera import trace
 from tessera.contract import MAX_CONTROLS
-from tessera.denoise.running import Guide, Running
-from tessera.denoise.tick import PathLost
+from tessera.denoise.running import Running, RunningControl
+from tessera.denoise.tick import Regroup
 from tessera.errors import InternalError, TesseraError, Unavailable
 from tessera.types import Tensors
 
@@ -42,16 +42,16 @@ model is loaded again, which takes seconds that everybody in the tick would wait
 
 @dataclass(frozen=True)
 class _Place:
-    """Rows of a group's batch that one use of a ControlNet guides, and where its residuals are.
+    """Rows of a group's batch that one use of a ControlNet controls, and where its residuals are.
 
     Attributes:
-        request, guide: whose.
+        request, control: whose.
         first: its first row in the group's batch.
         found: its first row in the ControlNet's answer.
     """
 
     request: Running
-    guide: Guide
+    control: RunningControl
     first: int
     found: int
 
@@ -65,7 +65,8 @@ class FanOut:
     """
 
     def __init__(self, ask: Ask, lives: Callable[[str], bool] = lambda name: True) -> None:
-        self._ask, self._lives = ask, lives
+        self._ask = ask
+        self._lives = lives
         self._took: dict[str, float] = {}  # seconds of a ControlNet's last answer
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="controls")
 
@@ -76,10 +77,10 @@ class FanOut:
         places: dict[str, list[_Place]] = {}
         rows = 0
         for request in group:
-            for guide in request.guides_now:
-                same = places.setdefault(guide.use.name, [])
+            for control in request.controls_now:
+                same = places.setdefault(control.use.name, [])
                 found = sum(p.request.branches for p in same)
-                same.append(_Place(request, guide, rows, found))
+                same.append(_Place(request, control, rows, found))
             rows += request.branches
         if not places:
             return None
@@ -101,7 +102,7 @@ class FanOut:
 
     def _told_and_asked(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
         for place in places:
-            if not place.guide.told:
+            if not place.control.told:
                 self._tell(place)
         try:
             return self._ask(name, inputs)
@@ -114,20 +115,20 @@ class FanOut:
 
     def _tell(self, place: _Place) -> None:
         """Make a request's text and control picture known to a ControlNet."""
-        guide, conditions = place.guide, place.request.conditions
+        control, conditions = place.control, place.request.conditions
         fixed = {
             ours: conditions[theirs] for ours, theirs in CONDITIONS.items() if theirs in conditions
         }
-        told = {"KEYS": torch.tensor([guide.key]), "IMAGE": guide.image, **fixed}
-        self._ask(guide.use.name, told)
-        guide.told = True
+        told = {"KEYS": torch.tensor([control.key]), "IMAGE": control.image, **fixed}
+        self._ask(control.use.name, told)
+        control.told = True
 
 
 def _step_inputs(places: list[_Place]) -> dict[str, torch.Tensor]:
     requests = [p.request for p in places]
     samples = [r.sampler.network_input(r.latents, r.step) for r in requests]
     return {
-        "KEYS": torch.tensor([p.guide.key for p in places]),
+        "KEYS": torch.tensor([p.control.key for p in places]),
         "SAMPLE": torch.cat(samples),
         "TIMESTEP": torch.stack([r.timesteps[r.step][0] for r in requests]),
     }
@@ -142,7 +143,9 @@ class Join:
         asked: Mapping[str, Future[torch.Tensor]],
         lives: Callable[[str], bool],
     ) -> None:
-        self._places, self._asked, self._lives = places, asked, lives
+        self._places = places
+        self._asked = asked
+        self._lives = lives
         self._answers: dict[str, list[torch.Tensor]] | None = None
 
     @torch.inference_mode()
@@ -154,14 +157,14 @@ class Join:
             first: of the rows.
 
         Raises:
-            PathLost: a ControlNet failed, or what it gave is of another size than what it is to be
+            Regroup: a ControlNet failed, or what it gave is of another size than what it is to be
                 added to; the requests that it guides have its error.
         """
         names = [*sorted((n for n in encoded if n.startswith("skip_")), key=_number), "mid"]
         shapes = [encoded[name].shape[1:] for name in names]
         rows = encoded["mid"].shape[0]
         for place, residuals in self._found(shapes):
-            scale = place.guide.use.scale
+            scale = place.control.use.scale
             begin, end = place.first - first, place.first - first + place.request.branches
             inside = slice(max(begin, 0), min(end, rows))
             if inside.start >= inside.stop:
@@ -179,7 +182,7 @@ class Join:
             rows: of the group's batch.
 
         Raises:
-            PathLost: as `add`.
+            Regroup: as `add`.
         """
         sums = {f"skip_{i}": torch.zeros(rows, *shape) for i, shape in enumerate(shapes[:-1])}
         sums["mid"] = torch.zeros(rows, *shapes[-1])
@@ -209,11 +212,11 @@ class Join:
                 for place in places:
                     place.request.error = error
         if lost:
-            raise PathLost
+            raise Regroup
         waited = 1e3 * (time.perf_counter() - began)
         for request in {id(p.request): p.request for p in self._all()}.values():
-            request.control_ms += waited
-            request.control_steps += 1
+            request.stats.control_wait_ms += waited
+            request.stats.control_ticks += 1
         self._answers = answers
         return answers
 

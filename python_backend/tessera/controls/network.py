@@ -27,7 +27,7 @@ class Forgotten(TesseraError):
     status = "NOT_FOUND"
 
 
-class GuidingNetwork:
+class ControlNetwork:
     """A ControlNet and what it remembers of requests.
 
     Args:
@@ -38,8 +38,10 @@ class GuidingNetwork:
     """
 
     def __init__(self, step: Engine, hint: Engine, *, max_rows: int, kept: int = KEPT) -> None:
-        self._step, self._hint = step, hint
-        self._max_rows, self._kept = max_rows, kept
+        self._step = step
+        self._hint = hint
+        self._max_rows = max_rows
+        self._kept = kept
         self._known: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
 
     def tell(self, key: int, image: torch.Tensor, conditions: Tensors) -> None:

@@ -97,9 +97,12 @@ class Residency:
         models: Models,
         patience: float = IMPATIENT_S,
     ) -> None:
-        self._path, self._sizes, self._budget = path, sizes, budget
+        self._path = path
+        self._sizes = sizes
+        self._budget = budget
         self._patience = patience
-        self._pinned, self._models = frozenset(pinned), models
+        self._pinned = frozenset(pinned)
+        self._models = models
         self._own = identity(os.getpid())
 
     def take(self, names: Iterable[str], give_up: Callable[[], None] = lambda: None) -> float:

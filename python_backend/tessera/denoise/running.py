@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from tessera.contract import Stats
 from tessera.denoise.canvas import Canvas
 from tessera.denoise.sampler import Sampler
 from tessera.plan import ControlUse, Plan
@@ -25,13 +26,13 @@ class Sparsity(Protocol):
         ...
 
     @property
-    def active(self) -> int:
+    def active_latents(self) -> int:
         """How many latents a sparse step computes."""
         ...
 
 
 @dataclass
-class Guide:
+class RunningControl:
     """A ControlNet that guides a request.
 
     Attributes:
@@ -52,25 +53,17 @@ class Running:
     """A request on its way from noise to latents.
 
     Attributes:
-        conditions: further inputs of the network, by name, one row per branch: with guidance there
-            are two, the negative one first.
+        conditions: further inputs of the UNet, by name, one row per branch: with guidance there are
+            two, the negative one first.
         latents: (1, c, h, w), as of the last finished step.
         canvas: what an edit starts from; `None` for a generation.
-        guides: its ControlNets.
-        first_tick, last_tick: numbers of the ticks that ran its first and latest step.
-        batch_sizes: how many requests shared the engine call, per step.
-        network_ms: time inside the engines, summed over its steps.
+        controls: its ControlNets.
         sparse: what it is denoised sparsely with; `None` for the dense UNet.
-        sparse_steps: how many of its steps were.
-        cache_ms: time that its steps waited for cached inputs.
-        control_ms, control_steps: time that its steps waited for ControlNets beyond the encoder
-            half's own, and how many asked any.
-        refit_ms, switches: time and number of the refits that its own turns began with.
-        passed_over: ticks in which the engine had another adapter set.
-        adapted_at: the first step that was run with its LoRAs.
-        side: what the low-rank side path's network takes beside `conditions` in this tick; empty if
-            the UNet's own engines run it.
-        side_steps: how many of its steps went by the side path.
+        side: what the side path's network takes beside `conditions` in this tick; empty if the
+            UNet's own engines run it.
+        step: how many steps are done.
+        stats: what has been measured so far.
+        started: when it was admitted, of the monotonic clock.
         error: why it ended early, if it did.
     """
 
@@ -79,23 +72,11 @@ class Running:
     sampler: Sampler
     latents: torch.Tensor
     canvas: Canvas | None = None
-    guides: tuple[Guide, ...] = ()
-    step: int = 0
-    first_tick: int = 0
-    last_tick: int = 0
-    batch_sizes: list[int] = field(default_factory=list)
-    network_ms: float = 0.0
+    controls: tuple[RunningControl, ...] = ()
     sparse: Sparsity | None = None
-    sparse_steps: int = 0
-    cache_ms: float = 0.0
-    control_ms: float = 0.0
-    control_steps: int = 0
-    refit_ms: float = 0.0
-    switches: int = 0
-    passed_over: int = 0
-    adapted_at: int | None = None
     side: Conditions = field(default_factory=dict)
-    side_steps: int = 0
+    step: int = 0
+    stats: Stats = field(default_factory=Stats)
     started: float = field(default_factory=time.monotonic)
     error: Exception | None = None
 
@@ -125,10 +106,10 @@ class Running:
         return self.sparse is not None and self.sparse.kinds[self.step]
 
     @property
-    def guides_now(self) -> list[Guide]:
+    def controls_now(self) -> list[RunningControl]:
         """The ControlNets that take part in the next step."""
         steps = len(self.sampler.timesteps)
-        return [g for g in self.guides if g.use.scale and g.use.active(self.step, steps)]
+        return [c for c in self.controls if c.use.scale and c.use.applies_at(self.step, steps)]
 
     @property
     def finished(self) -> bool:
@@ -143,7 +124,7 @@ def start(
     *,
     shape: tuple[int, int, int],
     canvas: Canvas | None = None,
-    guides: tuple[Guide, ...] = (),
+    controls: tuple[RunningControl, ...] = (),
 ) -> Running:
     """A request before its first step.
 
@@ -154,11 +135,11 @@ def start(
         shape: of its latents: (c, h, w).
         canvas: what it starts from, if it is an edit: its active latents get noise of the request's
             seed, the others the canvas's own.
-        guides: its ControlNets.
+        controls: its ControlNets.
     """
     noise = sampler.initial_noise(*shape)
     if canvas is None:
         latents = sampler.noised(noise, noise, 0)
-        return Running(plan, conditions, sampler, latents, guides=guides)
+        return Running(plan, conditions, sampler, latents, controls=controls)
     latents = sampler.noised(canvas.clean, canvas.compose(noise, canvas.noise), 0)
-    return Running(plan, conditions, sampler, latents, canvas, guides)
+    return Running(plan, conditions, sampler, latents, canvas=canvas, controls=controls)

@@ -23,16 +23,16 @@ Predict = Callable[[torch.Tensor, torch.Tensor, Conditions, Join | None], torch.
 prediction (n, c, h, w)."""
 
 
-class PathLost(Exception):
+class Regroup(Exception):
     """Some requests of a group cannot go on as they were and say so, by their error or by having no
-    sparse path any more: group them anew.
+    sparse state any more: group them anew.
     """
 
 
 class Observer(Protocol):
-    """Wants to know what steps cost: see `tessera.edits.planner.Planner`."""
+    """Wants to know what steps cost: see `tessera.edits.chooser.StepChooser`."""
 
-    def observe(self, path: str, size: tuple[int, int], tokens: float, milliseconds: float) -> None:
+    def observe(self, kind: str, size: tuple[int, int], tokens: float, milliseconds: float) -> None:
         """Told of each network call, per branch."""
         ...
 
@@ -56,7 +56,7 @@ class Sparse(Protocol):
         """Predictions (branches, c, h, w) of a group.
 
         Raises:
-            PathLost: see there.
+            Regroup: see there.
         """
         ...
 
@@ -70,10 +70,11 @@ def tick(
     number: int,
     *,
     sparse: Sparse | None = None,
-    planner: Observer | None = None,
+    chooser: Observer | None = None,
     controls: Controls | None = None,
 ) -> None:
-    """Advance every request by one step; those that share a size and a path share the network call.
+    """Advance every request by one step; those of one size and one kind of step share
+    the network call.
 
     A request whose sampler fails gets its `error`. A network call that fails is made again for each
     of its requests alone; those that fail then get their `error`. The others are unaffected.
@@ -82,10 +83,10 @@ def tick(
     work = _calls(running, dense, sparse)
     while work:
         call, group = work.pop(0)
-        began, waited = time.perf_counter(), group[0].cache_ms
+        began, waited = time.perf_counter(), group[0].stats.cache_load_ms
         try:
             branches = call(group)
-        except PathLost:
+        except Regroup:
             work += _calls([r for r in group if r.error is None], dense, sparse)
             continue
         except Exception as error:
@@ -94,24 +95,22 @@ def tick(
             else:
                 group[0].error = error
             continue
-        if planner is not None and not any(r.guides_now for r in group):
-            loading = group[0].cache_ms - waited  # a plan counts it by itself
-            _observe(planner, group, 1e3 * (time.perf_counter() - began) - loading)
+        if chooser is not None and not any(r.controls_now for r in group):
+            loading = group[0].stats.cache_load_ms - waited  # the chooser counts it by itself
+            _observe(chooser, group, 1e3 * (time.perf_counter() - began) - loading)
         for request, prediction in zip(group, branches, strict=True):
-            request.first_tick = request.first_tick or number
-            request.last_tick = number
-            request.batch_sizes.append(len(group))
+            request.stats.add_tick(number, len(group))
             _step(request, _guide(prediction, request.plan.guidance))
 
 
-def _observe(planner: Observer, group: list[Running], milliseconds: float) -> None:
+def _observe(chooser: Observer, group: list[Running], milliseconds: float) -> None:
     rows = sum(r.branches for r in group)
     height, width = group[0].latents.shape[2:]
     if group[0].goes_sparsely:
-        active = [r.branches * r.sparse.active for r in group if r.sparse]
-        planner.observe("sparse", (height, width), sum(active) / rows, milliseconds / rows)
+        active = [r.branches * r.sparse.active_latents for r in group if r.sparse]
+        chooser.observe("sparse", (height, width), sum(active) / rows, milliseconds / rows)
     else:
-        planner.observe("dense", (height, width), height * width, milliseconds / rows)
+        chooser.observe("dense", (height, width), height * width, milliseconds / rows)
 
 
 def _calls(
@@ -148,7 +147,7 @@ def _predict_group(
     output = predict(*inputs, join)
     network_ms = 1e3 * (time.perf_counter() - began)
     for request in group:
-        request.network_ms += network_ms
+        request.stats.engine_ms += network_ms
     return list(output.split([r.branches for r in group])) if len(group) > 1 else [output]
 
 

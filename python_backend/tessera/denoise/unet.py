@@ -41,7 +41,9 @@ class UNet:
     """
 
     def __init__(self, encoder: Engine, decoder: Engine, *, max_rows: int) -> None:
-        self._encoder, self._decoder, self._max_rows = encoder, decoder, max_rows
+        self._encoder = encoder
+        self._decoder = decoder
+        self._max_rows = max_rows
 
     def predict(
         self,

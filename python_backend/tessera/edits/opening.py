@@ -14,7 +14,7 @@ import torch
 
 from tessera.denoise.tick import Controls
 from tessera.denoise.unet import UNet
-from tessera.edits.planner import Planner, Size, measure
+from tessera.edits.chooser import Size, StepChooser, measure
 from tessera.edits.steps import SparseSteps
 from tessera.engines.bundle import Bundle
 from tessera.manifest import Manifest
@@ -24,9 +24,9 @@ from tessera.shared.board import costs_path
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.tables import level_sizes, make_tables
-from tessera.templates.memory import DeviceMemory, Memory
+from tessera.templates.memory import DeviceMemory, StepMemory
 from tessera.templates.settings import TemplateSettings
-from tessera.templates.store import Store
+from tessera.templates.store import TemplateStore
 from tessera.types import Conditions
 
 TOKENS = 77
@@ -39,8 +39,8 @@ SHARES = (0.05, 0.125, 0.25, 0.5, 1.0)
 
 def open_sparse(
     bundle: Bundle, unet: UNet, controls: Controls
-) -> tuple[SparseSteps | None, Planner | None]:
-    """The sparse path of a bundle and a planner for it; nothing if the bundle has no graphs for
+) -> tuple[SparseSteps | None, StepChooser | None]:
+    """The sparse steps of a bundle and a chooser for them; nothing if the bundle has no graphs for
     it.
     """
     manifest = bundle.manifest
@@ -54,51 +54,51 @@ def open_sparse(
     steps = SparseSteps(
         engines,
         program,
-        Store(settings.folder, budget=settings.disk),
+        TemplateStore(settings.folder, budget=settings.disk),
         _memory(settings, engines.device),
         bundle=manifest.digest,
         max_rows=manifest.limits.max_rows,
         controls=controls,
     )
     bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
-    return steps, _remembered(costs_path(), lambda: _planner(bench, manifest))
+    return steps, _remembered(costs_path(), lambda: _chooser(bench, manifest))
 
 
-def _memory(settings: TemplateSettings, device: str) -> Memory:
+def _memory(settings: TemplateSettings, device: str) -> StepMemory:
     """Of recorded steps: the host's, and where the engine is on a GPU that GPU's before it."""
     if not device.startswith("cuda"):
-        return Memory(budget=settings.memory)
-    host = Memory(budget=settings.memory, pinned=True)
+        return StepMemory(budget=settings.memory)
+    host = StepMemory(budget=settings.memory, pinned=True)
     return DeviceMemory(host, device=device, budget=settings.device)
 
 
-def _remembered(costs: Path, measured: Callable[[], Planner]) -> Planner:
+def _remembered(costs: Path, measured: Callable[[], StepChooser]) -> StepChooser:
     """What this server has measured before: a process that replaces a killed one has no time for
     it.
     """
     if costs.exists():
-        return Planner.from_json(costs.read_text())
-    planner = measured()
+        return StepChooser.from_json(costs.read_text())
+    chooser = measured()
     written = costs.with_suffix(".partial")
-    written.write_text(planner.to_json())
+    written.write_text(chooser.to_json())
     written.replace(costs)
-    return planner
+    return chooser
 
 
-def _planner(bench: Callable[[Size], _Bench], manifest: Manifest) -> Planner:
+def _chooser(bench: Callable[[Size], _Bench], manifest: Manifest) -> StepChooser:
     """Measures at the smallest size and, where that is quick, at the usual one, too."""
     pixels, defaults = manifest.latents.pixels, manifest.defaults
     side = manifest.limits.min_size // pixels
     small = bench((side, side))
-    planner = measure(small.dense, small.sparse, tokens=side * side)
-    if planner.cost("dense", (side, side), side * side) < QUICK_MS:
+    chooser = measure(small.dense, small.sparse, tokens=side * side)
+    if chooser.cost("dense", (side, side), side * side) < QUICK_MS:
         usual = (defaults.height // pixels, defaults.width // pixels)
         tokens, large = usual[0] * usual[1], bench(usual)
-        planner.observe("dense", usual, tokens, min(large.dense() for _ in range(3)))
+        chooser.observe("dense", usual, tokens, min(large.dense() for _ in range(3)))
         for share in SHARES:
             cost = min(large.sparse(share) for _ in range(3))
-            planner.observe("sparse", usual, share * tokens, cost)
-    return planner
+            chooser.observe("sparse", usual, share * tokens, cost)
+    return chooser
 
 
 class _Bench:
@@ -113,7 +113,9 @@ class _Bench:
         channels: int,
         size: Size,
     ) -> None:
-        self._unet, self._engines, self._program = unet, engines, program
+        self._unet = unet
+        self._engines = engines
+        self._program = program
         self._sample = torch.randn(2, channels, *size)
         self._timestep = torch.full((2,), 500.0)
         self._conditions = _random_conditions(config)

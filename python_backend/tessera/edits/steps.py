@@ -22,16 +22,16 @@ from torch.nn.functional import max_pool2d
 
 from tessera.denoise.canvas import TEMPLATE_SEED, Canvas
 from tessera.denoise.running import Running
-from tessera.denoise.tick import Controls, PathLost
-from tessera.edits.planner import Kinds, Planner
+from tessera.denoise.tick import Controls, Regroup
+from tessera.edits.chooser import Kinds, StepChooser
 from tessera.networks.program import Program
 from tessera.plan import Plan
 from tessera.sparse.batch import Batch, Part
 from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.tables import level_sizes, make_tables
 from tessera.templates.cache import StepCache
-from tessera.templates.memory import Memory
-from tessera.templates.store import Damaged, Key, Recording, Store
+from tessera.templates.memory import StepMemory
+from tessera.templates.store import Damaged, Recording, RecordingKey, TemplateStore
 from tessera.types import Conditions, Tensors
 
 MAX_PADDING = 0.2
@@ -53,7 +53,7 @@ _numbers = itertools.count()
 
 
 @dataclass
-class SparsePath:
+class SparseState:
     """What a request needs to be denoised sparsely.
 
     Attributes:
@@ -61,7 +61,7 @@ class SparsePath:
         recording: of its template.
         conditions: of the network, with the text's keys and values in place of the text.
         kinds: for each of its steps, whether it is run sparsely.
-        number: tells paths apart.
+        number: tells states apart.
     """
 
     part: Part
@@ -71,7 +71,7 @@ class SparsePath:
     number: int = field(default_factory=lambda: next(_numbers))
 
     @property
-    def active(self) -> int:
+    def active_latents(self) -> int:
         """How many latents are computed."""
         return self.part.tables.levels[0].count
 
@@ -107,23 +107,26 @@ class SparseSteps:
         self,
         engines: SparseUNetEngines,
         program: Program,
-        store: Store,
-        memory: Memory,
+        store: TemplateStore,
+        memory: StepMemory,
         *,
         bundle: str,
         max_rows: int,
         controls: Controls | None = None,
     ) -> None:
-        self._engines, self._program = engines, program
-        self._store, self.memory = store, memory
-        self._bundle, self._max_rows = bundle, max_rows
+        self._engines = engines
+        self._program = program
+        self._store = store
+        self.memory = memory
+        self._bundle = bundle
+        self._max_rows = max_rows
         self._controls = controls
         self._assembler = ThreadPoolExecutor(1, thread_name_prefix="caches")
         self._calls: dict[tuple[int, ...], _Call] = {}
 
     def admit(
-        self, plan: Plan, canvas: Canvas, conditions: Conditions, planner: Planner | None = None
-    ) -> SparsePath | None:
+        self, plan: Plan, canvas: Canvas, conditions: Conditions, chooser: StepChooser | None = None
+    ) -> SparseState | None:
         """What `plan` needs; `None` if its template has not been recorded for these steps, or if it
         is better off without.
 
@@ -131,26 +134,26 @@ class SparseSteps:
             plan: with mode `sparse`: every step that may be sparse is to be.
             canvas: of the edit.
             conditions: of the network.
-            planner: decides for mode `auto`.
+            chooser: decides for mode `auto`.
         """
-        key = Key(self._bundle, plan.template, plan.scheduler, plan.steps, TEMPLATE_SEED)
+        key = RecordingKey(self._bundle, plan.template, plan.scheduler, plan.steps, TEMPLATE_SEED)
         recording = self._store.find(key)
         if recording is None:
             return None
         mask = widened(canvas.active, MARGIN)
         branches = conditions["encoder_hidden_states"].shape[0]
         loads = self._loads(recording, plan)
-        if plan.mode == "sparse" or planner is None:
+        if plan.mode == "sparse" or chooser is None:
             kinds = tuple(load is not None for load in loads)
         else:
             height, width = mask.shape
-            kinds = planner.kinds((height, width), int(mask.sum()), loads, branches=branches)
+            kinds = chooser.kinds((height, width), int(mask.sum()), loads, branches=branches)
         if not any(kinds):
             return None
         part = Part(make_tables(mask, self._program.paddings), branches)
-        path = SparsePath(part, recording, self._engines.project_text(conditions), kinds)
-        self._read_ahead(path, plan, 0)
-        return path
+        state = SparseState(part, recording, self._engines.project_text(conditions), kinds)
+        self._read_ahead(state, plan, 0)
+        return state
 
     def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
         """Requests that share a call: of one latent size, with little padding."""
@@ -171,7 +174,7 @@ class SparseSteps:
         """The network's predictions (branches, c, h, w), zero where nothing is active.
 
         Raises:
-            PathLost: a recording could not be read, and its requests have lost their path; or a
+            Regroup: a recording could not be read, and its requests are dense from now on; or a
                 ControlNet failed, and its requests have its error.
         """
         call = self._call(group)
@@ -181,24 +184,25 @@ class SparseSteps:
             cached = self._cached(call, group, ahead=0).result()
         except Damaged as error:
             self._lose(group, error)
-            raise PathLost from error
+            raise Regroup from error
         called = time.perf_counter()
         self._cached(call, group, ahead=1)
-        paths = [_path(r) for r in group]
+        states = [_state(r) for r in group]
         sample = torch.cat(
             [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
         )
         timestep = torch.cat([r.timesteps[r.step] for r in group])
         conditions = {
-            name: torch.cat([p.conditions[name] for p in paths]) for name in paths[0].conditions
+            name: torch.cat([state.conditions[name] for state in states])
+            for name in states[0].conditions
         }
         maps = join.maps(self._shapes(group[0]), len(sample)) if join else None
         rows = self._engines.predict(call.batch, sample, timestep, conditions, cached, maps)
         ended = time.perf_counter()
         for request in group:
-            request.sparse_steps += 1
-            request.cache_ms += 1e3 * (called - began)
-            request.network_ms += 1e3 * (ended - called)
+            request.stats.sparse_ticks += 1
+            request.stats.cache_load_ms += 1e3 * (called - began)
+            request.stats.engine_ms += 1e3 * (ended - called)
         prediction = call.batch.scatter(rows, torch.zeros_like(sample))
         return list(prediction.split([r.branches for r in group]))
 
@@ -213,7 +217,7 @@ class SparseSteps:
         """Let requests go on without a recording that is to be made again."""
         self.memory.drop(error.digest)
         for request in group:
-            if _path(request).recording.key.digest == error.digest:
+            if _state(request).recording.key.digest == error.digest:
                 request.sparse = None
 
     def _fits(self, group: list[Running]) -> bool:
@@ -225,22 +229,27 @@ class SparseSteps:
     def _call(self, group: list[Running]) -> _Call:
         key = _key(group)
         if key not in self._calls:
-            self._calls[key] = _Call(Batch(self._program, [_path(r).part for r in group]))
+            self._calls[key] = _Call(Batch(self._program, [_state(r).part for r in group]))
         return self._calls[key]
 
     def _cached(self, call: _Call, group: list[Running], *, ahead: int) -> Future[Tensors]:
         """The cached inputs of the group's current step, or of its sparse steps `ahead` of it."""
-        paths = [_path(r) for r in group]
-        nexts = [p.sparse_from(r.step)[: ahead + 1][-1] for p, r in zip(paths, group, strict=True)]
+        states = [_state(r) for r in group]
+        nexts = [
+            state.sparse_from(r.step)[: ahead + 1][-1]
+            for state, r in zip(states, group, strict=True)
+        ]
         steps = [r.plan.first_step + step for r, step in zip(group, nexts, strict=True)]
-        kept = tuple(p.recording.storage.source(step) for p, step in zip(paths, steps, strict=True))
+        kept = tuple(
+            state.recording.storage.source(step) for state, step in zip(states, steps, strict=True)
+        )
         if kept not in call.ready:
             for old in list(call.ready)[:-1]:
                 del call.ready[old]  # all but the one that is being used
-            sources = [(p.recording, step) for p, step in zip(paths, kept, strict=True)]
+            sources = [(state.recording, step) for state, step in zip(states, kept, strict=True)]
             call.ready[kept] = self._assembler.submit(self._assemble, call.batch, sources)
-            for request, path, step in zip(group, paths, nexts, strict=True):
-                self._read_ahead(path, request.plan, step + 1)
+            for request, state, step in zip(group, states, nexts, strict=True):
+                self._read_ahead(state, request.plan, step + 1)
         return call.ready[kept]
 
     def _assemble(self, batch: Batch, sources: list[tuple[Recording, int]]) -> Tensors:
@@ -264,9 +273,9 @@ class SparseSteps:
                 loads.append(self.memory.read_ms)
         return loads
 
-    def _read_ahead(self, path: SparsePath, plan: Plan, step: int) -> None:
-        recording = path.recording
-        soon = path.sparse_from(step)[:READ_AHEAD]
+    def _read_ahead(self, state: SparseState, plan: Plan, step: int) -> None:
+        recording = state.recording
+        soon = state.sparse_from(step)[:READ_AHEAD]
         for source in sorted({recording.storage.source(plan.first_step + i) for i in soon}):
             self.memory.ahead(
                 (recording.key.digest, source), partial(self._store.load, recording, source)
@@ -285,14 +294,14 @@ def widened(active: torch.Tensor, margin: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _path(request: Running) -> SparsePath:
-    assert isinstance(request.sparse, SparsePath), "only requests with a path come here"
+def _state(request: Running) -> SparseState:
+    assert isinstance(request.sparse, SparseState), "only requests with a sparse state come here"
     return request.sparse
 
 
 def _active(request: Running) -> int:
-    return _path(request).active
+    return _state(request).active_latents
 
 
 def _key(group: list[Running]) -> tuple[int, ...]:
-    return tuple(_path(r).number for r in group)
+    return tuple(_state(r).number for r in group)

@@ -99,7 +99,9 @@ class WatchedEngine:
     """
 
     def __init__(self, engine: Engine, canary: Canary, *, name: str) -> None:
-        self._engine, self._canary, self._name = engine, canary, name
+        self._engine = engine
+        self._canary = canary
+        self._name = name
         self._tried = False
         self._fault = ""
 

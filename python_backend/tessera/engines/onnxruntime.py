@@ -49,7 +49,9 @@ class OnnxRuntimeEngine:
         refittable: bool = False,
         packed: bool = False,
     ) -> None:
-        self._graph, self._layout, self._threads = graph, layout or {}, threads
+        self._graph = graph
+        self._layout = layout or {}
+        self._threads = threads
         self._bound: dict[str, ort.OrtValue] = {}
         self._built_in: dict[str, torch.Tensor] = {}
         self._shapes: dict[str, tuple[int, ...] | None] = {}

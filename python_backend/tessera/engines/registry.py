@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessera.engines.base import Engine
-from tessera.engines.plans import FOLDER, canary_path, find_plan, read_record
+from tessera.engines.compiled import FOLDER, canary_path, find_compiled, read_record
 from tessera.errors import BundleError, listing
 from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, read_manifest
 
@@ -24,8 +24,7 @@ _TAKES_LORAS = ("text_encoder", "unet")
 _HALVES = ("unet_encoder", "unet_decoder")
 _GRAPHS = 8
 """CUDA graphs are kept for this many sets of shapes, of what runs at every step of a request. What
-runs once a request is not recorded: there is little to gain, and text encoders may not be
-recordable."""
+runs once a request is not captured: there is little to gain, and text encoders may not allow it."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _tensorrt(source: Source) -> Engine:
         raise BundleError("the tensorrt engine needs an NVIDIA GPU, and torch finds none")
     major, minor = torch.cuda.get_device_capability()
     folder = source.path.parents[1]
-    plan = find_plan(
+    plan = find_compiled(
         folder,
         read_manifest(folder),
         source.graph,

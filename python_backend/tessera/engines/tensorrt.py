@@ -15,7 +15,7 @@ import tensorrt as trt
 import torch
 
 from tessera.engines.base import EngineInfo, check_refit
-from tessera.engines.replay import Call, CudaRecorder, Replayer
+from tessera.engines.cuda_graphs import Call, CudaCapturer, Replayer
 from tessera.errors import BundleError, InternalError
 from tessera.networks.weights import Initializers, Layout, own_shape, to_layout
 
@@ -43,7 +43,7 @@ class TensorRtEngine:
         base: the graph's own weights by name, in its layout.
         stripped: whether the plan holds none of them, so that all are refitted at once.
         graphs: for how many sets of shapes a CUDA graph is kept; 0 is none. Whether graphs that
-            were recorded before a refit may run after it is written nowhere, so a refit drops them.
+            were captured before a refit may run after it is written nowhere, so a refit drops them.
 
     Raises:
         BundleError: TensorRT cannot load it.
@@ -62,14 +62,15 @@ class TensorRtEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:
             raise BundleError(f"TensorRT {version()} cannot load {plan}; compile the bundle again")
-        self._layout, self._base = layout, base
+        self._layout = layout
+        self._base = base
         self._replaced: dict[str, torch.Tensor] = {}
         self._stream = torch.cuda.Stream()
         self._lock = threading.Lock()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._inputs = [n for n in names if self._mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in names if self._mode(n) == trt.TensorIOMode.OUTPUT]
-        # One execution context for each recorded graph, since a graph keeps its context's shapes
+        # One execution context for each captured graph, since a graph keeps its context's shapes
         # and addresses; they never run at the same time and share the memory for activations.
         size = self._engine.device_memory_size_v2
         self._scratch = torch.empty(size, dtype=torch.uint8, device="cuda")
@@ -79,7 +80,7 @@ class TensorRtEngine:
             for name in self._refitter.get_all_weights()
         }
         self._call: Call = (
-            Replayer(self._new_call, capacity=graphs, record=CudaRecorder())
+            Replayer(self._new_call, capacity=graphs, capture=CudaCapturer())
             if graphs
             else self._new_call()
         )

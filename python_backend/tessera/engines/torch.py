@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from tessera.engines.base import EngineInfo, check_refit
-from tessera.engines.replay import Call, CudaRecorder, Recorder, Replayer
+from tessera.engines.cuda_graphs import Call, Capturer, CudaCapturer, Replayer
 from tessera.errors import InternalError
 from tessera.networks.modules import GraphModule, keeps_type
 
@@ -26,8 +26,8 @@ class TorchEngine:
         device: `cpu`, `cuda:0` ...
         dtype: of weights, activations and outputs.
         graphs: for how many sets of shapes a CUDA graph is kept; 0 is none. Refits are seen by
-            recorded graphs, since they overwrite the weights where they are.
-        recorder: what records; by default CUDA.
+            captured graphs, since they overwrite the weights where they are.
+        capturer: what captures; by default CUDA.
         compiled: whether torch.compile compiles the module, for each set of shapes when it first
             comes: minutes.
     """
@@ -39,10 +39,11 @@ class TorchEngine:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         graphs: int = 0,
-        recorder: Callable[[], Recorder] = CudaRecorder,
+        capturer: Callable[[], Capturer] = CudaCapturer,
         compiled: bool = False,
     ) -> None:
-        self._device, self._dtype = torch.device(device), dtype
+        self._device = torch.device(device)
+        self._dtype = dtype
         self._module = module.to(self._device, dtype)
         self._channels_last = self._device.type == "cuda"
         if self._channels_last:
@@ -52,7 +53,7 @@ class TorchEngine:
         self._forward = torch.compile(module, dynamic=False) if compiled else module
         self._call: Call = self._queue
         if graphs:
-            self._call = Replayer(lambda: self._queue, capacity=graphs, record=recorder())
+            self._call = Replayer(lambda: self._queue, capacity=graphs, capture=capturer())
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -94,7 +94,8 @@ class LowRank(GraphModule):
     def __init__(self, half: GraphModule) -> None:
         super().__init__(half.source, tree=half)
         object.__setattr__(self, "half", half)  # its layers are registered here already
-        self.inputs, self.outputs = (*half.inputs, *FACTORS), half.outputs
+        self.inputs = (*half.inputs, *FACTORS)
+        self.outputs = half.outputs
         self.slots = slots_of(half)
         self._factors: dict[str, torch.Tensor] = {}
         for name, slot in self.slots.items():

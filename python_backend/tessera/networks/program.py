@@ -1,7 +1,7 @@
 """A UNet's operations in order, and its sites.
 
 One walk of the module tree gives the program: a flat list that the sparse network runs, from which
-the sites are read off, and by whose entries the planner counts costs. Any
+the sites are read off, and by whose entries the chooser counts costs. Any
 `UNet2DConditionModel` of resnets and (cross-attention) transformers will do; nothing here knows a
 Stable Diffusion version.
 """

@@ -115,7 +115,8 @@ class _Step:
     """The operations of one call, by the kinds of the program's entries."""
 
     def __init__(self, network: SparseUNet, inputs: Mapping[str, torch.Tensor]) -> None:
-        self.inputs, self._network = inputs, network
+        self.inputs = inputs
+        self._network = network
         self._norms = {name: i for i, name in enumerate(network.program.norms)}
         self._tables: dict[tuple[str, int], torch.Tensor] = {}
         emb = embed_conditions(network.source, inputs["sample"], inputs["timestep"], inputs)

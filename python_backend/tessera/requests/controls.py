@@ -16,7 +16,7 @@ from tessera.requests.preprocess import Preparation
 from tessera.types import Array
 
 
-class ControlChoice(BaseModel):
+class ControlElement(BaseModel):
     """One element of CONTROLS; see `ControlUse` and `Preparation`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -54,7 +54,7 @@ def read_controls(
     Raises:
         InvalidInput: the first field whose value is not accepted.
     """
-    choices = choices_of(inputs, "CONTROLS", ControlChoice, contract.MAX_CONTROLS)
+    choices = choices_of(inputs, "CONTROLS", ControlElement, contract.MAX_CONTROLS)
     fields = [f"CONTROLS[{index}]" for index in range(len(choices))]
     uses = [_use(*of, manifest) for of in zip(fields, choices, strict=True)]
     preparations = [_preparation(*of) for of in zip(fields, choices, strict=True)]
@@ -73,7 +73,7 @@ def prepared(controls: tuple[Control, ...], width: int, height: int) -> Array:
     return np.stack([c.preparation.apply(c.image, width, height) for c in controls])
 
 
-def _use(field: str, choice: ControlChoice, manifest: Manifest) -> ControlUse:
+def _use(field: str, choice: ControlElement, manifest: Manifest) -> ControlUse:
     if choice.name not in manifest.controlnets:
         raise unknown_name(f"{field}.name", choice.name, manifest.controlnets, "ControlNet")
     if choice.start >= choice.end:
@@ -82,7 +82,7 @@ def _use(field: str, choice: ControlChoice, manifest: Manifest) -> ControlUse:
     return ControlUse(choice.name, choice.scale, choice.start, choice.end)
 
 
-def _preparation(field: str, choice: ControlChoice) -> Preparation:
+def _preparation(field: str, choice: ControlElement) -> Preparation:
     for key, value, names in (
         ("preprocess", choice.preprocess, contract.PREPROCESSORS),
         ("resize", choice.resize, contract.RESIZES),

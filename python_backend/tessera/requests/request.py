@@ -29,7 +29,7 @@ LoraWeight = Annotated[
 ]
 
 
-class LoraChoice(BaseModel):
+class Lora(BaseModel):
     """One element of LORAS; `text_weight` replaces `weight` in the text encoders."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -54,7 +54,7 @@ class Request:
     scheduler: str
     job_id: str
     edit: EditChoice | None = None
-    loras: tuple[LoraChoice, ...] = ()
+    loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
 
 
@@ -82,7 +82,7 @@ def read_request(
     edit = read_edit(inputs, manifest, steps, find_template) if "MASK" in inputs else None
     if edit is not None:
         width, height = size_of_edit(inputs, edit)
-    loras = tuple(choices_of(inputs, "LORAS", LoraChoice, contract.MAX_LORAS))
+    loras = tuple(choices_of(inputs, "LORAS", Lora, contract.MAX_LORAS))
     return Request(
         prompt=prompt,
         negative_prompt=_negative_prompt(inputs),

@@ -19,7 +19,6 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tessera.contract import JobStatus
 from tessera.errors import InvalidInput, Unavailable, UnknownJob
 from tessera.shared.processes import SHARED, identity, lives, namespace
 
@@ -70,18 +70,6 @@ _ROW = np.dtype(
 )
 Rows = npt.NDArray[Any]
 _SIZE = _HEADER.itemsize + CAPACITY * _ROW.itemsize
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """A job as the `jobs` model reports it; `seconds` since it was opened, up to its end."""
-
-    job_id: str
-    phase: str
-    step: int
-    total: int
-    cancelled: bool
-    seconds: float
 
 
 def board_path() -> Path:
@@ -128,7 +116,8 @@ class Board:
                 os.posix_fallocate(self._file, 0, _SIZE)  # a write without room would be SIGBUS
         self._memory = mmap.mmap(self._file, _SIZE)
         self._header: Rows = np.ndarray((), _HEADER, self._memory)
-        self._waiting, self._newest = True, 0
+        self._waiting = True
+        self._newest = 0
         self._rows: Rows = np.ndarray((CAPACITY,), _ROW, self._memory, _HEADER.itemsize)
 
     @property

@@ -23,7 +23,8 @@ class SparseUNetEngines:
     """
 
     def __init__(self, step: Engine, text: Engine) -> None:
-        self._step, self._text = step, text
+        self._step = step
+        self._text = text
         self.device = step.describe().device
 
     def project_text(self, conditions: Conditions) -> Tensors:

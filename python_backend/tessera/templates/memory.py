@@ -40,7 +40,7 @@ class Counters:
         return self.hits / reads if reads else None
 
 
-class Memory:
+class StepMemory:
     """The tier in host memory.
 
     Args:
@@ -51,7 +51,8 @@ class Memory:
     """
 
     def __init__(self, *, budget: int, threads: int = 2, pinned: bool = False) -> None:
-        self.budget, self._pinned = budget, pinned
+        self.budget = budget
+        self._pinned = pinned
         self.counters = Counters()
         self._reads: deque[tuple[float, float]] = deque(maxlen=_READS)  # (end, milliseconds)
         self._entries: OrderedDict[Name, Future[Tensors]] = OrderedDict()
@@ -145,7 +146,7 @@ class Memory:
         self.counters.entries = len(self._entries)
 
 
-class DeviceMemory(Memory):
+class DeviceMemory(StepMemory):
     """The tier on a GPU, in front of the one in host memory, through which everything comes.
 
     Args:
@@ -154,9 +155,10 @@ class DeviceMemory(Memory):
         budget: bytes on the device.
     """
 
-    def __init__(self, host: Memory, *, device: str, budget: int) -> None:
+    def __init__(self, host: StepMemory, *, device: str, budget: int) -> None:
         super().__init__(budget=budget)
-        self.host, self._device = host, torch.device(device)
+        self.host = host
+        self._device = torch.device(device)
 
     @property
     def read_ms(self) -> float:

@@ -33,7 +33,7 @@ from tessera.networks.program import Program, Site
 from tessera.sparse.record import record
 from tessera.sparse.tables import level_sizes
 from tessera.templates.storage import Storage, choose_storage
-from tessera.templates.store import Key, Recording, Store
+from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tessera.types import Conditions, Tensors
 from tessera.variants import VARIANTS
 
@@ -70,23 +70,26 @@ class Recorder:
 
     def __init__(
         self,
-        store: Store,
+        store: TemplateStore,
         manifest: Manifest,
         scheduler_config: Mapping[str, Any],
         networks: Callable[[], Networks],
         *,
         budget: int,
     ) -> None:
-        self._store, self._manifest = store, manifest
-        self._scheduler_config, self._open, self._budget = scheduler_config, networks, budget
+        self._store = store
+        self._manifest = manifest
+        self._scheduler_config = scheduler_config
+        self._open = networks
+        self._budget = budget
 
     @classmethod
-    def of(cls, bundle: Bundle, store: Store, *, budget: int) -> Recorder:
+    def of(cls, bundle: Bundle, store: TemplateStore, *, budget: int) -> Recorder:
         """For a bundle on disk."""
         manifest, config = bundle.manifest, bundle.scheduler_config
         return cls(store, manifest, config, partial(open_networks, bundle), budget=budget)
 
-    def ensure(self, key: Key) -> tuple[Recording, bool]:
+    def ensure(self, key: RecordingKey) -> tuple[Recording, bool]:
         """The recording of a key, and whether it had to be made.
 
         Args:
@@ -99,7 +102,7 @@ class Recorder:
         with self._store.locked(key):
             return self._ensure(key, lambda: None)
 
-    def attempt(self, key: Key, *, between: Callable[[], None]) -> bool:
+    def attempt(self, key: RecordingKey, *, between: Callable[[], None]) -> bool:
         """Like `ensure`, for when nobody waits for the recording; `False`, at once, if another
         process is making it.
 
@@ -112,7 +115,7 @@ class Recorder:
                 self._ensure(key, between)
             return held
 
-    def _ensure(self, key: Key, between: Callable[[], None]) -> tuple[Recording, bool]:
+    def _ensure(self, key: RecordingKey, between: Callable[[], None]) -> tuple[Recording, bool]:
         found = self._store.find(key)
         if found is not None:
             return found, False
@@ -141,7 +144,7 @@ class Recorder:
     def _networks(self) -> Networks:
         return self._open()
 
-    def _storage(self, key: Key, picture: npt.NDArray[Any]) -> Storage:
+    def _storage(self, key: RecordingKey, picture: npt.NDArray[Any]) -> Storage:
         pixels = self._manifest.latents.pixels
         size = (picture.shape[0] // pixels, picture.shape[1] // pixels)
         numbers = numbers_per_step(self.program, self.sites(), size)
@@ -155,7 +158,11 @@ class Recorder:
 
     @torch.inference_mode()
     def _steps(
-        self, key: Key, picture: npt.NDArray[Any], storage: Storage, between: Callable[[], None]
+        self,
+        key: RecordingKey,
+        picture: npt.NDArray[Any],
+        storage: Storage,
+        between: Callable[[], None],
     ) -> Iterator[tuple[int, Tensors]]:
         networks = self._networks
         clean = encode_template(networks.vae, picture, self._manifest.latents.scale)

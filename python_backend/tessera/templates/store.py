@@ -57,7 +57,7 @@ class Damaged(Exception):
 
 
 @dataclass(frozen=True)
-class Key:
+class RecordingKey:
     """What activations depend on.
 
     Attributes:
@@ -92,7 +92,7 @@ class Recording:
     """
 
     folder: Path
-    key: Key
+    key: RecordingKey
     storage: Storage
     checksums: dict[int, tuple[int, int]] = field(repr=False)
 
@@ -106,7 +106,7 @@ class Recording:
         return self.folder / f"{step:04}.safetensors"
 
 
-class Store:
+class TemplateStore:
     """The templates of one folder.
 
     Args:
@@ -115,7 +115,8 @@ class Store:
     """
 
     def __init__(self, root: Path, *, budget: int) -> None:
-        self.root, self.budget = root, budget
+        self.root = root
+        self.budget = budget
         self.pictures = Pictures(root / "pictures")
         for name in _FOLDERS:
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ class Store:
                 self.pictures.remove(other)
         return identity
 
-    def find(self, key: Key) -> Recording | None:
+    def find(self, key: RecordingKey) -> Recording | None:
         """The recording of a key, marked as used; `None` if there is none."""
         recording = self._read(self.root / "recordings" / key.digest)
         if recording is None or recording.key != key:
@@ -175,7 +176,9 @@ class Store:
                 finally:
                     os.close(descriptor)
 
-    def record(self, key: Key, storage: Storage, steps: Iterable[tuple[int, Tensors]]) -> Recording:
+    def record(
+        self, key: RecordingKey, storage: Storage, steps: Iterable[tuple[int, Tensors]]
+    ) -> Recording:
         """Write a recording from its kept steps.
 
         Raises:
@@ -223,7 +226,7 @@ class Store:
         folders = sorted(found, key=lambda f: age(f / _MANIFEST))
         return [r for r in map(self._read, folders) if r is not None]
 
-    def locked(self, key: Key, *, wait: bool = True) -> AbstractContextManager[bool]:
+    def locked(self, key: RecordingKey, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Only one process at a time records a key; the others wait here, or are told that it is
         not theirs.
         """
@@ -243,7 +246,7 @@ class Store:
         try:
             return Recording(
                 folder,
-                Key(**content["key"]),
+                RecordingKey(**content["key"]),
                 Storage(**content["storage"]),
                 {int(k): (int(v[0]), int(v[1])) for k, v in content["checksums"].items()},
             )
@@ -263,18 +266,18 @@ class Store:
         for name in _FOLDERS:
             sweep(self.root / name)
 
-    def want(self, key: Key) -> None:
+    def want(self, key: RecordingKey) -> None:
         """Remember that a recording will be needed, for `wanted`."""
         text = json.dumps(dataclasses.asdict(key))
         write(self.root / "wanted" / f"{key.digest}.json", text.encode())
         self._notes()
 
-    def wanted(self, bundle: str) -> list[Key]:
+    def wanted(self, bundle: str) -> list[RecordingKey]:
         """Recordings of a bundle that are needed and not there, the latest asked for first."""
         keys = []
         for path in self._notes():
             try:
-                keys.append(Key(**json.loads(path.read_text())))
+                keys.append(RecordingKey(**json.loads(path.read_text())))
             except (ValueError, TypeError):
                 path.unlink(missing_ok=True)
             except OSError:
@@ -289,6 +292,6 @@ class Store:
             path.unlink(missing_ok=True)
         return kept
 
-    def done(self, key: Key) -> None:
+    def done(self, key: RecordingKey) -> None:
         """Forget that a recording was wanted."""
         (self.root / "wanted" / f"{key.digest}.json").unlink(missing_ok=True)

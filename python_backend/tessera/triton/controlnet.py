@@ -13,7 +13,7 @@ import torch
 
 from tessera import trace
 from tessera.controls.fanout import CONDITIONS
-from tessera.controls.network import GuidingNetwork
+from tessera.controls.network import ControlNetwork
 from tessera.engines.bundle import Bundle
 from tessera.manifest import HINT
 from tessera.triton import pb
@@ -33,7 +33,7 @@ class TritonPythonModel:
         on_cpu = config["parameters"]["placement"]["string_value"] == "cpu"
         bundle = Bundle.from_environment()
         kind = "onnxruntime" if on_cpu else None
-        self._network = GuidingNetwork(
+        self._network = ControlNetwork(
             bundle.engine(graph, kind),
             bundle.engine(f"{graph}{HINT}", kind),
             max_rows=bundle.manifest.limits.max_rows,

@@ -4,7 +4,6 @@ them.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from tessera import trace
 from tessera.codec.masks import paste
 from tessera.codec.vae import decode_latents
+from tessera.contract import Info, Stats
 from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
@@ -54,34 +54,31 @@ class TritonPythonModel:
             self._board.close(plan.slot, plan.ticket, Phase.FAILED)
             raise
         decode_ms = 1e3 * (time.perf_counter() - began)
-        stats = json.loads(pb.text(inputs["STATS"]))
-        stats["engine_ms"] += plan.engine_ms + self._engine.spent_ms - before
+        stats = Stats.from_json(pb.text(inputs["STATS"]))
+        stats.engine_ms += plan.engine_ms + self._engine.spent_ms - before
         info = self._info(plan, stats, decode_ms)
         self._board.close(plan.slot, plan.ticket, Phase.DONE)
-        return [pb.tensor("IMAGE", image), pb.tensor("INFO", json.dumps(info).encode())]
+        return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]
 
-    def _info(self, plan: Plan, stats: dict[str, Any], decode_ms: float) -> dict[str, Any]:
-        milliseconds = {
-            "encode_ms": plan.encode_ms,
-            "decode_ms": decode_ms,
-            "total_ms": 1e3 * (time.time() - plan.started),
-        }
-        merged = stats | milliseconds
-        return {
-            "job_id": plan.job_id,
-            "bundle": self._manifest.name,
-            "seed": plan.seed,
-            "steps": plan.steps,
-            "guidance": plan.guidance,
-            "width": plan.width,
-            "height": plan.height,
-            "scheduler": plan.scheduler,
-            "mask_ratio": plan.mask_ratio,
-            "template": plan.template or None,
-            "loras": list(plan.loras),
-            "controls": [
+    def _info(self, plan: Plan, stats: Stats, decode_ms: float) -> Info:
+        return Info(
+            **asdict(stats),
+            job_id=plan.job_id,
+            bundle=self._manifest.name,
+            seed=plan.seed,
+            steps=plan.steps,
+            guidance=plan.guidance,
+            width=plan.width,
+            height=plan.height,
+            scheduler=plan.scheduler,
+            mask_ratio=plan.mask_ratio,
+            template=plan.template or None,
+            loras=list(plan.loras),
+            controls=[
                 asdict(use) | done for use, done in zip(plan.controls, plan.prepared, strict=True)
             ],
-            "prompt_tokens_dropped": plan.prompt_tokens_dropped,
-            **{k: round(v, 3) if isinstance(v, float) else v for k, v in merged.items()},
-        }
+            prompt_tokens_dropped=plan.prompt_tokens_dropped,
+            encode_ms=plan.encode_ms,
+            decode_ms=decode_ms,
+            total_ms=1e3 * (time.time() - plan.started),
+        )

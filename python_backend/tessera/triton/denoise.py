@@ -13,15 +13,14 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from tessera import trace
 from tessera.adapters.unet import UNetAdapters
-from tessera.contract import MAX_CONTROLS
+from tessera.contract import MAX_CONTROLS, Stats
 from tessera.controls.fanout import FanOut
 from tessera.denoise.canvas import Canvas, canvas_of
-from tessera.denoise.running import Guide, Running, start
+from tessera.denoise.running import Running, RunningControl, start
 from tessera.denoise.sampler import Sampler
 from tessera.denoise.unet import UNet, conditions_of
 from tessera.edits.opening import open_sparse
@@ -62,10 +61,9 @@ class TritonPythonModel:
         self._adapters = UNetAdapters(bundle, halves, slots=self._slots, log=pb.log)
         self._board = Board(board_path())
         self._controls = FanOut(_ask, _lives)
-        self._sparse, self._planner = open_sparse(bundle, self._unet, self._controls)
+        self._sparse, self._chooser = open_sparse(bundle, self._unet, self._controls)
         self._gauges = _gauges(self._sparse.memory.tiers) if self._sparse else {}
         self._running: dict[int, Running] = {}
-        self._queued_ticks: dict[int, int] = {}
         self._seen: dict[int, float] = {}
         self._expected: set[int] = set()
         self._regroups = 0
@@ -108,7 +106,7 @@ class TritonPythonModel:
                 self._unet.predict,
                 number,
                 sparse=self._sparse,
-                planner=self._planner,
+                chooser=self._chooser,
                 controls=self._controls,
             )
         except Exception as error:
@@ -189,12 +187,12 @@ class TritonPythonModel:
             sampler,
             shape=(latents.channels, plan.height // latents.pixels, plan.width // latents.pixels),
             canvas=_canvas(inputs) if plan.template else None,
-            guides=_guides(plan, inputs),
+            controls=_running_controls(plan, inputs),
         )
         if self._sparse and running.canvas and plan.mode != "dense":
-            running.sparse = self._sparse.admit(plan, running.canvas, conditions, self._planner)
+            running.sparse = self._sparse.admit(plan, running.canvas, conditions, self._chooser)
         self._running[identity] = running
-        self._queued_ticks[identity] = int(inputs["QUEUED_TICK"].as_numpy().item())
+        running.stats.queued_tick = int(inputs["QUEUED_TICK"].as_numpy().item())
 
     def _conclude(self, request: pb.Request, error: Exception | None) -> pb.Response | None:
         """Answer a request that has ended; reschedule one that has not (`None`)."""
@@ -212,37 +210,11 @@ class TritonPythonModel:
             self._seen[identity] = time.monotonic()  # not before: a tick may take very long
             pb.reschedule(request)
             return None
-        stats = json.dumps(self._stats(running, self._queued_ticks[identity])).encode()
+        stats = _finished(running).to_json()
         self._forget(identity)
         return pb.respond(
             [pb.tensor("LATENTS", running.latents[0].numpy()), pb.tensor("STATS", stats)]
         )
-
-    def _stats(self, running: Running, queued_tick: int) -> dict[str, float | int | str | None]:
-        elapsed = 1e3 * (time.monotonic() - running.started)
-        until_start = 1e3 * (time.time() - running.plan.started) - elapsed - running.plan.encode_ms
-        return {
-            "queue_ms": max(0.0, until_start),
-            "denoise_ms": elapsed,
-            "engine_ms": running.network_ms,
-            "cache_load_ms": running.cache_ms,
-            "sparse_ticks": running.sparse_steps,
-            "mode": _mode(running),
-            "control_load_ms": running.plan.control_load_ms,
-            "control_wait_ms": running.control_ms,
-            "control_ticks": running.control_steps,
-            "refit_ms": running.plan.text_refit_ms + running.refit_ms,
-            "switches": running.switches,
-            "passed_over": running.passed_over,
-            "adapted_at": running.adapted_at if running.plan.adapters else None,
-            "lora_path": _lora_path(running),
-            "side_ticks": running.side_steps,
-            "ticks": len(running.batch_sizes),
-            "mean_batch": float(np.mean(running.batch_sizes)),
-            "queued_tick": queued_tick,
-            "first_tick": running.first_tick,
-            "last_tick": running.last_tick,
-        }
 
     def _tell(self) -> None:
         """Publish how the tiers of recorded steps do."""
@@ -254,7 +226,7 @@ class TritonPythonModel:
             gauge.set(getattr(tiers[tier], name))
 
     def _forget(self, identity: int) -> None:
-        for table in (self._running, self._queued_ticks, self._seen):
+        for table in (self._running, self._seen):
             table.pop(identity, None)
 
     def _collect_vanished(self) -> None:
@@ -271,13 +243,13 @@ def _canvas(inputs: dict[str, pb.TensorHandle]) -> Canvas:
     return canvas_of(pb.to_torch(inputs["CLEAN"]).clone(), pb.to_torch(inputs["ACTIVE"]).clone())
 
 
-def _guides(plan: Plan, inputs: dict[str, pb.TensorHandle]) -> tuple[Guide, ...]:
+def _running_controls(plan: Plan, inputs: dict[str, pb.TensorHandle]) -> tuple[RunningControl, ...]:
     if not plan.controls:
         return ()
     images = pb.to_torch(inputs["CONTROL"]).clone()
     first = plan.ticket * MAX_CONTROLS  # no two jobs have the same ticket
     return tuple(
-        Guide(use, first + i, image)
+        RunningControl(use, first + i, image)
         for i, (use, image) in enumerate(zip(plan.controls, images, strict=True))
     )
 
@@ -293,25 +265,39 @@ def _lives(name: str) -> bool:
     return f"{CONTROLNET}{name}" in model_processes(os.getppid()).values()
 
 
+def _finished(running: Running) -> Stats:
+    """The stats of a request whose steps are done, with what only its end tells."""
+    stats, plan = running.stats, running.plan
+    stats.denoise_ms = 1e3 * (time.monotonic() - running.started)
+    before = 1e3 * (time.time() - plan.started) - stats.denoise_ms
+    stats.queue_ms = max(0.0, before - plan.encode_ms)
+    stats.control_load_ms = plan.control_load_ms
+    stats.refit_ms += plan.text_refit_ms
+    stats.mode = _mode(running)
+    if plan.adapters:
+        stats.lora_path = _lora_path(stats)
+    else:
+        stats.adapted_at = None
+    return stats
+
+
 def _mode(running: Running) -> str:
     """How it was denoised: `mixed` if there were dense steps behind the first sparse one, since its
     recording was not yet there, or lost.
     """
-    if not running.sparse_steps:
+    if not running.stats.sparse_ticks:
         return "dense"
     if running.sparse is None:
         return "mixed"
-    kinds = running.sparse.kinds
+    kinds = list(running.sparse.kinds)
     return "sparse" if all(kinds[kinds.index(True) :]) else "mixed"
 
 
-def _lora_path(running: Running) -> str | None:
+def _lora_path(stats: Stats) -> str:
     """How a request got the LoRAs of its UNet."""
-    if not running.plan.adapters:
-        return None
-    if not running.side_steps:
+    if not stats.side_ticks:
         return "refit"
-    return "side" if running.side_steps == len(running.batch_sizes) else "mixed"
+    return "side" if stats.side_ticks == stats.ticks else "mixed"
 
 
 def _gauges(tiers: Iterable[str]) -> dict[tuple[str, str], pb.Gauge]:

@@ -28,7 +28,7 @@ from tessera.requests.request import Request, read_lora_policy, read_request
 from tessera.shared.board import Board, Phase, board_path, sweep_boards
 from tessera.templates.pictures import find_picture
 from tessera.templates.settings import TemplateSettings
-from tessera.templates.store import Key, Store
+from tessera.templates.store import RecordingKey, TemplateStore
 from tessera.triton import pb
 from tessera.types import Array
 from tessera.variants import VARIANTS
@@ -47,7 +47,7 @@ class TritonPythonModel:
         self._manifest = bundle.manifest
         self._board = Board(board_path())
         settings = TemplateSettings.from_environment()
-        self._store = Store(settings.folder, budget=settings.disk)
+        self._store = TemplateStore(settings.folder, budget=settings.disk)
         variant = VARIANTS[bundle.manifest.variant]
         self._engines = [TimedEngine(bundle.engine(name)) for name in variant.text_encoders]
         self._vae = TimedEngine(bundle.engine("vae_encoder"))
@@ -107,7 +107,7 @@ class TritonPythonModel:
         """
         if edit.mode == "dense" or not self._manifest.can_be_sparse:
             return False
-        key = Key(
+        key = RecordingKey(
             self._manifest.digest, edit.template, wanted.scheduler, wanted.steps, TEMPLATE_SEED
         )
         recording = self._store.find(key)

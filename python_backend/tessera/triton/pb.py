@@ -202,7 +202,8 @@ class Gauge:
         family = pb_utils.MetricFamily(
             name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
         )
-        self._family, self._metric = family, family.Metric(labels={})
+        self._family = family
+        self._metric = family.Metric(labels={})
         self._said: float | None = None
 
     def set(self, value: float) -> None:

@@ -26,7 +26,7 @@ from tessera.shared.board import Board, board_path
 from tessera.templates.pictures import find_picture, unknown
 from tessera.templates.recorder import Recorder
 from tessera.templates.settings import TemplateSettings
-from tessera.templates.store import Key, Recording, Store
+from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tessera.triton import pb
 
 IDLE_S = 1.0
@@ -48,7 +48,7 @@ class TritonPythonModel:
         torch.set_num_threads(bundle.threads)
         self._manifest = bundle.manifest
         self._settings = TemplateSettings.from_environment()
-        self._store = Store(self._settings.folder, budget=self._settings.disk)
+        self._store = TemplateStore(self._settings.folder, budget=self._settings.disk)
         self._recorder = Recorder.of(bundle, self._store, budget=self._settings.size)
         self._board = Board(board_path())
         self._busy = threading.Lock()
@@ -85,7 +85,7 @@ class TritonPythonModel:
         picture = read_image(inputs, self._manifest, partial(find_picture, self._store.pictures))
         steps, scheduler = read_schedule(inputs, self._manifest)
         identity = self._store.keep(picture)
-        key = Key(self._manifest.digest, identity, scheduler, steps, TEMPLATE_SEED)
+        key = RecordingKey(self._manifest.digest, identity, scheduler, steps, TEMPLATE_SEED)
         with self._busy:
             if job_id is not None and self._board.status(job_id).cancelled:
                 raise Cancelled(f"job {job_id} was cancelled")

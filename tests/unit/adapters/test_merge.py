@@ -29,7 +29,8 @@ class Network(torch.nn.Module):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 8, 3)
         self.point = torch.nn.Conv2d(8, 8, 1)
-        self.first, self.second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 5, bias=False)
+        self.first = torch.nn.Linear(8, 16)
+        self.second = torch.nn.Linear(16, 5, bias=False)
 
 
 class Wrapped(GraphModule):
@@ -202,7 +203,7 @@ def test_a_lora_that_cannot_be_loaded_changes_nothing() -> None:
 
     with pytest.raises(Unavailable):
         switching.apply(wanted(("b", 1.0)), gone)
-    assert switching.active == wanted(("a", 1.0))
+    assert switching.current == wanted(("a", 1.0))
     assert len(fake.refits) == 1
 
 

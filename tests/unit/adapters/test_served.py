@@ -128,7 +128,7 @@ def test_the_text_encoder_alone(sd15: Models) -> None:
     before = sd15.generate(**COMMON, SEED=1)
     text_only = sd15.generate(**COMMON, SEED=1, LORAS=loras(("a", 0.0, 1.0)))
     assert not np.array_equal(before.image, text_only.image)
-    assert sd15.unet._switch.result()._patcher.active == ()
+    assert sd15.unet._switch.result()._patcher.current == ()
 
 
 def test_a_b_a_and_the_base_again(sd15: Models) -> None:

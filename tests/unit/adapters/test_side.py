@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tessera.adapters.costs import FRESH_S, MEASUREMENTS, SIZES, Costs, Curve, Group
-from tessera.adapters.paths import Paths
+from tessera.adapters.path_chooser import Paths
 from tessera.adapters.settings import PATH_VARIABLE, AdapterSettings
 from tessera.adapters.side import SET, SidePath, _Half
 from tessera.adapters.switch import AdapterSwitch

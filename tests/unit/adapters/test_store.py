@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from tessera.adapters.formats import read_adapter
-from tessera.adapters.hints import HintListener, _address, send_hint
 from tessera.adapters.library import Library
 from tessera.adapters.lru import ByteLru
+from tessera.adapters.prefetch import PrefetchListener, _address, send_prefetch
 from tessera.adapters.settings import AdapterSettings
-from tessera.adapters.store import MAX_AHEAD, Store
+from tessera.adapters.store import MAX_AHEAD, AdapterStore
 from tessera.adapters.targets import Targets
 from tessera.errors import InvalidInput, Unavailable
 from tessera.plan import AdapterUse
@@ -37,8 +37,8 @@ def write(folder: Path, name: str, value: float = 1.0) -> Path:
     return lora.save(folder / f"{name}.safetensors", tensors)
 
 
-def store(folder: Path, budget: int = 10**6) -> Store:
-    return Store(Library([folder]), TARGETS, parts=["unet"], budget=budget)
+def store(folder: Path, budget: int = 10**6) -> AdapterStore:
+    return AdapterStore(Library([folder]), TARGETS, parts=["unet"], budget=budget)
 
 
 def test_names_are_stems_of_safetensors_files(tmp_path: Path) -> None:
@@ -209,13 +209,13 @@ def test_hints_reach_the_listener_of_their_server(tmp_path: Path) -> None:
         got.append(hint)
         told.set()
 
-    send_hint(tmp_path / "board", uses)  # nobody listens
-    listener = HintListener(tmp_path / "board", act)
-    send_hint(tmp_path / "other", uses)
+    send_prefetch(tmp_path / "board", uses)  # nobody listens
+    listener = PrefetchListener(tmp_path / "board", act)
+    send_prefetch(tmp_path / "other", uses)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"nonsense", _address(tmp_path / "board"))
         stranger.sendto(b"[1]", _address(tmp_path / "board"))
-    send_hint(tmp_path / "board", uses)
+    send_prefetch(tmp_path / "board", uses)
     assert told.wait(10)
     listener.close()
     assert got == [uses]

@@ -19,7 +19,7 @@ def test_a_set_that_nobody_wants_gives_way_at_once() -> None:
     turns = Turns("base")
     assert turns.choose(["b", "a", "b"]) == "b"
     assert turns.choose(["a"]) == "a"
-    assert turns.active == "a"
+    assert turns.current == "a"
 
 
 def test_requests_of_the_active_set_ride_along() -> None:

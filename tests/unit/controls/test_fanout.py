@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tessera.controls.fanout import FanOut
-from tessera.controls.network import Forgotten, GuidingNetwork
-from tessera.denoise.running import Guide, Running, start
+from tessera.controls.network import ControlNetwork, Forgotten
+from tessera.denoise.running import Running, RunningControl, start
 from tessera.denoise.sampler import Sampler
 from tessera.denoise.tick import tick
 from tessera.denoise.unet import UNet
@@ -44,7 +44,7 @@ class Models:
 
     def __init__(self, *, max_rows: int = 16, kept: int = 32) -> None:
         self.networks = {
-            name: GuidingNetwork(
+            name: ControlNetwork(
                 TorchEngine(ControlNet(network).eval()),
                 TorchEngine(ControlNetHint(network).eval()),
                 max_rows=max_rows,
@@ -74,9 +74,9 @@ def running(*uses: ControlUse, seed: int = 1, steps: int = 4, guidance: float = 
     generator = torch.Generator().manual_seed(seed)
     width = PIPE.unet.config.cross_attention_dim
     text = torch.randn(2 if wanted.guided else 1, 77, width, generator=generator)
-    guides = tuple(Guide(use, 100 * seed + i, IMAGE) for i, use in enumerate(uses))
+    controls = tuple(RunningControl(use, 100 * seed + i, IMAGE) for i, use in enumerate(uses))
     conditions = {"encoder_hidden_states": text}
-    return start(wanted, conditions, sampler, shape=(4, 8, 12), guides=guides)
+    return start(wanted, conditions, sampler, shape=(4, 8, 12), controls=controls)
 
 
 @torch.inference_mode()
@@ -87,8 +87,8 @@ def by_diffusers(request: Running) -> torch.Tensor:
     text = request.conditions["encoder_hidden_states"]
     down: list[torch.Tensor] = []
     middle = torch.zeros(())
-    for guide in request.guides:
-        use = guide.use
+    for control in request.controls:
+        use = control.use
         steps = len(request.sampler.timesteps)
         on = not (request.step / steps < use.start or (request.step + 1) / steps > use.end)
         found, mid = NETWORKS[use.name](
@@ -144,7 +144,7 @@ def test_a_mixed_group_equals_diffusers_request_by_request(max_rows: int) -> Non
         torch.testing.assert_close(answer, wanted, atol=2e-5, rtol=1e-4)
     assert (expected[0] - plain[0]).abs().max() > 1e-2
     assert (expected[3] - plain[1]).abs().max() > 1e-2
-    assert [r.control_steps for r in requests] == [1, 0, 1, 1, 1]
+    assert [r.stats.control_ticks for r in requests] == [1, 0, 1, 1, 1]
 
 
 def test_each_controlnet_is_asked_once_a_step_and_told_of_a_request_once() -> None:
@@ -169,7 +169,7 @@ def test_outside_its_window_and_at_scale_zero_a_controlnet_is_not_asked() -> Non
         asked.append(len(models.asked) - before)
     assert asked == [0, 0, 2, 1]
     assert {name for name, _ in models.asked} == {"edges"}
-    assert request.control_steps == 2
+    assert request.stats.control_ticks == 2
 
 
 def test_a_controlnet_that_has_forgotten_is_told_again() -> None:
@@ -203,7 +203,7 @@ def test_a_failing_controlnet_fails_the_requests_that_it_guides_only() -> None:
     tick([guided, plain, other], unet().predict, 1, controls=FanOut(models))
     assert "controlnet_edges model is being restarted" in str(guided.error)
     assert (plain.error, plain.step, other.error, other.step) == (None, 1, None, 1)
-    assert (guided.step, plain.batch_sizes) == (0, [2])
+    assert (guided.step, plain.stats.ticks, plain.stats.mean_batch) == (0, 1, 2)
     again = running(DEPTH, seed=3)
     (found,) = predictions([again], Models(), unet())
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)

@@ -30,7 +30,8 @@ class FakeModels:
     """
 
     def __init__(self, folder: Path, seconds: float = 0.0) -> None:
-        self._folder, self._seconds = folder, seconds
+        self._folder = folder
+        self._seconds = seconds
         folder.mkdir(exist_ok=True)
         self.moves: list[str] = []
 

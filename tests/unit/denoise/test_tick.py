@@ -79,8 +79,8 @@ def test_a_request_in_company_equals_the_request_alone(seed: int) -> None:
     assert len(done) == 12
     for request in done:
         assert request.error is None
-        assert len(request.batch_sizes) == request.plan.steps
-        assert request.last_tick - request.first_tick + 1 == request.plan.steps
+        assert request.stats.ticks == request.plan.steps
+        assert request.stats.last_tick - request.stats.first_tick + 1 == request.plan.steps
         torch.testing.assert_close(request.latents, alone(request.plan), atol=1e-5, rtol=0)
 
 
@@ -89,7 +89,7 @@ def test_one_network_call_serves_all_branches_of_a_size() -> None:
     requests = [running(plan(guidance=4.0)), running(plan(guidance=1.0)), running(plan(seed=2))]
     tick(requests, UNet(encoder, decoder, max_rows=16).predict, 1)
     assert encoder.batches == decoder.batches == [5]
-    assert [r.batch_sizes for r in requests] == [[3], [3], [3]]
+    assert [r.stats.mean_batch for r in requests] == [3, 3, 3]
 
 
 def test_sizes_get_a_call_each() -> None:
@@ -97,7 +97,7 @@ def test_sizes_get_a_call_each() -> None:
     requests = [running(plan()), running(plan(width=96)), running(plan(seed=2))]
     tick(requests, UNet(encoder, decoder, max_rows=16).predict, 1)
     assert encoder.batches == [4, 2]
-    assert [r.batch_sizes for r in requests] == [[2], [1], [2]]
+    assert [r.stats.mean_batch for r in requests] == [2, 1, 2]
 
 
 def test_a_batch_beyond_the_engines_limit_is_split() -> None:
@@ -150,7 +150,7 @@ def test_when_a_batch_fails_each_of_its_requests_is_tried_alone() -> None:
 
     tick([odd, well, other], predict, 1)
     assert str(odd.error).startswith("of another width")
-    assert [(r.error, r.step, r.batch_sizes) for r in (well, other)] == [(None, 1, [1])] * 2
+    assert [(r.error, r.step, r.stats.mean_batch) for r in (well, other)] == [(None, 1, 1)] * 2
     expected = running(plan(seed=2))
     tick([expected], unet().predict, 1)
     torch.testing.assert_close(well.latents, expected.latents, atol=1e-5, rtol=0)

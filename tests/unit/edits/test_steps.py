@@ -18,7 +18,7 @@ from tessera.denoise.sampler import Sampler
 from tessera.denoise.tick import tick
 from tessera.denoise.unet import UNet
 from tessera.edits import opening, steps
-from tessera.edits.planner import Line, Planner
+from tessera.edits.chooser import Line, StepChooser
 from tessera.edits.steps import SparseSteps
 from tessera.engines.torch import TorchEngine
 from tessera.errors import Unavailable
@@ -26,10 +26,10 @@ from tessera.networks.modules import UNetDecoder, UNetEncoder
 from tessera.networks.sparse_unet import SparseUNet, TextProjections
 from tessera.sparse.engines import SparseUNetEngines
 from tessera.templates import recorder as recorder_module
-from tessera.templates.memory import DeviceMemory, Memory
+from tessera.templates.memory import DeviceMemory, StepMemory
 from tessera.templates.recorder import Networks, Recorder
 from tessera.templates.storage import CHOICES, Storage
-from tessera.templates.store import Key, Recording, Store
+from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tessera.types import Tensors
 from tests.fakes.engine import FakeEngine, vae_encoder_engine
 from tests.fakes.sparse import small_unet
@@ -53,10 +53,10 @@ class World:
         root: Path,
         *,
         budget: int = 10**9,
-        memory: Memory | None = None,
+        memory: StepMemory | None = None,
         device: str = "cpu",
     ) -> None:
-        self.store = Store(root, budget=10**9)
+        self.store = TemplateStore(root, budget=10**9)
         self.opened = 0
         self.recorder = Recorder(self.store, MANIFEST, DEMO, self.open, budget=budget)
         network = copy.deepcopy(UNET)
@@ -66,7 +66,7 @@ class World:
             SparseUNetEngines(self.engine, text),
             SparseUNet(UNET).program,
             self.store,
-            memory or Memory(budget=10**9),
+            memory or StepMemory(budget=10**9),
             bundle=MANIFEST.digest,
             max_rows=16,
         )
@@ -78,9 +78,9 @@ class World:
             *halves, vae_encoder_engine(), lambda w, h: {"encoder_hidden_states": EMPTY}
         )
 
-    def key(self, picture: Any = PICTURE, scheduler: str = "euler") -> Key:
+    def key(self, picture: Any = PICTURE, scheduler: str = "euler") -> RecordingKey:
         identity = self.store.pictures.put(picture)
-        return Key(MANIFEST.digest, identity, scheduler, STEPS, TEMPLATE_SEED)
+        return RecordingKey(MANIFEST.digest, identity, scheduler, STEPS, TEMPLATE_SEED)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_with_every_latent_active_sparse_is_dense(world: World, scheduler: str) 
     dense = edit(None, FULL, scheduler=scheduler)
     run([sparse], world)
     run([dense])
-    assert sparse.sparse_steps == STEPS
+    assert sparse.stats.sparse_ticks == STEPS
     torch.testing.assert_close(sparse.latents, dense.latents, atol=1e-3, rtol=0)
 
 
@@ -170,7 +170,7 @@ def test_the_recording_is_of_the_same_noise_level(world: World, scheduler: str, 
     dense = edit(None, PART, scheduler=scheduler, **options)  # type: ignore[arg-type]
     run([sparse], world, ticks=1)
     run([dense], ticks=1)
-    assert sparse.sparse_steps == 1
+    assert sparse.stats.sparse_ticks == 1
     scale = float(dense.latents.abs().max())
     torch.testing.assert_close(sparse.latents, dense.latents, atol=1e-4 * scale, rtol=0)
 
@@ -190,13 +190,13 @@ def test_the_noisiest_steps_are_dense_and_the_mask_is_computed_with_a_margin(
     world.recorder.ensure(world.key())
     whole, late, dense = edit(world, PART), edit(world, PART, first=3), edit(None, PART)
     assert whole.sparse is not None
-    assert whole.sparse.active == 7 * 6 + 4 * 4
+    assert whole.sparse.active_latents == 7 * 6 + 4 * 4
     run([whole, late], world, ticks=2)
-    assert (whole.sparse_steps, late.sparse_steps) == (0, 2)
+    assert (whole.stats.sparse_ticks, late.stats.sparse_ticks) == (0, 2)
     run([dense], ticks=2)
     torch.testing.assert_close(whole.latents, dense.latents, atol=1e-5, rtol=0)
     run([whole], world, ticks=3)
-    assert whole.sparse_steps == 3
+    assert whole.stats.sparse_ticks == 3
     assert torch.equal(whole.latents[0][:, PART == 0], canvas(PART).clean[0][:, PART == 0])
 
 
@@ -206,7 +206,7 @@ def test_masks_share_a_call_when_little_is_padding(world: World) -> None:
     together = [edit(world, m, seed=i) for i, m in enumerate(masks)]
     run(together, world)
     assert world.engine.batches == [2, 6] * STEPS or world.engine.batches == [6, 2] * STEPS
-    assert sorted(r.batch_sizes[0] for r in together) == [1, 3, 3, 3]
+    assert sorted(r.stats.mean_batch for r in together) == [1, 3, 3, 3]
     for i, m in enumerate(masks):
         alone = edit(world, m, seed=i)
         run([alone], world)
@@ -218,10 +218,14 @@ def test_edits_and_generations_share_ticks(world: World) -> None:
     sparse, late = edit(world, PART), edit(world, PART, seed=5, first=2)
     dense = edit(None, PART, seed=2)
     run([sparse, late, dense], world)
-    assert (sparse.sparse_steps, late.sparse_steps, dense.sparse_steps) == (STEPS, 3, 0)
-    assert sparse.batch_sizes[:3] == [2] * 3
+    assert (sparse.stats.sparse_ticks, late.stats.sparse_ticks, dense.stats.sparse_ticks) == (
+        STEPS,
+        3,
+        0,
+    )
+    assert sparse.stats.mean_batch == (3 * 2 + 1 * (STEPS - 3)) / STEPS
     for request in (sparse, late, dense):
-        assert request.first_tick == 1
+        assert request.stats.first_tick == 1
 
 
 def test_the_next_steps_inputs_are_ready_before_they_are_needed(world: World) -> None:
@@ -235,7 +239,7 @@ def test_the_next_steps_inputs_are_ready_before_they_are_needed(world: World) ->
     assert set(call.ready) == {(1,), (2,)}
 
 
-class SlowStore(Store):
+class SlowStore(TemplateStore):
     """One whose disk stalls."""
 
     def load(self, recording: Recording, step: int) -> Tensors:
@@ -255,10 +259,10 @@ def test_waiting_for_a_recording_is_no_part_of_what_a_step_costs(world: World) -
 
     with torch.inference_mode():
         began = time.perf_counter()
-        tick([request], DENSE.predict, 1, sparse=world.steps, planner=Told())
+        tick([request], DENSE.predict, 1, sparse=world.steps, chooser=Told())
         took = 1e3 * (time.perf_counter() - began)
-    assert request.cache_ms > 100
-    assert 0 < told[0] <= took - request.cache_ms
+    assert request.stats.cache_load_ms > 100
+    assert 0 < told[0] <= took - request.stats.cache_load_ms
 
 
 @pytest.mark.parametrize("how", ["damaged", "evicted"])
@@ -273,8 +277,8 @@ def test_an_edit_that_loses_its_recording_goes_on_densely(world: World, how: str
         world.steps.memory.drop(recording.key.digest)
     run([request, other], world)
     assert request.sparse is None
-    assert len(request.batch_sizes) == STEPS
-    assert request.sparse_steps < STEPS
+    assert request.stats.ticks == STEPS
+    assert request.stats.sparse_ticks < STEPS
     assert world.store.find(recording.key) is None
     assert request.latents.isfinite().all()
 
@@ -307,7 +311,7 @@ def test_two_at_once_record_once(world: World) -> None:
 
 
 def test_a_recording_for_nobody_is_left_to_whoever_makes_it(world: World) -> None:
-    other = Store(world.store.root, budget=10**9)
+    other = TemplateStore(world.store.root, budget=10**9)
     calls: list[int] = []
     with other.locked(world.key()):
         assert not world.recorder.attempt(world.key(), between=lambda: calls.append(1))
@@ -328,7 +332,7 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
 
 
 def test_a_tier_on_the_device_answers_before_the_hosts(world: World, tmp_path: Path) -> None:
-    host = Memory(budget=10**9)
+    host = StepMemory(budget=10**9)
     device = DeviceMemory(host, device="cpu", budget=10**9)
     tiered = World(tmp_path / "tiered", memory=device)
     for each in (world, tiered):
@@ -370,17 +374,17 @@ def test_a_replaced_process_knows_what_the_first_has_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
-    planner = Planner(Line(0.0, 2.0), Line(3.0, 1.0))
-    planner.observe("sparse", (8, 8), 16, 50.0)
+    chooser = StepChooser(Line(0.0, 2.0), Line(3.0, 1.0))
+    chooser.observe("sparse", (8, 8), 16, 50.0)
     measured: list[int] = []
 
-    def measure_once() -> Planner:
+    def measure_once() -> StepChooser:
         measured.append(1)
-        return planner
+        return chooser
 
     costs = tmp_path / "board.costs"
     first = opening._remembered(costs, measure_once)
     second = opening._remembered(costs, measure_once)
     assert len(measured) == 1
-    assert second == first == planner
+    assert second == first == chooser
     assert second.cost("sparse", (8, 8), 16) == pytest.approx(50)

@@ -130,8 +130,10 @@ class Scaling:
     """A network with one weight: output = input * weight; `deaf` ignores refits."""
 
     def __init__(self, deaf: bool = False, forgetful: bool = False) -> None:
-        self.weight, self.refits = torch.tensor([3.0]), 0
-        self._deaf, self._forgetful = deaf, forgetful
+        self.weight = torch.tensor([3.0])
+        self.refits = 0
+        self._deaf = deaf
+        self._forgetful = forgetful
 
     def engine(self) -> FakeEngine:
         made = FakeEngine(lambda i: {"y": i["x"] * self.weight})

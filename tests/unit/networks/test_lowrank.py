@@ -13,7 +13,7 @@ from torch import nn
 
 from tessera.adapters.factors import Factors, factors_of, join, padded_rank, ranks_of
 from tessera.adapters.library import Library
-from tessera.adapters.store import Store
+from tessera.adapters.store import AdapterStore
 from tessera.adapters.targets import Targets, weights_of
 from tessera.manifest import LOWRANK
 from tessera.networks import graphs
@@ -115,7 +115,7 @@ _HALVES = ("encoder", "decoder")
 
 def _terms(folder: Path, unet: nn.Module, chosen: dict[str, float]) -> list[tuple[dict, float]]:  # type: ignore[type-arg]
     targets = Targets({"unet": weights_of(unet)})
-    store = Store(Library([folder]), targets, parts=["unet"], budget=10**9)
+    store = AdapterStore(Library([folder]), targets, parts=["unet"], budget=10**9)
     return [(store.load(name).updates["unet"], weight) for name, weight in chosen.items()]
 
 

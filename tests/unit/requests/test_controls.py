@@ -247,7 +247,7 @@ def test_controlnets_are_active_when_diffusers_keeps_them(steps: int) -> None:
     uses = [ControlUse("edges", 1.0, *window) for window in windows]
     names = {"control_guidance_start": starts, "control_guidance_end": ends}
     for step in range(steps):
-        ours = [float(use.active(step, steps)) for use in uses]
+        ours = [float(use.applies_at(step, steps)) for use in uses]
         for keeps in KEEPS:
             assert ours == eval(keeps, {"timesteps": range(steps), "i": step, **names})
 
@@ -259,4 +259,4 @@ def test_any_window_is_diffusers_window(steps: int, start: float, end: float, sh
     step = min(int(share * steps), steps - 1)
     names = {"control_guidance_start": [start], "control_guidance_end": [end]}
     (keep,) = eval(KEEPS[0], {"timesteps": range(steps), "i": step, **names})
-    assert float(ControlUse("edges", 1.0, start, end).active(step, steps)) == keep
+    assert float(ControlUse("edges", 1.0, start, end).applies_at(step, steps)) == keep

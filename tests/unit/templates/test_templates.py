@@ -20,10 +20,10 @@ from tessera.errors import InvalidInput
 from tessera.templates import memory as memory_module
 from tessera.templates import store as store_module
 from tessera.templates.files import locked
-from tessera.templates.memory import DeviceMemory, Memory
+from tessera.templates.memory import DeviceMemory, StepMemory
 from tessera.templates.pictures import find_picture
 from tessera.templates.storage import CHOICES, Storage, choose_storage, pack, take, unpack
-from tessera.templates.store import Damaged, Key, Recording, Store
+from tessera.templates.store import Damaged, Recording, RecordingKey, TemplateStore
 from tessera.types import Tensors
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
@@ -39,20 +39,20 @@ def arrays(step: int, tokens: int = 50) -> dict[str, torch.Tensor]:
     }
 
 
-def key_of(template: str = "t", steps: int = 4) -> Key:
-    return Key("bundle", template, "euler", steps, 0)
+def key_of(template: str = "t", steps: int = 4) -> RecordingKey:
+    return RecordingKey("bundle", template, "euler", steps, 0)
 
 
 EXACT = Storage("float32")
 
 
-def filled(store: Store, key: Key, storage: Storage = EXACT) -> Recording:
+def filled(store: TemplateStore, key: RecordingKey, storage: Storage = EXACT) -> Recording:
     return store.record(key, storage, ((s, arrays(s)) for s in storage.kept(key.steps)))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path, budget=10**9)
+def store(tmp_path: Path) -> TemplateStore:
+    return TemplateStore(tmp_path, budget=10**9)
 
 
 class TestStorage:
@@ -93,11 +93,11 @@ class TestStorage:
 class TestStore:
     """Recordings and pictures on disk."""
 
-    def test_what_was_written_is_found_and_read(self, store: Store, tmp_path: Path) -> None:
+    def test_what_was_written_is_found_and_read(self, store: TemplateStore, tmp_path: Path) -> None:
         key = key_of()
         assert store.find(key) is None
         written = filled(store, key)
-        again = Store(tmp_path, budget=1).find(key)
+        again = TemplateStore(tmp_path, budget=1).find(key)
         assert again == written
         for step in range(4):
             loaded = store.load(written, step)
@@ -109,19 +109,21 @@ class TestStore:
         [
             key_of("u"),
             key_of(steps=5),
-            Key("bundle", "t", "ddim", 4, 0),
-            Key("bundle", "t", "euler", 4, 1),
-            Key("other", "t", "euler", 4, 0),
+            RecordingKey("bundle", "t", "ddim", 4, 0),
+            RecordingKey("bundle", "t", "euler", 4, 1),
+            RecordingKey("other", "t", "euler", 4, 0),
         ],
         ids=["picture", "steps", "scheduler", "seed", "bundle"],
     )
-    def test_another_key_is_another_recording(self, store: Store, other: Key) -> None:
+    def test_another_key_is_another_recording(
+        self, store: TemplateStore, other: RecordingKey
+    ) -> None:
         filled(store, key_of())
         assert store.find(other) is None
 
     @pytest.mark.parametrize("damage", ["bit", "cut", "gone", "other", "grown"])
     def test_a_damaged_file_is_not_served_and_the_recording_goes(
-        self, store: Store, damage: str
+        self, store: TemplateStore, damage: str
     ) -> None:
         recording = filled(store, key_of())
         path = recording.file(2)
@@ -145,7 +147,7 @@ class TestStore:
         store.load(recording, 2)
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": {}}', b"\xff"])
-    def test_a_foreign_manifest_is_no_recording(self, store: Store, content: bytes) -> None:
+    def test_a_foreign_manifest_is_no_recording(self, store: TemplateStore, content: bytes) -> None:
         recording = filled(store, key_of())
         (recording.folder / "recording.json").write_bytes(content)
         assert store.find(key_of()) is None
@@ -154,7 +156,7 @@ class TestStore:
 
     @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
     def test_a_failing_disk_costs_no_recording(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
         recording = filled(store, key_of())
         store.want(key_of("wanted"))
@@ -175,7 +177,7 @@ class TestStore:
         for step in range(4):
             store.load(recording, step)
 
-    def test_a_newer_versions_recording_is_left_alone(self, store: Store) -> None:
+    def test_a_newer_versions_recording_is_left_alone(self, store: TemplateStore) -> None:
         recording = filled(store, key_of())
         path = recording.folder / "recording.json"
         content = json.loads(path.read_text())
@@ -185,13 +187,13 @@ class TestStore:
         path.write_text(json.dumps(content))
         assert store.recordings() == [recording]
 
-    def test_a_recording_under_a_wrong_name_is_not_taken(self, store: Store) -> None:
+    def test_a_recording_under_a_wrong_name_is_not_taken(self, store: TemplateStore) -> None:
         recording = filled(store, key_of("u"))
         recording.folder.rename(recording.folder.with_name(key_of().digest))
         assert store.find(key_of()) is None
 
     def test_a_full_disk_leaves_nothing_behind(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
+        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kept = filled(store, key_of("kept"))
         count = iter(range(3))
@@ -208,7 +210,7 @@ class TestStore:
         assert store.recordings() == [kept]
         assert not list((store.root / "recordings").glob("[.]*/*"))
 
-    def test_a_killed_recorder_leaves_no_recording(self, store: Store) -> None:
+    def test_a_killed_recorder_leaves_no_recording(self, store: TemplateStore) -> None:
         def steps() -> Iterator[tuple[int, Tensors]]:
             yield 0, arrays(0)
             os._exit(9)
@@ -227,9 +229,9 @@ class TestStore:
         filled(store, key_of("u"))
         assert not left.exists()
 
-    def test_the_least_recently_used_go_when_the_budget_is_full(self, store: Store) -> None:
+    def test_the_least_recently_used_go_when_the_budget_is_full(self, store: TemplateStore) -> None:
         size = filled(store, key_of("a")).bytes
-        small = Store(store.root, budget=2 * size)
+        small = TemplateStore(store.root, budget=2 * size)
         filled(small, key_of("b"))
         for number, name in enumerate("ab"):
             folder = small.root / "recordings" / key_of(name).digest
@@ -238,7 +240,9 @@ class TestStore:
         filled(small, key_of("c"))
         assert {r.key.template for r in small.recordings()} == {"a", "c"}
 
-    def test_evicting_a_template_takes_its_picture_and_recordings(self, store: Store) -> None:
+    def test_evicting_a_template_takes_its_picture_and_recordings(
+        self, store: TemplateStore
+    ) -> None:
         identity = store.pictures.put(PICTURE)
         size = filled(store, key_of(identity)).bytes + filled(store, key_of(identity, 2)).bytes
         filled(store, key_of("other"))
@@ -246,7 +250,7 @@ class TestStore:
         assert store.pictures.known() == []
         assert [r.key.template for r in store.recordings()] == ["other"]
 
-    def test_one_of_two_records_while_the_other_waits(self, store: Store) -> None:
+    def test_one_of_two_records_while_the_other_waits(self, store: TemplateStore) -> None:
         order: list[str] = []
 
         def second() -> None:
@@ -262,7 +266,9 @@ class TestStore:
         thread.join()
         assert order == ["first", "second"]
 
-    def test_a_lock_leaves_nothing_behind_and_is_held_by_one_at_a_time(self, store: Store) -> None:
+    def test_a_lock_leaves_nothing_behind_and_is_held_by_one_at_a_time(
+        self, store: TemplateStore
+    ) -> None:
         holders, most = list[int](), list[int]()
 
         def hold() -> None:
@@ -291,7 +297,7 @@ class TestStore:
         with locked(path, wait=False) as third:
             assert third
 
-    def test_what_killed_processes_left_is_swept(self, store: Store) -> None:
+    def test_what_killed_processes_left_is_swept(self, store: TemplateStore) -> None:
         left = [store.pictures.root / ".tmpabc", store.root / "wanted" / ".a.json.7"]
         locks = [store.root / "recordings" / name for name in (".a.lock", ".b.lock")]
         young = store.pictures.root / ".tmpdef"
@@ -306,7 +312,7 @@ class TestStore:
         assert young.exists()
 
     def test_the_longest_unused_pictures_without_recordings_go(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
+        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(store_module, "UNRECORDED", 2)
         for value in range(3):
@@ -323,7 +329,7 @@ class TestStore:
         assert set(store.pictures.known()) == {names[0], recorded, last}
 
     def test_what_is_wanted_is_not_remembered_for_ever(
-        self, store: Store, monkeypatch: pytest.MonkeyPatch
+        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(store_module, "WANTED", 2)
         for number, name in enumerate("abc"):
@@ -336,11 +342,11 @@ class TestStore:
         monkeypatch.setattr(store_module, "WANTED_S", 15.0)
         assert [k.template for k in store.wanted("bundle")] == ["c"]
 
-    def test_what_is_wanted_is_remembered_until_it_is_done(self, store: Store) -> None:
+    def test_what_is_wanted_is_remembered_until_it_is_done(self, store: TemplateStore) -> None:
         store.want(key_of("a"))
         store.want(key_of("b"))
         store.want(key_of("b"))
-        store.want(Key("another bundle", "c", "euler", 4, 0))
+        store.want(RecordingKey("another bundle", "c", "euler", 4, 0))
         assert {k.template for k in store.wanted("bundle")} == {"a", "b"}
         store.done(key_of("a"))
         assert [k.template for k in store.wanted("bundle")] == ["b"]
@@ -349,7 +355,7 @@ class TestStore:
 class TestPictures:
     """Pictures on disk."""
 
-    def test_a_picture_is_found_by_its_id(self, store: Store) -> None:
+    def test_a_picture_is_found_by_its_id(self, store: TemplateStore) -> None:
         identity = store.pictures.put(PICTURE)
         assert store.pictures.put(PICTURE) == identity
         found = store.pictures.get(identity)
@@ -357,7 +363,7 @@ class TestPictures:
         assert (found == PICTURE).all()
         assert store.pictures.size_of(identity) == (64, 96)
 
-    def test_a_damaged_picture_is_not_served(self, store: Store) -> None:
+    def test_a_damaged_picture_is_not_served(self, store: TemplateStore) -> None:
         identity = store.pictures.put(PICTURE)
         path = store.pictures.root / f"{identity}.npy"
         content = bytearray(path.read_bytes())
@@ -367,7 +373,9 @@ class TestPictures:
         assert not path.exists()
 
     @pytest.mark.parametrize("identity", ["abc", "../../etc/passwd", "", "a/b"])
-    def test_an_unknown_template_lists_the_known_ones(self, store: Store, identity: str) -> None:
+    def test_an_unknown_template_lists_the_known_ones(
+        self, store: TemplateStore, identity: str
+    ) -> None:
         with pytest.raises(InvalidInput, match="accepted: nothing, since none is known"):
             find_picture(store.pictures, identity)
         known = store.pictures.put(PICTURE)
@@ -387,7 +395,7 @@ class TestMemory:
     """Recorded steps in memory."""
 
     def test_an_entry_is_read_once(self) -> None:
-        memory, reads = Memory(budget=10**9), list[int]()
+        memory, reads = StepMemory(budget=10**9), list[int]()
 
         def read() -> Tensors:
             reads.append(1)
@@ -403,7 +411,7 @@ class TestMemory:
         assert memory.counters.hit_rate == 0.75
 
     def test_a_stalled_read_is_soon_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = Memory(budget=10**9)
+        memory = StepMemory(budget=10**9)
         assert memory.read_ms == 0
 
         def stalled() -> Tensors:
@@ -420,7 +428,7 @@ class TestMemory:
 
     def test_the_least_recently_used_leave(self) -> None:
         size = sum(a.nbytes for a in arrays(0).values())
-        memory = Memory(budget=2 * size, threads=1)
+        memory = StepMemory(budget=2 * size, threads=1)
         for step in (0, 1, 0, 2):
             memory.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
         wait_until(lambda: memory.counters.evictions == 1)
@@ -433,7 +441,7 @@ class TestMemory:
 
     def test_what_leaves_the_device_stays_in_host_memory(self) -> None:
         size = sum(a.nbytes for a in arrays(0).values())
-        host = Memory(budget=10 * size)
+        host = StepMemory(budget=10 * size)
         device = DeviceMemory(host, device="cpu", budget=size)
         for step in (0, 1):
             device.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
@@ -446,7 +454,7 @@ class TestMemory:
         assert [tier.entries for tier in device.tiers.values()] == [0, 0]
 
     def test_a_failed_read_is_told_and_forgotten(self) -> None:
-        memory = Memory(budget=10**9)
+        memory = StepMemory(budget=10**9)
 
         def fail() -> Tensors:
             raise Damaged("d", "no")

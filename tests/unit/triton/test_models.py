@@ -21,7 +21,7 @@ import torch
 from tessera.manifest import Graph
 from tessera.shared.board import Board
 from tessera.templates.storage import Storage
-from tessera.templates.store import Key, Recording, Store
+from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.engine import FakeEngine, text_engine, unet_engines, vae_encoder_engine, vae_engine
 from tests.unit.denoise.test_sampler import DEMO
@@ -295,14 +295,15 @@ def sparse_models(
 class FakeRecorder:
     """Records nothing but the keys it is asked for."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self.keys = store, list[Key]()
+    def __init__(self, store: TemplateStore) -> None:
+        self._store = store
+        self.keys = list[RecordingKey]()
 
-    def ensure(self, key: Key) -> tuple[Recording, bool]:
+    def ensure(self, key: RecordingKey) -> tuple[Recording, bool]:
         self.keys.append(key)
         return self._store.record(key, Storage("float32"), [(0, {})]), True
 
-    def attempt(self, key: Key, *, between: Callable[[], None]) -> bool:
+    def attempt(self, key: RecordingKey, *, between: Callable[[], None]) -> bool:
         with self._store.locked(key, wait=False) as held:
             if held:
                 self.ensure(key)
@@ -398,7 +399,7 @@ def test_an_automatic_edit_asks_for_a_recording_and_does_not_wait(
 class TestIdle:
     """What the `templates` model records when nobody waits."""
 
-    def want(self, models: dict[str, Any]) -> Key:
+    def want(self, models: dict[str, Any]) -> RecordingKey:
         """The key that an automatic edit has found missing."""
         models["edit"].execute([pb_utils.Request(**edit_inputs(STEPS=4))])
         (key,) = models["templates"]._store.wanted(models["digest"])
@@ -408,7 +409,7 @@ class TestIdle:
         self, sparse_models: dict[str, Any]
     ) -> None:
         templates, key = sparse_models["templates"], self.want(sparse_models)
-        other = Store(templates._store.root, budget=10**9)
+        other = TemplateStore(templates._store.root, budget=10**9)
         with other.locked(key), ThreadPoolExecutor(1) as pool:
             pool.submit(templates._record_wanted).result(30)
             given = edit_inputs(ACTION="register", STEPS=7)
@@ -437,7 +438,7 @@ class TestIdle:
             monkeypatch.setattr(module, name, 0.01)
         wanted, errors = templates._store.wanted, iter([OSError(24, "Too many open files")])
 
-        def failing(bundle: str) -> list[Key]:
+        def failing(bundle: str) -> list[RecordingKey]:
             for error in errors:
                 raise error
             return list(wanted(bundle))

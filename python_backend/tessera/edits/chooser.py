@@ -4,7 +4,7 @@ steps are to be which.
 Costs are lines: a dense step costs so much per token, a sparse one a constant and so much per
 active token, both per branch. They are measured when the server starts and corrected by what the
 steps of requests then take, so a machine that is busy with something else does not fool it for
-long: one slow step counts for little, and a path that was dear is tried again. Knows numbers only.
+long: one slow step counts for little, and a kind that was dear is tried again. Knows numbers only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTLIER = 3.0
 """A step counts as taking at most this many times what was expected of it."""
 
 FRESH_S = 60.0
-"""A path that no step has taken for this long is expected to cost what it did at its best, so that
+"""A kind that no step has taken for this long is expected to cost what it did at its best, so that
 it is tried again."""
 
 
@@ -116,13 +116,14 @@ def _pareto(entries: list[tuple[float, float, Kinds]]) -> list[tuple[float, floa
 
 
 @dataclass
-class Planner:
-    """Chooses the cheaper path.
+class StepChooser:
+    """Chooses the cheaper kind.
 
     Attributes:
         dense: of a branch, by the tokens of its latents.
         sparse: of a branch, by its active tokens.
-        factors: by path and size of the latents, and by tokens on a logarithmic scale.
+        factors: by kind (dense or sparse) and size of the latents, and by tokens on a logarithmic
+            scale.
     """
 
     dense: Line
@@ -130,19 +131,19 @@ class Planner:
     factors: dict[tuple[str, Size], dict[int, Factor]] = field(default_factory=dict)
 
     def kinds(
-        self, size: Size, active: int, loads: Sequence[float | None], *, branches: int
+        self, size: Size, active_latents: int, loads: Sequence[float | None], *, branches: int
     ) -> Kinds:
         """For each step, whether it is to be sparse.
 
         Args:
             size: of the latents.
-            active: latents of a sparse step.
+            active_latents: latents of a sparse step.
             loads: milliseconds that reading each step's recording takes, 0 if it is at hand; `None`
                 for a step that has to be dense.
             branches: of the request.
         """
         dense = branches * self.cost("dense", size, size[0] * size[1])
-        sparse = branches * self.cost("sparse", size, active)
+        sparse = branches * self.cost("sparse", size, active_latents)
         return optimum(
             [
                 Step(0.0, math.inf, dense) if load is None else Step(load, sparse, dense)
@@ -150,29 +151,29 @@ class Planner:
             ]
         )
 
-    def cost(self, path: str, size: Size, tokens: float) -> float:
+    def cost(self, kind: str, size: Size, tokens: float) -> float:
         """Expected milliseconds of one branch of one step."""
-        line = self.sparse if path == "sparse" else self.dense
-        return line.at(tokens) * self._factor(path, size, tokens)
+        line = self.sparse if kind == "sparse" else self.dense
+        return line.at(tokens) * self._factor(kind, size, tokens)
 
-    def observe(self, path: str, size: Size, tokens: float, milliseconds: float) -> None:
+    def observe(self, kind: str, size: Size, tokens: float, milliseconds: float) -> None:
         """Learn from a branch of a step that has been run; `tokens` is the mean of those that
         shared the call.
         """
-        line = self.sparse if path == "sparse" else self.dense
+        line = self.sparse if kind == "sparse" else self.dense
         if line.at(tokens) <= 0:
             return
         seen, place = milliseconds / line.at(tokens), _place(tokens)
-        known = self.factors.setdefault((path, size), {})
+        known = self.factors.setdefault((kind, size), {})
         if place in known:
             known[place].learn(seen)
         else:
-            first = min(seen, OUTLIER * self._factor(path, size, tokens))
+            first = min(seen, OUTLIER * self._factor(kind, size, tokens))
             known[place] = Factor(first, first)
 
-    def _factor(self, path: str, size: Size, tokens: float) -> float:
+    def _factor(self, kind: str, size: Size, tokens: float) -> float:
         """Of the place that is closest among those known; 1 if there is none."""
-        known = self.factors.get((path, size))
+        known = self.factors.get((kind, size))
         if not known:
             return 1.0
         place = _place(tokens)
@@ -181,29 +182,29 @@ class Planner:
     def to_json(self) -> str:
         """Everything it knows."""
         known = [
-            [path, *size, place, factor.now, factor.least]
-            for (path, size), factors in self.factors.items()
+            [kind, *size, place, factor.now, factor.least]
+            for (kind, size), factors in self.factors.items()
             for place, factor in factors.items()
         ]
         lines = [[line.constant, line.slope] for line in (self.dense, self.sparse)]
         return json.dumps({"lines": lines, "factors": known})
 
     @classmethod
-    def from_json(cls, text: str) -> Planner:
+    def from_json(cls, text: str) -> StepChooser:
         """Inverse of `to_json`."""
         content = json.loads(text)
         dense, sparse = (Line(*line) for line in content["lines"])
-        planner = cls(dense, sparse)
-        for path, height, width, place, now, least in content["factors"]:
-            known = planner.factors.setdefault((path, (height, width)), {})
+        chooser = cls(dense, sparse)
+        for kind, height, width, place, now, least in content["factors"]:
+            known = chooser.factors.setdefault((kind, (height, width)), {})
             known[place] = Factor(now, least)
-        return planner
+        return chooser
 
 
 def measure(
     dense: Callable[[], float], sparse: Callable[[float], float], *, tokens: int
-) -> Planner:
-    """A planner for one machine.
+) -> StepChooser:
+    """A chooser for one machine.
 
     Args:
         dense: runs a branch of a dense step of `tokens` tokens, returns milliseconds.
@@ -212,7 +213,7 @@ def measure(
     """
     few, many = 0.1, 0.5
     points = [(share * tokens, _best(lambda s=share: sparse(s))) for share in (few, many)]  # type: ignore[misc]
-    return Planner(Line(0.0, _best(dense) / tokens), Line.through(points[0], points[1]))
+    return StepChooser(Line(0.0, _best(dense) / tokens), Line.through(points[0], points[1]))
 
 
 def _place(tokens: float) -> int:

@@ -1,9 +1,9 @@
-"""CUDA graphs: a network's kernels recorded once per set of shapes and replayed with one launch.
+"""CUDA graphs: a network's kernels captured once per set of shapes and replayed with one launch.
 
-Knows torch, and nothing of networks. Inputs are copied into the buffers that a recording reads and
+Knows torch, and nothing of networks. Inputs are copied into the buffers that a capture reads and
 its outputs are copied out, so that callers may keep them; beside a network the copies cost nothing.
-All recordings of a `Replayer` share one memory pool: that is safe because they run one after the
-other and nobody but the copies looks at a recording's outputs
+All captures of a `Replayer` share one memory pool: that is safe because they run one after the
+other and nobody but the copies looks at a capture's outputs
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#graph-memory-management).
 """
 
@@ -28,7 +28,7 @@ _WARM_UPS = 2
 _log = logging.getLogger(__name__)
 
 
-class Recording(Protocol):
+class Capture(Protocol):
     """A network's work on fixed buffers."""
 
     @property
@@ -41,23 +41,23 @@ class Recording(Protocol):
         ...
 
 
-class Recorder(Protocol):
-    """Makes recordings; CUDA's is `CudaRecorder`."""
+class Capturer(Protocol):
+    """Makes captures; CUDA's is `CudaCapturer`."""
 
-    def __call__(self, call: Call, buffers: Positional) -> Recording:
-        """Record a call on these input buffers."""
+    def __call__(self, call: Call, buffers: Positional) -> Capture:
+        """Capture a call on these input buffers."""
         ...
 
 
-class CudaRecorder:
-    """Records into CUDA graphs on a stream of its own."""
+class CudaCapturer:
+    """Captures into CUDA graphs on a stream of its own."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
-    def __call__(self, call: Call, buffers: Positional) -> Recording:
-        """See `Recorder`; the call runs a few times first, as libraries set themselves up then."""
+    def __call__(self, call: Call, buffers: Positional) -> Capture:
+        """See `Capturer`; the call runs a few times first, as libraries set themselves up then."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
@@ -66,11 +66,11 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             outputs = tuple(call(buffers))
-        return _CudaRecording(graph, outputs)
+        return _CudaCapture(graph, outputs)
 
 
 @dataclass(frozen=True)
-class _CudaRecording:
+class _CudaCapture:
     graph: torch.cuda.CUDAGraph
     outputs: Positional
 
@@ -82,44 +82,46 @@ class _CudaRecording:
 class _Entry:
     call: Call
     buffers: Positional = ()
-    recording: Recording | None = None
+    capture: Capture | None = None
     seen: bool = False
     refused: bool = False
 
 
 class Replayer:
-    """Runs a network, recorded from the second call with the same shapes on.
+    """Runs a network, captured from the second call with the same shapes on.
 
-    The first call is not recorded: shapes that come once (a lone batch size on the way to another)
-    would pay for a recording and never use it. A network that cannot be recorded runs as it is, and
+    The first call is not captured: shapes that come once (a lone batch size on the way to another)
+    would pay for a capture and never use it. A network that cannot be captured runs as it is, and
     the log says why.
 
     Args:
         prepare: makes what queues the network's work; called once for each set of shapes, since
             TensorRT needs an execution context for each.
         capacity: how many sets of shapes are kept; the one that was used longest ago goes first.
-        record: see `Recorder`.
+        capture: see `Capturer`.
     """
 
-    def __init__(self, prepare: Callable[[], Call], *, capacity: int, record: Recorder) -> None:
-        self._prepare, self._capacity, self._record = prepare, capacity, record
+    def __init__(self, prepare: Callable[[], Call], *, capacity: int, capture: Capturer) -> None:
+        self._prepare = prepare
+        self._capacity = capacity
+        self._capture = capture
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
 
     def __call__(self, inputs: Positional) -> Positional:
         """The network's outputs, which are the caller's to keep."""
         entry = self._entry(tuple((tensor.shape, tensor.dtype) for tensor in inputs))
-        if entry.recording is None and entry.seen and not entry.refused:
+        if entry.capture is None and entry.seen and not entry.refused:
             self._fill(entry, inputs)
         entry.seen = True
-        if entry.recording is None:
+        if entry.capture is None:
             return entry.call(inputs)
         for buffer, tensor in zip(entry.buffers, inputs, strict=True):
             buffer.copy_(tensor)
-        entry.recording.replay()
-        return tuple(output.clone() for output in entry.recording.outputs)
+        entry.capture.replay()
+        return tuple(output.clone() for output in entry.capture.outputs)
 
     def forget(self) -> None:
-        """Drop all recordings; they are made anew when their shapes come again."""
+        """Drop all captures; they are made anew when their shapes come again."""
         self._entries.clear()
 
     def _entry(self, key: Key) -> _Entry:
@@ -133,7 +135,7 @@ class Replayer:
     def _fill(self, entry: _Entry, inputs: Positional) -> None:
         buffers = tuple(tensor.clone() for tensor in inputs)  # keeps channels-last
         try:
-            entry.recording = self._record(entry.call, buffers)
+            entry.capture = self._capture(entry.call, buffers)
             entry.buffers = buffers
         except (RuntimeError, InternalError) as error:
             entry.refused = True

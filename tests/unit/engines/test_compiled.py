@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from tessera.engines.base import EngineInfo
-from tessera.engines.plans import PlanKey, find_plan, read_record
+from tessera.engines.compiled import CompiledKey, find_compiled, read_record
 from tessera.engines.registry import Source
 from tessera.errors import BundleError
 from tessera.manifest import read_manifest
@@ -38,7 +38,8 @@ class OnnxEngine:
     """Runs a "plan" that is an ONNX file; its weights can be replaced."""
 
     def __init__(self, plan: Path, layout: Layout) -> None:
-        self._model, self._layout = onnx.load(str(plan)), layout
+        self._model = onnx.load(str(plan))
+        self._layout = layout
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         session = ort.InferenceSession(
@@ -64,16 +65,17 @@ class FakeCompiler:
     architecture, version = MACHINE["architecture"], MACHINE["tensorrt"]
 
     def __init__(self, spoil: bool = False, deaf: bool = False) -> None:
-        self._spoil, self._deaf = spoil, deaf
+        self._spoil = spoil
+        self._deaf = deaf
 
-    def build(self, graph: Path, key: PlanKey, timing_cache: Path) -> bytes:
+    def build(self, graph: Path, key: CompiledKey, timing_cache: Path) -> bytes:
         model = onnx.load(str(graph))
         if self._spoil:
             last = next(i for i in reversed(model.graph.initializer) if len(i.dims) > 1)
             last.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(last), last.name))
         return bytes(model.SerializeToString())
 
-    def open(self, plan: Path, key: PlanKey, source: Source) -> Any:
+    def open(self, plan: Path, key: CompiledKey, source: Source) -> Any:
         engine = OnnxEngine(plan, source.layout)
         if self._deaf:
             engine.refit = lambda weights: None  # type: ignore[method-assign]
@@ -93,7 +95,7 @@ def jobs(bundle: Path, precision: str = "fp32", **changes: Any) -> dict[str, Job
 
 
 def find(bundle: Path, **changes: str) -> Path:
-    return find_plan(bundle, read_manifest(bundle), "vae_decoder", **(MACHINE | changes))
+    return find_compiled(bundle, read_manifest(bundle), "vae_decoder", **(MACHINE | changes))
 
 
 def test_profiles_follow_from_the_bundles_limits(bundle: Path) -> None:

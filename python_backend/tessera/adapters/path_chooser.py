@@ -28,18 +28,20 @@ class Paths:
 
     def __init__(self, setting: str, side: SidePath | None, *, slots: int) -> None:
         self._slots = slots
-        self._setting, self.side = setting, None if setting == "refit" else side
+        self._setting = setting
+        self.side = None if setting == "refit" else side
         self.costs = Costs()
-        self._tick, self._settled = _Tick(), False
+        self._tick = _Tick()
+        self._settled = False
 
     def choose(
-        self, candidates: Sequence[Member], active: AdapterSet | None, turns: Turns[Any]
+        self, candidates: Sequence[Member], current: AdapterSet | None, turns: Turns[Any]
     ) -> list[Member]:
         """Those of the candidates that are to go by the side path: all that can, or none.
 
         Args:
             candidates: requests, and the sets that they may be run with now.
-            active: the set that is in the UNet's engines.
+            current: the set that is in the UNet's engines.
             turns: with the cost of a refit.
         """
         side = self.side
@@ -53,7 +55,7 @@ class Paths:
             side.open()
         if not sets or not side.ready:
             return []
-        groups = [_group([r for r, s in members if s == own], own == active) for own in sets]
+        groups = [_group([r for r, s in members if s == own], own == current) for own in sets]
         better = self.costs.side_is_better(
             groups,
             side.ranks(sets),
@@ -75,9 +77,10 @@ class Paths:
             turn: its requests.
             ranks: of the side path's call; `None` for the UNet's own engines.
         """
-        other = any(request.goes_sparsely or request.guides_now for request in turn)
+        other = any(request.goes_sparsely or request.controls_now for request in turn)
         now = _Tick(tuple(map(id, turn)), ranks, 0 if other else _work(turn))
-        self._settled, self._tick = now == self._tick, now
+        self._settled = now == self._tick
+        self._tick = now
 
     def observe(self, ms: float) -> None:
         """Told how long it took. The first tick of a batch does not count: engines prepare
@@ -96,9 +99,9 @@ class _Tick:
     work: int = 0
 
 
-def _group(requests: Sequence[Running], active: bool) -> Group:
+def _group(requests: Sequence[Running], current: bool) -> Group:
     steps = max(len(r.sampler.timesteps) - r.step for r in requests)
-    return Group(_work(requests), steps, active, len(requests))
+    return Group(_work(requests), steps, current, len(requests))
 
 
 def _work(requests: Sequence[Running]) -> int:

@@ -1,4 +1,4 @@
-"""Recorded networks: buffers, shapes, which recordings are kept. CUDA is played by a recorder that
+"""Recorded networks: buffers, shapes, which captures are kept. CUDA is played by a capturer that
 runs the network on its buffers again, as a CUDA graph would.
 """
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tessera.engines.replay import Call, Replayer
+from tessera.engines.cuda_graphs import Call, Replayer
 from tessera.engines.torch import TorchEngine
 from tessera.errors import BundleError, InternalError
 from tessera.networks.modules import GraphModule
@@ -20,7 +20,8 @@ from tessera.networks.modules import GraphModule
 
 class FakeRecording:
     def __init__(self, call: Call, buffers: Sequence[torch.Tensor]) -> None:
-        self._call, self._buffers = call, buffers
+        self._call = call
+        self._buffers = buffers
         self.outputs = tuple(call(buffers))
         self.replays = 0
 
@@ -31,7 +32,7 @@ class FakeRecording:
 
 
 class FakeRecorder:
-    """Remembers what it has recorded; `broken` refuses to."""
+    """Remembers what it has captured; `broken` refuses to."""
 
     def __init__(self, broken: bool = False) -> None:
         self.made: list[FakeRecording] = []
@@ -59,20 +60,20 @@ def inputs(rows: int, value: float = 1.0) -> list[torch.Tensor]:
     return [torch.full((rows, 3), value), torch.ones(rows, 1)]
 
 
-def replayer(recorder: FakeRecorder, capacity: int = 2) -> tuple[Replayer, Network]:
+def replayer(capturer: FakeRecorder, capacity: int = 2) -> tuple[Replayer, Network]:
     network = Network()
-    return Replayer(network.prepare, capacity=capacity, record=recorder), network
+    return Replayer(network.prepare, capacity=capacity, capture=capturer), network
 
 
 def test_the_second_call_of_a_shape_is_recorded_and_later_ones_replayed() -> None:
-    recorder = FakeRecorder()
-    run, network = replayer(recorder)
+    capturer = FakeRecorder()
+    run, network = replayer(capturer)
     for number in range(1, 5):
         total, doubled = run(inputs(2, float(number)))
         assert torch.equal(total, torch.full((2, 3), number + 1.0))
         assert torch.equal(doubled, torch.full((2, 3), 2.0 * number))
-        assert len(recorder.made) == (number > 1)
-    assert recorder.made[0].replays == 3
+        assert len(capturer.made) == (number > 1)
+    assert capturer.made[0].replays == 3
     assert network.prepared == 1
 
 
@@ -94,20 +95,20 @@ def test_inputs_are_copied() -> None:
 
 
 def test_shapes_and_types_are_recorded_apart() -> None:
-    recorder = FakeRecorder()
-    run, _ = replayer(recorder, capacity=8)
+    capturer = FakeRecorder()
+    run, _ = replayer(capturer, capacity=8)
     halves = [tensor.half() for tensor in inputs(2)]
     for given in (inputs(2), inputs(3), halves, inputs(2), inputs(3), halves):
         assert run(given)[0].dtype == given[0].dtype
-    assert [r.outputs[0].shape[0] for r in recorder.made] == [2, 3, 2]
+    assert [r.outputs[0].shape[0] for r in capturer.made] == [2, 3, 2]
 
 
 def test_the_recording_that_was_used_longest_ago_goes_first() -> None:
-    recorder = FakeRecorder()
-    run, network = replayer(recorder, capacity=2)
+    capturer = FakeRecorder()
+    run, network = replayer(capturer, capacity=2)
     for rows in (1, 1, 2, 2, 1, 3, 3):  # 2 has to go for 3
         run(inputs(rows))
-    assert (network.prepared, len(recorder.made)) == (3, 3)
+    assert (network.prepared, len(capturer.made)) == (3, 3)
     run(inputs(1))
     assert network.prepared == 3
     run(inputs(2))
@@ -115,13 +116,13 @@ def test_the_recording_that_was_used_longest_ago_goes_first() -> None:
 
 
 def test_what_was_forgotten_is_recorded_anew() -> None:
-    recorder = FakeRecorder()
-    run, _ = replayer(recorder)
+    capturer = FakeRecorder()
+    run, _ = replayer(capturer)
     for _ in range(2):
         run(inputs(2))
         run(inputs(2))
         run.forget()
-    assert len(recorder.made) == 2
+    assert len(capturer.made) == 2
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,10 +150,10 @@ def affine() -> Affine:
     return Affine(nn.ModuleDict({"layer": nn.Linear(4, 4)}))
 
 
-@pytest.mark.parametrize("graphs", [0, 4], ids=["eager", "recorded"])
+@pytest.mark.parametrize("graphs", [0, 4], ids=["eager", "captured"])
 def test_a_refit_is_seen_by_the_next_run_and_undone_exactly(affine: Affine, graphs: int) -> None:
-    recorder = FakeRecorder()
-    engine = TorchEngine(affine, graphs=graphs, recorder=lambda: recorder)
+    capturer = FakeRecorder()
+    engine = TorchEngine(affine, graphs=graphs, capturer=lambda: capturer)
     sample = {"sample": torch.randn(3, 4)}
     before = [engine.run(sample)["prediction"] for _ in range(3)][-1]
     weight = affine.layer.weight.detach().clone()
@@ -161,7 +162,7 @@ def test_a_refit_is_seen_by_the_next_run_and_undone_exactly(affine: Affine, grap
     assert torch.allclose(engine.run(sample)["prediction"], expected)
     engine.refit({"layer.weight": weight})
     assert torch.equal(engine.run(sample)["prediction"], before)
-    assert len(recorder.made) == (graphs > 0)
+    assert len(capturer.made) == (graphs > 0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tessera.plan import AdapterUse
 _LARGEST = 2**16
 
 
-def send_hint(board: Path, uses: tuple[AdapterUse, ...]) -> None:
+def send_prefetch(board: Path, uses: tuple[AdapterUse, ...]) -> None:
     """Tell the listener of the same server, if there is one; never waits."""
     content = json.dumps([dataclasses.asdict(use) for use in uses]).encode()
     with (
@@ -30,7 +30,7 @@ def send_hint(board: Path, uses: tuple[AdapterUse, ...]) -> None:
         sender.sendto(content, _address(board))
 
 
-class HintListener:
+class PrefetchListener:
     """Calls `act` in a thread of its own for every hint, until it is closed.
 
     Args:

@@ -35,7 +35,7 @@ class Shapes:
 
 
 @dataclass(frozen=True)
-class PlanKey:
+class CompiledKey:
     """Everything that decides what a plan is.
 
     Attributes:
@@ -64,12 +64,12 @@ class PlanKey:
 
 
 @dataclass(frozen=True)
-class PlanRecord:
+class CompiledRecord:
     """A plan's key, the checksum of its file, and how far its outputs were from torch's (largest
     difference in units of the largest value), as built and after a refit.
     """
 
-    key: PlanKey
+    key: CompiledKey
     sha256: str
     canary_built: float
     canary_refitted: float
@@ -99,7 +99,7 @@ def canary_path(plan: Path) -> Path:
     return plan.with_suffix(".canary.safetensors")
 
 
-def write_plan(folder: Path, record: PlanRecord, plan: Path) -> Path:
+def write_compiled(folder: Path, record: CompiledRecord, plan: Path) -> Path:
     """Move a built plan and the canary beside it into the bundle, its record first: a plan without
     one is never opened.
     """
@@ -114,7 +114,7 @@ def write_plan(folder: Path, record: PlanRecord, plan: Path) -> Path:
     return final
 
 
-def read_record(path: Path) -> PlanRecord:
+def read_record(path: Path) -> CompiledRecord:
     """The record beside a plan.
 
     Raises:
@@ -124,12 +124,12 @@ def read_record(path: Path) -> PlanRecord:
         content = json.loads(path.read_text())
         key = content.pop("key")
         shapes = {k: Shapes(*(tuple(s) for s in v.values())) for k, v in key["profile"].items()}
-        return PlanRecord(key=PlanKey(**(key | {"profile": shapes})), **content)
+        return CompiledRecord(key=CompiledKey(**(key | {"profile": shapes})), **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is damaged ({error}); compile the bundle again") from None
 
 
-def find_plan(
+def find_compiled(
     folder: Path, manifest: Manifest, graph: str, *, architecture: str, tensorrt: str
 ) -> Path:
     """The plan of a graph that fits this machine.
@@ -154,6 +154,6 @@ def find_plan(
     )
 
 
-def _instead(records: Iterable[PlanRecord]) -> str:
+def _instead(records: Iterable[CompiledRecord]) -> str:
     found = sorted({f"{r.key.architecture} with TensorRT {r.key.tensorrt}" for r in records})
     return f", only for {', '.join(found)}" if found else ""
