@@ -185,7 +185,8 @@ def run_block(server: Server, block: Sequence[Arrival], steps: int, into: Measur
     with ThreadPoolExecutor(max(_AT_ONCE, len(block))) as pool:
         for latency, info in pool.map(one, block):
             into.latencies_ms.append(round(latency, 1))
-            into.paths[info.lora_path] = into.paths.get(info.lora_path, 0) + 1
+            path = info.lora_path or "none"
+            into.paths[path] = into.paths.get(path, 0) + 1
             into.batches.append(info.mean_batch)
             into.refit_ms.append(info.refit_ms)
 

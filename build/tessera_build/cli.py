@@ -151,7 +151,7 @@ def compile_plans(
     ] = "sm_90",
     tensorrt: Annotated[str, typer.Option(help="With --dry-run: TensorRT's version.")] = "11.4.0",
 ) -> None:
-    """Compile a bundle's graphs into TensorRT plans for this machine's GPU.
+    """Compile a bundle's graphs into TensorRT engines for this machine's GPU.
 
     Plans that are there already are kept; an interrupted run goes on where it stopped.
     """
@@ -196,8 +196,8 @@ def _compiler() -> Compiler:
 
 def _jobs_table(jobs: list[Job], title: str) -> Table:
     table = Table(title=title)
-    for column in ("graph", "precision", "input", "smallest", "likeliest", "largest", "plan"):
-        table.add_column(column, no_wrap=column != "plan")
+    for column in ("graph", "precision", "input", "smallest", "likeliest", "largest", "file"):
+        table.add_column(column, no_wrap=column != "file")
     for job in jobs:
         first = [job.key.graph, job.key.precision]
         for name, shapes in job.key.profile.items():

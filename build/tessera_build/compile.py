@@ -1,4 +1,4 @@
-"""`tessera-build compile`: a bundle's graphs -> refittable TensorRT plans.
+"""`tessera-build compile`: a bundle's graphs -> refittable TensorRT engines.
 
 Strongly typed: a graph is exported again in the wanted precision and TensorRT keeps to it. What is
 planned needs neither a GPU nor TensorRT; `Compiler` is where both come in. Plans that are there
@@ -42,7 +42,7 @@ from tessera_build.sparse import axes_of, shapes_with, sparse_ranges
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCE = {"fp16": 2e-2, "bf16": 6e-2, "fp32": 2e-3}
-"""Largest difference of a plan from torch in float32, in units of the largest value."""
+"""Largest difference of a compiled engine from torch in float32, in units of the largest value."""
 
 _DECODER = "unet_decoder"
 _RANK = 16
@@ -53,7 +53,7 @@ _PAIR = 2
 
 @dataclass(frozen=True)
 class Job:
-    """A plan to build, or one that is there already."""
+    """A compiled engine to build, or one that is there already."""
 
     source: Source
     key: CompiledKey
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the plan is there, with its record and its canary."""
+        """Whether the compiled engine is there, with its record and its canary."""
         needed = (self.path, self.path.with_suffix(".json"), canary_path(self.path))
         return all(path.exists() for path in needed)
 
@@ -73,11 +73,11 @@ class Compiler(Protocol):
     version: str
 
     def build(self, graph: Path, key: CompiledKey, timing_cache: Path) -> bytes:
-        """Compile an ONNX file into a plan."""
+        """Compile an ONNX file into a compiled engine."""
         ...
 
-    def open(self, plan: Path, key: CompiledKey, source: Source) -> Engine:
-        """Load a plan of a graph."""
+    def open(self, engine_file: Path, key: CompiledKey, source: Source) -> Engine:
+        """Load a compiled engine of a graph."""
         ...
 
 
@@ -133,10 +133,10 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
 
 
 def compile_job(job: Job, compiler: Compiler, folder: Path) -> CompiledRecord:
-    """Build one plan, compare it with torch as built and after a refit, put it in place.
+    """Build one compiled engine, compare it with torch as built and after a refit, put it in place.
 
     Raises:
-        BundleError: TensorRT refuses the graph, or the plan computes something else.
+        BundleError: TensorRT refuses the graph, or the compiled engine computes something else.
     """
     (folder / FOLDER).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder / FOLDER, prefix=".build-") as name:
@@ -146,14 +146,14 @@ def compile_job(job: Job, compiler: Compiler, folder: Path) -> CompiledRecord:
         layout = _export(module, inputs, PRECISIONS[job.key.precision], work / "graph.onnx")
         if layout != dict(job.source.layout):
             raise BundleError(f"{job.key.graph}: weights lie otherwise in {job.key.precision}")
-        plan = work / "engine.plan"
+        engine_file = work / "engine.plan"
         cache = folder / FOLDER / f"timing-{job.key.architecture}-{job.key.tensorrt}.cache"
-        plan.write_bytes(compiler.build(work / "graph.onnx", job.key, cache))
+        engine_file.write_bytes(compiler.build(work / "graph.onnx", job.key, cache))
         canary = _hatch(job, inputs)
-        canary.write(canary_path(plan))
-        built, refitted = _sing(job, compiler.open(plan, job.key, job.source), canary)
-        record = CompiledRecord(job.key, file_digest(plan), built, refitted)
-        write_compiled(folder, record, plan)
+        canary.write(canary_path(engine_file))
+        built, refitted = _sing(job, compiler.open(engine_file, job.key, job.source), canary)
+        record = CompiledRecord(job.key, file_digest(engine_file), built, refitted)
+        write_compiled(folder, record, engine_file)
     return record
 
 
@@ -190,8 +190,8 @@ def _sing(job: Job, engine: Engine, canary: Canary) -> tuple[float, float]:
     for what, found in (("as built", built), ("after a refit", refitted)):
         if not found <= canary.tolerance:
             raise BundleError(
-                f"the plan of {job.key.graph} is {found:.1e} away from torch {what}, more than "
-                f"{canary.tolerance:.0e}; it is not used"
+                f"the compiled engine of {job.key.graph} is {found:.1e} away from torch {what}, more "
+                f"than {canary.tolerance:.0e}; it is not used"
             )
     return built, refitted
 

@@ -52,7 +52,7 @@ class PolygraphyCompiler:
         build = EngineBytesFromNetwork(network, config=config, save_timing_cache=str(timing_cache))
         return bytes(build())
 
-    def open(self, plan: Path, key: CompiledKey, source: Source) -> TensorRtEngine:
+    def open(self, engine_file: Path, key: CompiledKey, source: Source) -> TensorRtEngine:
         """See `Compiler.open`."""
         base = Initializers(source.path)
-        return TensorRtEngine(plan, layout=source.layout, base=base, stripped=key.stripped)
+        return TensorRtEngine(engine_file, layout=source.layout, base=base, stripped=key.stripped)

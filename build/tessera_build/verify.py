@@ -108,7 +108,7 @@ def _differences(
 
 
 def _plan_cases(manifest: Manifest) -> tuple[Case, ...]:
-    """Sizes that TensorRT plans are sure to take."""
+    """Sizes that compiled engines are sure to take."""
     pixels, defaults = manifest.latents.pixels, manifest.defaults
     smallest = manifest.limits.min_size // pixels
     return (1, smallest, smallest), (2, defaults.height // pixels, defaults.width // pixels)

@@ -1,8 +1,9 @@
-"""TensorRT plans of a bundle: what each was made of, and which one fits a machine.
+"""The compiled engines of a bundle (TensorRT's `.plan` files): what each was made of, and which one
+fits a machine.
 
-A plan runs on the architecture and with the TensorRT version that it was built for, and nowhere
-else. So it lies beside the bundle's other files under a name made of everything that went into it;
-a plan of another graph, GPU or version is never opened. Standard library only.
+A compiled engine runs on the architecture and with the TensorRT version that it was built for, and
+nowhere else. So it lies beside the bundle's other files under a name made of everything that went
+into it; a compiled engine of another graph, GPU or version is never opened. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from tessera.errors import BundleError
 from tessera.manifest import Manifest, file_digest
 
-FOLDER = "plans"
+FOLDER = "compiled"
 FAULTY_REFIT = {
     (11, 3, 0): "a refittable engine may drop the bias of a matrix product (its release notes)",
 }
@@ -36,7 +37,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class CompiledKey:
-    """Everything that decides what a plan is.
+    """Everything that decides what a compiled engine is.
 
     Attributes:
         graph: name in the bundle.
@@ -45,7 +46,8 @@ class CompiledKey:
         architecture: of the GPU, as in `sm_90`.
         tensorrt: version.
         profile: shapes by input.
-        stripped: whether the plan holds no weights and is refitted with them when opened.
+        stripped: whether the compiled engine holds no weights and is refitted with them when
+            opened.
     """
 
     graph: str
@@ -65,8 +67,8 @@ class CompiledKey:
 
 @dataclass(frozen=True)
 class CompiledRecord:
-    """A plan's key, the checksum of its file, and how far its outputs were from torch's (largest
-    difference in units of the largest value), as built and after a refit.
+    """A compiled engine's key, the checksum of its file, and how far its outputs were from torch's
+    (largest difference in units of the largest value), as built and after a refit.
     """
 
     key: CompiledKey
@@ -94,14 +96,14 @@ def weights_digest(manifest: Manifest, graph: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def canary_path(plan: Path) -> Path:
-    """Where the canary of a plan lies (`canary.Canary`)."""
-    return plan.with_suffix(".canary.safetensors")
+def canary_path(engine_file: Path) -> Path:
+    """Where the canary of a compiled engine lies (`canary.Canary`)."""
+    return engine_file.with_suffix(".canary.safetensors")
 
 
-def write_compiled(folder: Path, record: CompiledRecord, plan: Path) -> Path:
-    """Move a built plan and the canary beside it into the bundle, its record first: a plan without
-    one is never opened.
+def write_compiled(folder: Path, record: CompiledRecord, engine_file: Path) -> Path:
+    """Move a built compiled engine and the canary beside it into the bundle, its record first: a
+    compiled engine without one is never opened.
     """
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
@@ -109,13 +111,13 @@ def write_compiled(folder: Path, record: CompiledRecord, plan: Path) -> Path:
     partial = final.with_suffix(".json.partial")
     partial.write_text(json.dumps(dataclasses.asdict(record), indent=1))
     os.replace(partial, final.with_suffix(".json"))
-    os.replace(canary_path(plan), canary_path(final))
-    os.replace(plan, final)
+    os.replace(canary_path(engine_file), canary_path(final))
+    os.replace(engine_file, final)
     return final
 
 
 def read_record(path: Path) -> CompiledRecord:
-    """The record beside a plan.
+    """The record beside a compiled engine.
 
     Raises:
         BundleError: it is damaged.
@@ -132,7 +134,7 @@ def read_record(path: Path) -> CompiledRecord:
 def find_compiled(
     folder: Path, manifest: Manifest, graph: str, *, architecture: str, tensorrt: str
 ) -> Path:
-    """The plan of a graph that fits this machine.
+    """The compiled engine of a graph that fits this machine.
 
     Raises:
         BundleError: there is none; the sentence says what there is instead.
@@ -149,7 +151,7 @@ def find_compiled(
                 raise BundleError(f"{path} is damaged (SHA-256 differs); compile the bundle again")
             return path
     raise BundleError(
-        f"{folder} has no plan of {graph} for {architecture} and TensorRT {tensorrt}"
+        f"{folder} has no compiled engine of {graph} for {architecture} and TensorRT {tensorrt}"
         f"{_instead(current)}; run: tessera-build compile {folder}"
     )
 

@@ -125,7 +125,7 @@ def _tensorrt(source: Source) -> Engine:
         raise BundleError("the tensorrt engine needs an NVIDIA GPU, and torch finds none")
     major, minor = torch.cuda.get_device_capability()
     folder = source.path.parents[1]
-    plan = find_compiled(
+    engine_file = find_compiled(
         folder,
         read_manifest(folder),
         source.graph,
@@ -133,13 +133,13 @@ def _tensorrt(source: Source) -> Engine:
         tensorrt=version(),
     )
     engine = TensorRtEngine(
-        plan,
+        engine_file,
         layout=source.layout,
         base=Initializers(source.path),
-        stripped=read_record(plan.with_suffix(".json")).key.stripped,
+        stripped=read_record(engine_file.with_suffix(".json")).key.stripped,
         graphs=_GRAPHS if _runs_every_step(source.graph) else 0,
     )
-    return WatchedEngine(engine, Canary.read(canary_path(plan)), name=plan.name)
+    return WatchedEngine(engine, Canary.read(canary_path(engine_file)), name=engine_file.name)
 
 
 def _runs_every_step(graph: str) -> bool:

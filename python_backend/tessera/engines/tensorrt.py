@@ -1,4 +1,4 @@
-"""The `tensorrt` engine: a compiled plan on an NVIDIA GPU. The only runtime module that knows
+"""The `tensorrt` engine: a compiled engine on an NVIDIA GPU. The only runtime module that knows
 TensorRT.
 
 Thin on purpose, and by tensor names only. It uses what TensorRT 10.8 and 11.4 have in common.
@@ -35,13 +35,13 @@ def version() -> str:
 
 
 class TensorRtEngine:
-    """A plan on the current GPU.
+    """A compiled engine on the current GPU.
 
     Args:
-        plan: file that `tessera-build compile` wrote.
+        engine_file: file that `tessera-build compile` wrote.
         layout: how the graph's weights differ from the checkpoint's.
         base: the graph's own weights by name, in its layout.
-        stripped: whether the plan holds none of them, so that all are refitted at once.
+        stripped: whether the compiled engine holds none of them, so that all are refitted at once.
         graphs: for how many sets of shapes a CUDA graph is kept; 0 is none. Whether graphs that
             were captured before a refit may run after it is written nowhere, so a refit drops them.
 
@@ -51,7 +51,7 @@ class TensorRtEngine:
 
     def __init__(
         self,
-        plan: Path,
+        engine_file: Path,
         *,
         layout: Layout,
         base: Initializers,
@@ -59,9 +59,11 @@ class TensorRtEngine:
         graphs: int = 0,
     ) -> None:
         self._runtime = trt.Runtime(_LOGGER)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
         if self._engine is None:
-            raise BundleError(f"TensorRT {version()} cannot load {plan}; compile the bundle again")
+            raise BundleError(
+                f"TensorRT {version()} cannot load {engine_file}; compile the bundle again"
+            )
         self._layout = layout
         self._base = base
         self._replaced: dict[str, torch.Tensor] = {}
@@ -88,7 +90,7 @@ class TensorRtEngine:
             self._replace({name: self._base[name] for name in self._shapes})
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See `Engine.run`; inputs are moved to the GPU and cast as the plan wants them."""
+        """See `Engine.run`; inputs are moved to the GPU and cast as the engine wants them."""
         with self._lock, torch.cuda.stream(self._stream):
             self._stream.wait_stream(torch.cuda.default_stream())
             placed = [self._placed(name, inputs[name]) for name in self._inputs]
@@ -136,7 +138,9 @@ class TensorRtEngine:
         refitter = self._refitter
         wanted = refitter.get_weights_prototype(name)
         if wanted.size not in (-1, weight.numel()):
-            raise BundleError(f"weight {name} has {weight.numel()} values, the plan {wanted.size}")
+            raise BundleError(
+                f"weight {name} has {weight.numel()} values, the compiled engine {wanted.size}"
+            )
         tensor = weight.detach().to(_TYPES[wanted.dtype]).contiguous()
         place = trt.TensorLocation.DEVICE if tensor.is_cuda else trt.TensorLocation.HOST
         value = trt.Weights(wanted.dtype, tensor.data_ptr(), tensor.numel())
@@ -145,7 +149,7 @@ class TensorRtEngine:
         return tensor
 
     def _new_call(self) -> Call:
-        """What queues the plan in a context of its own."""
+        """What queues the compiled engine in a context of its own."""
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
@@ -154,7 +158,7 @@ class TensorRtEngine:
     def _queue(
         self, context: trt.IExecutionContext, inputs: Sequence[torch.Tensor]
     ) -> Sequence[torch.Tensor]:
-        """Bind tensors to a context and queue the plan on the current stream."""
+        """Bind tensors to a context and queue the compiled engine on the current stream."""
         for name, tensor in zip(self._inputs, inputs, strict=True):
             self._bind(context, name, tensor)
         outputs = [self._new_output(context, name) for name in self._outputs]
@@ -171,8 +175,8 @@ class TensorRtEngine:
         if not context.set_input_shape(name, tuple(tensor.shape)):
             low, _, high = self._engine.get_tensor_profile_shape(name, 0)
             raise InternalError(
-                f"{name} has shape {tuple(tensor.shape)}; the plan takes {tuple(low)} to "
-                f"{tuple(high)}"
+                f"{name} has shape {tuple(tensor.shape)}; the compiled engine takes {tuple(low)} "
+                f"to {tuple(high)}"
             )
         context.set_tensor_address(name, tensor.data_ptr())
 

@@ -1,5 +1,5 @@
-"""TensorRT plans as far as a machine without a GPU can tell: what is planned, which plan fits, what
-is refused. The compiler is a fake: its plans are ONNX files that ONNX Runtime runs.
+"""Compiled engines as far as a machine without a GPU can tell: what is planned, which one fits,
+what is refused. The compiler is a fake: what it compiles are ONNX files that ONNX Runtime runs.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ MACHINE = {"architecture": "sm_90", "tensorrt": "11.4.0"}
 
 
 class OnnxEngine:
-    """Runs a "plan" that is an ONNX file; its weights can be replaced."""
+    """Runs a "compiled engine" that is an ONNX file; its weights can be replaced."""
 
-    def __init__(self, plan: Path, layout: Layout) -> None:
-        self._model = onnx.load(str(plan))
+    def __init__(self, engine_file: Path, layout: Layout) -> None:
+        self._model = onnx.load(str(engine_file))
         self._layout = layout
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -75,8 +75,8 @@ class FakeCompiler:
             last.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(last), last.name))
         return bytes(model.SerializeToString())
 
-    def open(self, plan: Path, key: CompiledKey, source: Source) -> Any:
-        engine = OnnxEngine(plan, source.layout)
+    def open(self, engine_file: Path, key: CompiledKey, source: Source) -> Any:
+        engine = OnnxEngine(engine_file, source.layout)
         if self._deaf:
             engine.refit = lambda weights: None  # type: ignore[method-assign]
         return engine
@@ -134,7 +134,7 @@ def test_a_name_is_made_of_everything_that_went_into_the_plan(bundle: Path) -> N
 def test_a_plan_is_compared_with_torch_and_found_again(bundle: Path) -> None:
     job = jobs(bundle)["vae_decoder"]
     with pytest.raises(
-        BundleError, match=r"no plan of vae_decoder for sm_90 .* run: tessera-build"
+        BundleError, match=r"no compiled engine of vae_decoder for sm_90 .* run: tessera-build"
     ):
         find(bundle)
     record = compile_job(job, FakeCompiler(), bundle)
@@ -168,7 +168,7 @@ def test_a_plan_of_other_weights_is_never_opened(bundle: Path) -> None:
     manifest = json.loads((bundle / "bundle.json").read_text())
     manifest["files"]["graphs/vae_decoder.onnx"]["sha256"] = "0" * 64
     (bundle / "bundle.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="has no plan of vae_decoder"):
+    with pytest.raises(BundleError, match="has no compiled engine of vae_decoder"):
         find(bundle)
 
 
@@ -214,7 +214,7 @@ def test_a_dry_run_prints_the_plan_without_a_gpu(bundle: Path) -> None:
     assert result.exit_code == 0, result.output
     assert re.search(r"unet_encoder +│ fp16 +│ sample +│ 1x4x8x8 +│ 2x4x16x16", result.output)
     assert "to build" in result.output
-    assert not (bundle / "plans").exists()
+    assert not (bundle / "compiled").exists()
 
 
 @pytest.mark.parametrize("version", ["10.8", "11.4"])
