@@ -190,8 +190,8 @@ def _sing(job: Job, engine: Engine, canary: Canary) -> tuple[float, float]:
     for what, found in (("as built", built), ("after a refit", refitted)):
         if not found <= canary.tolerance:
             raise BundleError(
-                f"the compiled engine of {job.key.graph} is {found:.1e} away from torch {what}, more "
-                f"than {canary.tolerance:.0e}; it is not used"
+                f"the compiled engine of {job.key.graph} is {found:.1e} away from torch {what}, "
+                f"more than {canary.tolerance:.0e}; it is not used"
             )
     return built, refitted
 
