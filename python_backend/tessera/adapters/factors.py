@@ -53,37 +53,37 @@ class FactorStore:
         self._kept: ByteLru[AdapterSet, list[Factors]] = ByteLru(budget)
         self._ranks: dict[AdapterSet, Ranks] = {}
 
-    def ranks(self, wanted: AdapterSet) -> Ranks:
+    def ranks(self, adapter_set: AdapterSet) -> Ranks:
         """See `ranks_of`.
 
         Raises:
             TesseraError: of `load`.
         """
-        if wanted not in self._ranks:
+        if adapter_set not in self._ranks:
             if len(self._ranks) == _KNOWN:
                 self._ranks.clear()
-            self._ranks[wanted] = ranks_of(self._terms(wanted))
-        return self._ranks[wanted]
+            self._ranks[adapter_set] = ranks_of(self._terms(adapter_set))
+        return self._ranks[adapter_set]
 
-    def get(self, wanted: AdapterSet) -> list[Factors]:
+    def get(self, adapter_set: AdapterSet) -> list[Factors]:
         """Factors of a set for each half.
 
         Raises:
             TesseraError: of `load`.
         """
-        made = self._kept.get(wanted)
+        made = self._kept.get(adapter_set)
         if made is None:
-            terms = self._terms(wanted)
+            terms = self._terms(adapter_set)
             with torch.inference_mode():
                 made = [self._placed(factors_of(slots, terms)) for slots in self.halves]
-            self._kept.put(wanted, made, sum(t.nbytes for half in made for t in half.values()))
+            self._kept.put(adapter_set, made, sum(t.nbytes for half in made for t in half.values()))
         return made
 
     def _placed(self, factors: Factors) -> Factors:
         return {name: t.to(self._device, self._dtype) for name, t in factors.items()}
 
-    def _terms(self, wanted: AdapterSet) -> list[Term]:
-        return [(self._load(use).updates.get("unet", {}), use.weight) for use in wanted]
+    def _terms(self, adapter_set: AdapterSet) -> list[Term]:
+        return [(self._load(use).updates.get("unet", {}), use.weight) for use in adapter_set]
 
 
 def ranks_of(terms: Iterable[Term]) -> Ranks:

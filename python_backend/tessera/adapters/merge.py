@@ -81,11 +81,11 @@ class Patcher:
         self.switches = 0
         self.refit_ms = 0.0
 
-    def apply(self, wanted: AdapterSet, load: Callable[[AdapterUse], Adapter]) -> float:
+    def apply(self, adapter_set: AdapterSet, load: Callable[[AdapterUse], Adapter]) -> float:
         """Make the network that of an adapter set; returns the milliseconds it took.
 
         Args:
-            wanted: the set.
+            adapter_set: the set.
             load: gives the LoRA of one of its elements; not called for a set whose merged weights
                 are at hand.
 
@@ -93,17 +93,17 @@ class Patcher:
             TesseraError: of `load`, in which case nothing has changed, or of an engine, after which
                 every weight in doubt is replaced the next time.
         """
-        if wanted == self.current:
+        if adapter_set == self.current:
             return 0.0
         began = time.perf_counter()
-        kept = self._merged.get(wanted)
-        terms = {} if kept is not None else _terms(self._part, [(load(u), u) for u in wanted])
+        kept = self._merged.get(adapter_set)
+        terms = {} if kept is not None else _terms(self._part, [(load(u), u) for u in adapter_set])
         with _threads(self._threads), torch.inference_mode():
             self.current = None
             if kept is None and self._worth_keeping(terms):
                 kept = [self._merge_all(i, terms) for i in range(len(self._patchables))]
                 size = sum(w.nbytes for weights in kept for w in weights.values())
-                self._merged.put(wanted, kept, size)
+                self._merged.put(adapter_set, kept, size)
             for index, patchable in enumerate(self._patchables):
                 names = terms.keys() & patchable.names if kept is None else kept[index].keys()
                 merged = (
@@ -112,7 +112,7 @@ class Patcher:
                     else kept[index].__getitem__
                 )
                 self._refit(index, set(names), merged)
-            self.current = wanted
+            self.current = adapter_set
         elapsed = 1e3 * (time.perf_counter() - began)
         self.switches += 1
         self.refit_ms += elapsed

@@ -1,7 +1,7 @@
 """The low-rank side path: one UNet call for requests with different adapter sets.
 
 Its engines are the UNet's halves with low-rank inputs and weights of their own, which nobody
-refits. They are opened when they are first wanted.
+refits. They are opened when they are first adapter_set.
 """
 
 from __future__ import annotations
@@ -118,18 +118,18 @@ class SidePath:
         opening = self._opening
         return opening is not None and opening.done() and opening.exception() is not None
 
-    def takes(self, wanted: AdapterSet) -> bool:
+    def takes(self, adapter_set: AdapterSet) -> bool:
         """Whether a set's ranks are small enough; `False` if it cannot be loaded, which whoever
         puts it into the engine will say.
         """
         try:
-            return max(self._factors.ranks(wanted)) <= self._max_rank
+            return max(self._factors.ranks(adapter_set)) <= self._max_rank
         except Exception:
             return False
 
-    def ranks(self, wanted: Iterable[AdapterSet]) -> Ranks:
+    def ranks(self, adapter_set: Iterable[AdapterSet]) -> Ranks:
         """The ranks that a batch of sets is padded to."""
-        both = zip(*map(self._factors.ranks, wanted), strict=True)
+        both = zip(*map(self._factors.ranks, adapter_set), strict=True)
         linear, conv = (padded_rank(max(own), self._max_rank) for own in both)
         return linear, conv
 
@@ -140,11 +140,11 @@ class SidePath:
         A set that cannot be loaded fails its requests.
         """
         held, errors = dict[AdapterSet, list[Factors]](), dict[AdapterSet, Exception]()
-        for wanted in dict.fromkeys(own for _, own in members):
+        for adapter_set in dict.fromkeys(own for _, own in members):
             try:
-                held[wanted] = self._held.get(wanted) or self._factors.get(wanted)
+                held[adapter_set] = self._held.get(adapter_set) or self._factors.get(adapter_set)
             except Exception as error:
-                errors[wanted] = error
+                errors[adapter_set] = error
         for half in self._halves:
             half.forget_unused()
         self._held, numbers = held, {own: number for number, own in enumerate(held)}

@@ -66,9 +66,9 @@ class AdapterSwitch:
         patcher = Patcher("unet", patchables, budget=settings.memory)
         return cls(patcher, store, Paths(settings.path, side, slots=slots))
 
-    def read_ahead(self, wanted: AdapterSet, *, queued: bool = False) -> None:
+    def read_ahead(self, adapter_set: AdapterSet, *, queued: bool = False) -> None:
         """Begin to read what a request on its way will want; see `AdapterStore.read_ahead`."""
-        for use in wanted:
+        for use in adapter_set:
             self._store.read_ahead(use.name, use.digest, queued=queued)
 
     def choose(self, running: Sequence[Running], predict: Predict) -> tuple[list[Running], Predict]:
@@ -83,20 +83,24 @@ class AdapterSwitch:
             return [], predict
         for use in (use for request in running for use in request.plan.adapters):
             self._store.touch(use.digest)
-        able = [(r, s) for r in running if not self._reading(s := self._own(r))]
-        able = able or [(r, self._own(r)) for r in running]
-        members = self._paths.choose(able, self._patcher.current, self._turns)
-        aside = {id(request) for request, _ in members}
-        wanted = {id(r): SIDE if id(r) in aside else self._wanted(r, running) for r in running}
-        ready = [k for k in wanted.values() if isinstance(k, str) or not self._reading(k)]
-        chosen = self._turns.choose(ready or wanted.values())
+        # A set whose files are still being read would stop everybody, so its requests sit this tick
+        # out, unless there is nobody else to run.
+        candidates = [(r, own) for r in running if not self._reading(own := self._own(r))]
+        candidates = candidates or [(r, self._own(r)) for r in running]
+        members = self._paths.choose(candidates, self._patcher.current, self._turns)
+        # Every request asks for one turn. The side path's members share one, so that all of them
+        # run when it comes, whatever their sets; the others ask for the turn of their set.
+        on_side = {id(request) for request, _ in members}
+        turns = {id(r): SIDE if id(r) in on_side else self._turn_of(r, running) for r in running}
+        readable = [t for t in turns.values() if isinstance(t, str) or not self._reading(t)]
+        chosen = self._turns.choose(readable or turns.values())
         for request in running:
-            request.stats.passed_over += wanted[id(request)] != chosen
+            request.stats.passed_over += turns[id(request)] != chosen
         if isinstance(chosen, str):
             self._turn, predict = self._aside(members, predict)
         else:
             self._paths.rest()
-            self._turn = self._put_in(chosen, [r for r in running if wanted[id(r)] == chosen])
+            self._turn = self._put_in(chosen, [r for r in running if turns[id(r)] == chosen])
         self._paths.begin(self._turn, self._ranks)
         return self._turn, predict
 
@@ -142,8 +146,8 @@ class AdapterSwitch:
         own = request.plan.adapters
         return BASE if self._reading(own) and not _late(request) else own
 
-    def _wanted(self, request: Running, running: Sequence[Running]) -> AdapterSet:
-        """The set that a request is to be run with when sets take turns.
+    def _turn_of(self, request: Running, running: Sequence[Running]) -> AdapterSet:
+        """The set whose turn a request asks for when sets take turns.
 
         One that may do without its LoRAs for some steps gets them as soon as they are read and the
         engine is free for them; until then it goes with those that want the base.
@@ -151,11 +155,11 @@ class AdapterSwitch:
         own = request.plan.adapters
         if _late(request) or own == self._turns.current:
             return own
-        base_is_wanted = any(r.plan.adapters == BASE for r in running)
-        return BASE if base_is_wanted or self._reading(own) else own
+        others_run_base = any(r.plan.adapters == BASE for r in running)
+        return BASE if others_run_base or self._reading(own) else own
 
-    def _reading(self, wanted: AdapterSet) -> bool:
-        return any(self._store.reading(use.digest) for use in wanted)
+    def _reading(self, adapter_set: AdapterSet) -> bool:
+        return any(self._store.reading(use.digest) for use in adapter_set)
 
     def _load(self, use: AdapterUse) -> Adapter:
         return self._store.load_digest(use.name, use.digest)

@@ -69,17 +69,17 @@ class UNetAdapters:
         number: int,
         *,
         sparse: Sparse | None,
-        chooser: Observer | None,
+        observer: Observer | None,
         controls: Controls | None,
     ) -> None:
         """See `denoise.tick.tick`; those whose adapter set is not on turn are passed over."""
         self._used = self._used or any(request.plan.adapters for request in running)
         if not self._used:
-            tick(running, predict, number, sparse=sparse, chooser=chooser, controls=controls)
+            tick(running, predict, number, sparse=sparse, observer=observer, controls=controls)
             return
         switch = self._switch.result()
         turn, predict = switch.choose(running, predict)
         began = time.perf_counter()
-        tick(turn, predict, number, sparse=sparse, chooser=chooser, controls=controls)
+        tick(turn, predict, number, sparse=sparse, observer=observer, controls=controls)
         if turn:
             switch.add_tick(1e3 * (time.perf_counter() - began))

@@ -105,11 +105,11 @@ class Residency:
         self._models = models
         self._own = identity(os.getpid())
 
-    def take(self, names: Iterable[str], give_up: Callable[[], None] = lambda: None) -> float:
+    def take(self, controlnets: Iterable[str], give_up: Callable[[], None] = lambda: None) -> float:
         """Wait until these are loaded and keep them so until `give_back`.
 
         Args:
-            names: of ControlNets.
+            controlnets: their names.
             give_up: called while waiting; an exception of it ends the wait.
 
         Returns:
@@ -119,11 +119,11 @@ class Residency:
             InvalidInput: they do not fit into the budget, even alone.
             Unavailable: one could not be loaded.
         """
-        wanted = frozenset(names)
-        self._check(wanted)
+        names = frozenset(controlnets)
+        self._check(names)
         began = time.monotonic()
         try:
-            while not self._try(wanted):
+            while not self._try(names):
                 give_up()
                 time.sleep(POLL_S)
         finally:
@@ -145,37 +145,41 @@ class Residency:
                 else:
                     resident.holders.pop(self._own, None)
 
-    def _check(self, wanted: frozenset[str]) -> None:
-        if self._room(wanted) > self._budget:
+    def _check(self, names: frozenset[str]) -> None:
+        if self._room(names) > self._budget:
             pinned = f" beside the pinned {listing(self._pinned)}" if self._pinned else ""
             accepted = f"ControlNets of at most {self._budget / 1e9:g} GB together{pinned}"
-            raise InvalidInput("CONTROLS", listing(wanted), accepted)
+            raise InvalidInput("CONTROLS", listing(names), accepted)
 
     def _room(self, names: Iterable[str]) -> int:
         """Bytes of these and the pinned ones."""
         return sum(self._sizes[name] for name in self._pinned.union(names))
 
-    def _try(self, wanted: frozenset[str]) -> bool:
+    def _try(self, names: frozenset[str]) -> bool:
         """One attempt: False if it has to wait for what others do."""
         with self._table() as table:
             residents = table.residents
-            missing = sorted(name for name in wanted if name not in residents)
-            if any(residents[name].mover for name in wanted.difference(missing)):
+            missing = sorted(name for name in names if name not in residents)
+            # All or nothing: a request that held one ControlNet while it waited for another could
+            # wait for a request that does the same the other way round.
+            if any(residents[name].mover for name in names.difference(missing)):
                 return False
-            leaving = self._leaving(table, wanted, missing)
+            leaving = self._leaving(table, names, missing)
             if leaving is None:
                 table.waiting.setdefault(self._own, time.time())
                 return False
             table.waiting.pop(self._own, None)
+            # The room is given away here, under the lock; the loading itself takes seconds and is done
+            # outside of it, so that requests for other ControlNets go on meanwhile.
             for name in (*leaving, *missing):
                 residents[name] = Resident(time.time(), mover=self._own)
-            for name in wanted.difference(missing):
+            for name in names.difference(missing):
                 self._hold(residents[name])
         try:
             self._move(leaving, missing)
-            return self._reload_gone(wanted)
+            return self._reload_gone(names)
         except Exception:
-            self.give_back(wanted)
+            self.give_back(names)
             raise
 
     def _hold(self, resident: Resident) -> None:
@@ -183,21 +187,23 @@ class Residency:
         resident.holders[self._own] = resident.holders.get(self._own, 0) + 1
 
     def _leaving(
-        self, table: _Table, wanted: frozenset[str], missing: list[str]
+        self, table: _Table, names: frozenset[str], missing: list[str]
     ) -> list[str] | None:
         """What has to leave so that `missing` can be loaded; `None` if that would not be enough
         yet, or if it is somebody else's turn.
         """
-        if wanted <= self._pinned:
+        if names <= self._pinned:
             return []  # their room is never given away
         if not self._on_turn(table):
             return None
         residents = table.residents
+        # Pinned ones count even while they are not loaded: their room stays theirs. What others hold
+        # or are moving cannot leave, so it may take several tries until enough is idle.
         excess = self._room({*residents, *missing}) - self._budget
         idle = [
             name
             for name, r in residents.items()
-            if not r.holders and not r.mover and name not in wanted | self._pinned
+            if not r.holders and not r.mover and name not in names | self._pinned
         ]
         leaving: list[str] = []
         for name in sorted(idle, key=lambda name: residents[name].used) if missing else []:
@@ -237,12 +243,12 @@ class Residency:
             resident.mover = ""
             self._hold(resident)
 
-    def _reload_gone(self, wanted: frozenset[str]) -> bool:
+    def _reload_gone(self, names: frozenset[str]) -> bool:
         """Load what the table says to be loaded and is not, since its process has ended or an
         operator has unloaded it; who else holds it goes on holding it. False if somebody else is
         loading it: then nothing is held.
         """
-        for name in sorted(wanted):
+        for name in sorted(names):
             if self._models.is_ready(name):
                 continue
             with self._table() as table:
@@ -258,7 +264,7 @@ class Residency:
                         table.residents[name].mover = ""
         else:
             return True
-        self.give_back(wanted)
+        self.give_back(names)
         return False
 
     @contextlib.contextmanager

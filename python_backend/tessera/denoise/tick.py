@@ -70,7 +70,7 @@ def tick(
     number: int,
     *,
     sparse: Sparse | None = None,
-    chooser: Observer | None = None,
+    observer: Observer | None = None,
     controls: Controls | None = None,
 ) -> None:
     """Advance every request by one step; those of one size and one kind of step share
@@ -83,34 +83,36 @@ def tick(
     work = _calls(running, dense, sparse)
     while work:
         call, group = work.pop(0)
-        began, waited = time.perf_counter(), group[0].stats.cache_load_ms
+        began, loaded_ms = time.perf_counter(), group[0].stats.cache_load_ms
         try:
             branches = call(group)
-        except Regroup:
+        except Regroup:  # nothing has been stepped: those without an error are grouped again
             work += _calls([r for r in group if r.error is None], dense, sparse)
             continue
         except Exception as error:
-            if len(group) > 1:
+            if len(group) > 1:  # one of them may be to blame: find out by running each alone
                 work += [(call, [request]) for request in group]
             else:
                 group[0].error = error
             continue
-        if chooser is not None and not any(r.controls_now for r in group):
-            loading = group[0].stats.cache_load_ms - waited  # the chooser counts it by itself
-            _observe(chooser, group, 1e3 * (time.perf_counter() - began) - loading)
+        # A call that waits for ControlNets says nothing of the UNet's own cost. Time spent loading
+        # recordings is left out, since the observer adds its own forecast of it.
+        if observer is not None and not any(r.controls_now for r in group):
+            loading_ms = group[0].stats.cache_load_ms - loaded_ms
+            _observe(observer, group, 1e3 * (time.perf_counter() - began) - loading_ms)
         for request, prediction in zip(group, branches, strict=True):
             request.stats.add_tick(number, len(group))
-            _step(request, _guide(prediction, request.plan.guidance))
+            _step(request, _apply_guidance(prediction, request.plan.guidance))
 
 
-def _observe(chooser: Observer, group: list[Running], milliseconds: float) -> None:
+def _observe(observer: Observer, group: list[Running], milliseconds: float) -> None:
     rows = sum(r.branches for r in group)
     height, width = group[0].latents.shape[2:]
     if group[0].goes_sparsely:
         active = [r.branches * r.sparse.active_latents for r in group if r.sparse]
-        chooser.observe("sparse", (height, width), sum(active) / rows, milliseconds / rows)
+        observer.observe("sparse", (height, width), sum(active) / rows, milliseconds / rows)
     else:
-        chooser.observe("dense", (height, width), height * width, milliseconds / rows)
+        observer.observe("dense", (height, width), height * width, milliseconds / rows)
 
 
 def _calls(
@@ -155,7 +157,7 @@ def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _guide(branches: torch.Tensor, guidance: float) -> torch.Tensor:
+def _apply_guidance(branches: torch.Tensor, guidance: float) -> torch.Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6): negative + guidance * (positive -
     negative).
     """

@@ -95,13 +95,17 @@ def optimum(steps: Sequence[Step]) -> Kinds:
     that is there in time is not optimal; after each step all pairs (time of reading so far, end of
     computing) are kept that no other pair beats in both.
     """
+    # Entries: (milliseconds until the reader is free, until the last step has ended, kinds so far).
     front: list[tuple[float, float, Kinds]] = [(0.0, 0.0, ())]
     for step in steps:
-        grown = [(read, end + step.dense, (*kinds, False)) for read, end, kinds in front]
+        # A dense step leaves the reader alone: it costs more, and later recordings catch up.
+        longer = [(read, end + step.dense, (*kinds, False)) for read, end, kinds in front]
         for read, end, kinds in front:
-            there = read + step.load
-            grown.append((there, max(there, end) + step.sparse, (*kinds, True)))
-        front = _pareto(grown)
+            arrives = read + step.load
+            longer.append((arrives, max(arrives, end) + step.sparse, (*kinds, True)))
+        # Whoever is later in both times can never overtake, since both only grow by what the
+        # remaining steps add. That keeps the front short, where all kinds would be 2^steps.
+        front = _pareto(longer)
     return min(front, key=lambda entry: entry[1])[2]
 
 

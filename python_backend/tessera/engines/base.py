@@ -67,8 +67,8 @@ def check_refit(
     for name, weight in weights.items():
         if name not in shapes:
             raise BundleError(f"the network has no weight {name!r} that can be replaced")
-        wanted = shapes[name]
-        if wanted is not None and tuple(weight.shape) != tuple(wanted):
+        shape = shapes[name]
+        if shape is not None and tuple(weight.shape) != tuple(shape):
             raise BundleError(
-                f"weight {name} has shape {tuple(weight.shape)}; accepted: {tuple(wanted)}"
+                f"weight {name} has shape {tuple(weight.shape)}; accepted: {tuple(shape)}"
             )

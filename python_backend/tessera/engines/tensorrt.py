@@ -136,14 +136,14 @@ class TensorRtEngine:
     def _set(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Hand over one weight; returns the tensor that has to outlive the refit."""
         refitter = self._refitter
-        wanted = refitter.get_weights_prototype(name)
-        if wanted.size not in (-1, weight.numel()):
+        prototype = refitter.get_weights_prototype(name)
+        if prototype.size not in (-1, weight.numel()):
             raise BundleError(
-                f"weight {name} has {weight.numel()} values, the compiled engine {wanted.size}"
+                f"weight {name} has {weight.numel()} values, the compiled engine {prototype.size}"
             )
-        tensor = weight.detach().to(_TYPES[wanted.dtype]).contiguous()
+        tensor = weight.detach().to(_TYPES[prototype.dtype]).contiguous()
         place = trt.TensorLocation.DEVICE if tensor.is_cuda else trt.TensorLocation.HOST
-        value = trt.Weights(wanted.dtype, tensor.data_ptr(), tensor.numel())
+        value = trt.Weights(prototype.dtype, tensor.data_ptr(), tensor.numel())
         if not refitter.set_named_weights(name, value, place):
             raise InternalError(f"TensorRT refused weight {name}")
         return tensor

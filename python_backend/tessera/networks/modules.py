@@ -54,9 +54,9 @@ class GraphModule(nn.Module):
         tree: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        wanted = None if parts is None else set(parts)
+        names = None if parts is None else set(parts)
         for name, child in (source if tree is None else tree).named_children():
-            if wanted is None or name in wanted:
+            if names is None or name in names:
                 self.add_module(name, child)
         object.__setattr__(self, "source", source)
 

@@ -100,19 +100,19 @@ def _preparation(field: str, choice: ControlElement) -> Preparation:
     return made
 
 
-def _images(inputs: Inputs, wanted: int) -> Array:
-    """CONTROL_IMAGES: (wanted, h, w, 3)."""
-    accepted = f"one image for each element of CONTROLS, which has {wanted or 'none'}"
+def _images(inputs: Inputs, count: int) -> Array:
+    """CONTROL_IMAGES: (count, h, w, 3)."""
+    accepted = f"one image for each element of CONTROLS, which has {count or 'none'}"
     if "CONTROL_IMAGES" not in inputs:
-        if wanted:
+        if count:
             raise InvalidInput("CONTROL_IMAGES", "left out", accepted)
         return np.zeros((0, 1, 1, 3), np.uint8)
     images = inputs["CONTROL_IMAGES"][0]
-    if len(images) != wanted:
+    if len(images) != count:
         plural = "" if len(images) == 1 else "s"
         raise InvalidInput("CONTROL_IMAGES", f"{len(images)} image{plural}", accepted)
     most = contract.MAX_CONTROL_SIDE
-    if wanted and not all(1 <= side <= most for side in images.shape[1:3]):
+    if count and not all(1 <= side <= most for side in images.shape[1:3]):
         accepted = f"sides of 1 to {most} pixels"
         raise InvalidInput("CONTROL_IMAGES", pixels_of(images[0]), accepted)
     return images

@@ -266,6 +266,11 @@ class Batch:
     def _joined(self, name: str, source: int, output: int) -> Ints:
         """One table for all branches: (branches, n, 9) into [zero; halos of all parts; live rows of
         all branches].
+
+        A part's own table points into [zero; its halo; its live rows]. In the shared call the halos
+        of the other parts lie between, so an entry is moved by what stands before its part: halo
+        entries by the halos of earlier parts, live entries to the rows of this very branch behind
+        all halos. Branches of one part share its halo but never its live rows.
         """
         tables = [part.tables[name] for part in self.parts]
         sizes = [len(t.halo) for t in tables]
@@ -273,7 +278,7 @@ class Batch:
         joined = self._per_branch([t.index for t in tables])
         for branch, part in enumerate(self.branches):
             index, own = joined[branch], sizes[part]
-            live = index - 1 - own + 1 + before[-1] + branch * self.counts[source]
+            live = index - own + before[-1] + branch * self.counts[source]
             near = index + before[part]
             joined[branch] = np.where(index > own, live, np.where(index > 0, near, 0))
         return joined

@@ -106,7 +106,7 @@ class TritonPythonModel:
                 self._unet.predict,
                 number,
                 sparse=self._sparse,
-                chooser=self._chooser,
+                observer=self._chooser,
                 controls=self._controls,
             )
         except Exception as error:

@@ -62,57 +62,57 @@ class TritonPythonModel:
         with trace.span("execute"):
             return pb.answer_each(requests, self._encode)
 
-    def _encode(self, request: pb.Request) -> list[pb.TensorHandle]:
+    def _encode(self, message: pb.Request) -> list[pb.TensorHandle]:
         started = time.time()
-        wanted = read_request(
-            pb.arrays(request), self._manifest, partial(find_picture, self._store.pictures)
+        request = read_request(
+            pb.arrays(message), self._manifest, partial(find_picture, self._store.pictures)
         )
-        policy = read_lora_policy(pb.parameters(request))
-        edit = wanted.edit
-        steps = wanted.steps - (edit.first_step if edit else 0)
-        adapted = self._adapters.apply(wanted.loras, policy=policy, steps=steps)
+        policy = read_lora_policy(pb.parameters(message))
+        edit = request.edit
+        steps = request.steps - (edit.first_step if edit else 0)
+        adapted = self._adapters.apply(request.loras, policy=policy, steps=steps)
         if edit and adapted.get("adapters"):
-            wanted = dataclasses.replace(wanted, edit=dense_only(edit))
-        slot, ticket = self._board.open(wanted.job_id, steps)
+            request = dataclasses.replace(request, edit=dense_only(edit))
+        slot, ticket = self._board.open(request.job_id, steps)
         try:
-            plan = dataclasses.replace(_plan(wanted, slot, ticket, started), **adapted)
-            return self._prepare(wanted, plan)
+            plan = dataclasses.replace(_plan(request, slot, ticket, started), **adapted)
+            return self._prepare(request, plan)
         except Exception:
             self._board.close(slot, ticket, Phase.FAILED)
             raise
 
-    def _prepare(self, wanted: Request, plan: Plan) -> list[pb.TensorHandle]:
+    def _prepare(self, request: Request, plan: Plan) -> list[pb.TensorHandle]:
         engines = [*self._engines, self._vae]
         before = sum(engine.spent_ms for engine in engines)
-        embeddings = self._embeddings(wanted, plan.guided)
-        canvas = self._canvas(wanted.edit) if wanted.edit else _NO_CANVAS
+        embeddings = self._embeddings(request, plan.guided)
+        canvas = self._canvas(request.edit) if request.edit else _NO_CANVAS
         plan = dataclasses.replace(
             plan,
-            recorded=self._look_up(wanted, wanted.edit) if wanted.edit else False,
+            recorded=self._look_up(request, request.edit) if request.edit else False,
             encode_ms=1e3 * (time.time() - plan.started),
             engine_ms=sum(engine.spent_ms for engine in engines) - before,
-            prompt_tokens_dropped=self._encoders[0].dropped_tokens(wanted.prompt),
+            prompt_tokens_dropped=self._encoders[0].dropped_tokens(request.prompt),
         )
         return [
             pb.tensor("PLAN", plan.to_json()),
             pb.tensor("TEXT", embeddings.hidden.numpy()),
             pb.tensor("POOLED", embeddings.pooled.numpy()),
             *(pb.tensor(name, array) for name, array in canvas.items()),
-            pb.tensor("CONTROL", prepared(wanted.controls, wanted.width, wanted.height)),
+            pb.tensor("CONTROL", prepared(request.controls, request.width, request.height)),
         ]
 
-    def _look_up(self, wanted: Request, edit: EditChoice) -> bool:
+    def _look_up(self, request: Request, edit: EditChoice) -> bool:
         """Whether the template has been recorded; if not, and nobody waits for it, somebody
         shall.
         """
         if edit.mode == "dense" or not self._manifest.can_be_sparse:
             return False
         key = RecordingKey(
-            self._manifest.digest, edit.template, wanted.scheduler, wanted.steps, TEMPLATE_SEED
+            self._manifest.digest, edit.template, request.scheduler, request.steps, TEMPLATE_SEED
         )
         recording = self._store.find(key)
         if recording is not None:
-            self._store.read_ahead(recording, recording.storage.kept(wanted.steps))
+            self._store.read_ahead(recording, recording.storage.kept(request.steps))
             return True
         try:
             self._store.keep(edit.image)
@@ -133,12 +133,12 @@ class TritonPythonModel:
             "PIXELS": edit.image,
         }
 
-    def _embeddings(self, wanted: Request, guided: bool) -> Embeddings:
+    def _embeddings(self, request: Request, guided: bool) -> Embeddings:
         """Of the negative prompt, if there is to be such a branch, and the prompt."""
         if not guided:
-            return embed(self._encoders, [wanted.prompt])
-        both = embed(self._encoders, [wanted.negative_prompt or "", wanted.prompt])
-        zero = self._manifest.zero_negative and wanted.negative_prompt is None
+            return embed(self._encoders, [request.prompt])
+        both = embed(self._encoders, [request.negative_prompt or "", request.prompt])
+        zero = self._manifest.zero_negative and request.negative_prompt is None
         return both.zeroed(0) if zero else both
 
 
@@ -150,8 +150,8 @@ _NO_CANVAS: dict[str, Array] = {
 carry the same tensors."""
 
 
-def _plan(wanted: Request, slot: int, ticket: int, started: float) -> Plan:
-    edit = wanted.edit
+def _plan(request: Request, slot: int, ticket: int, started: float) -> Plan:
+    edit = request.edit
     of_edit: dict[str, Any] = {}
     if edit is not None:
         of_edit = {
@@ -163,15 +163,15 @@ def _plan(wanted: Request, slot: int, ticket: int, started: float) -> Plan:
     return Plan(
         slot=slot,
         ticket=ticket,
-        job_id=wanted.job_id,
-        seed=wanted.seed,
-        steps=wanted.steps,
-        guidance=wanted.guidance,
-        width=wanted.width,
-        height=wanted.height,
-        scheduler=wanted.scheduler,
+        job_id=request.job_id,
+        seed=request.seed,
+        steps=request.steps,
+        guidance=request.guidance,
+        width=request.width,
+        height=request.height,
+        scheduler=request.scheduler,
         started=started,
-        controls=tuple(control.use for control in wanted.controls),
-        prepared=tuple(control.preparation.report for control in wanted.controls),
+        controls=tuple(control.use for control in request.controls),
+        prepared=tuple(control.preparation.report for control in request.controls),
         **of_edit,
     )

@@ -76,14 +76,14 @@ class TritonPythonModel:
         """Wait until the template's activations have been recorded, as long as the job goes on: a
         recording that has begun is finished without it, since others may wait for it.
         """
-        wanted = [
+        inputs = [
             pb.tensor("ACTION", b"register"),
             pb.tensor("TEMPLATE", plan.template.encode()),
             pb.tensor("STEPS", np.array([plan.steps], np.int32)),
             pb.tensor("SCHEDULER", plan.scheduler.encode()),
         ]
         done: Future[None] = Future()
-        asking = (done, wanted, plan.job_id)
+        asking = (done, inputs, plan.job_id)
         threading.Thread(target=_ask_for_recording, args=asking, daemon=True).start()
         while not wait([done], POLL_S).done:
             self._check(plan)
@@ -110,9 +110,9 @@ class TritonPythonModel:
             raise Cancelled(f"job {plan.job_id} was cancelled")
 
 
-def _ask_for_recording(done: Future[None], wanted: Sequence[pb.TensorHandle], job_id: str) -> None:
+def _ask_for_recording(done: Future[None], inputs: Sequence[pb.TensorHandle], job_id: str) -> None:
     try:
-        pb.call("templates", wanted, ["RESULT"], {"job_id": job_id})
+        pb.call("templates", inputs, ["RESULT"], {"job_id": job_id})
     except Exception as error:
         done.set_exception(error)
     else:

@@ -259,7 +259,7 @@ def test_waiting_for_a_recording_is_no_part_of_what_a_step_costs(world: World) -
 
     with torch.inference_mode():
         began = time.perf_counter()
-        tick([request], DENSE.predict, 1, sparse=world.steps, chooser=Told())
+        tick([request], DENSE.predict, 1, sparse=world.steps, observer=Told())
         took = 1e3 * (time.perf_counter() - began)
     assert request.stats.cache_load_ms > 100
     assert 0 < told[0] <= took - request.stats.cache_load_ms
