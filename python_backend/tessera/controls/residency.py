@@ -169,7 +169,7 @@ class Residency:
                 table.waiting.setdefault(self._own, time.time())
                 return False
             table.waiting.pop(self._own, None)
-            # The room is given away here, under the lock; the loading itself takes seconds and is done
+            # The room is given away here, under the lock. Loading takes seconds and is done
             # outside of it, so that requests for other ControlNets go on meanwhile.
             for name in (*leaving, *missing):
                 residents[name] = Resident(time.time(), mover=self._own)
@@ -197,8 +197,8 @@ class Residency:
         if not self._on_turn(table):
             return None
         residents = table.residents
-        # Pinned ones count even while they are not loaded: their room stays theirs. What others hold
-        # or are moving cannot leave, so it may take several tries until enough is idle.
+        # Pinned ones count even while they are not loaded: their room stays theirs. What others
+        # hold or are moving cannot leave, so it may take several tries until enough is idle.
         excess = self._room({*residents, *missing}) - self._budget
         idle = [
             name
