@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from diffusers import ControlNetModel, DiffusionPipeline
 from hypothesis import settings
 
-from tessera_build.addons import AddOns
-from tessera_build.bundle import Choices, build_bundle, is_current
+from tessera_build.bundle import build_bundle, is_current
 from tests.fakes.checkpoint import controlnet, topology
-
-KEPT = Path(__file__).resolve().parents[1] / "out" / "test-bundles"
-CHOICES = Choices(steps=4, lora_bound=0.3)
-OPTIONS = ("--steps", "4", "--lora-bound", "0.3")
-"""The same on the command line."""
-
-CONTROL_WIDTHS = (8, 8, 16, 16)
+from tests.samples.bundles import CHOICES, CONTROL_WIDTHS, KEPT, Small
 
 # How long an example takes says how busy the machine is, nothing of the code.
 settings.register_profile("tessera", deadline=None)
+
+
 settings.load_profile("tessera")
-
-
-@dataclass(frozen=True)
-class Small:
-    """A checkpoint with random weights in a true topology, a ControlNet called `edges` for it, and
-    the bundle made of both.
-    """
-
-    variant: str
-    pipe: DiffusionPipeline
-    control: ControlNetModel
-    checkpoint: Path
-    bundle: Path
-
-    @property
-    def addons(self) -> AddOns:
-        """What the bundle was made with beside the checkpoint."""
-        return AddOns({"edges": self.checkpoint.parent / "edges"})
 
 
 @pytest.fixture(scope="session")

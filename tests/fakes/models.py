@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.unit.requests.test_request import inputs
+from tests.samples.requests import inputs
 
 NAMES = ("encode", "denoise", "decode")
 SLOTS = 8

@@ -20,7 +20,7 @@ from tessera.types import Tensors
 from tessera.variants import VARIANTS
 from tessera_build.compile import compile_job, plan_jobs
 from tessera_build.examples import decoder_inputs, example_inputs, run
-from tests.conftest import Small
+from tests.samples.bundles import Small
 
 Make = Callable[[str], Small]
 UNET = ("unet_encoder", "unet_encoder_lowrank")

@@ -11,7 +11,7 @@ from tessera.edits import steps
 from tessera.templates import recorder
 from tessera.templates.memory import DeviceMemory, StepMemory
 from tessera.templates.storage import Storage
-from tests.unit.edits.test_steps import PART, STEPS, World, edit, run
+from tests.samples.edits import PART, STEPS, World, edit, run
 
 
 def test_edits_from_recordings_on_the_device(

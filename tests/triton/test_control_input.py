@@ -11,7 +11,7 @@ import pytest
 from bench.server import Server, serving
 from tessera.errors import InvalidInput
 from tessera_client import Client, Control
-from tests.conftest import Small
+from tests.samples.bundles import Small
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 SIZE: dict[str, Any] = {"width": 96, "height": 64, "steps": 2, "seed": 1}

@@ -26,7 +26,7 @@ from tessera.serve.tritonserver import model_repository
 from tessera.shared.processes import model_processes
 from tessera.variants import VARIANTS
 from tessera_client import Client, Control, Lora
-from tests.conftest import Small
+from tests.samples.bundles import Small
 
 CONTROLNETS = DEMO_CHECKPOINT.parent / "controlnets"
 LORAS = DEMO_CHECKPOINT.parent / "loras"

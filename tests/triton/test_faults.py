@@ -19,7 +19,7 @@ from bench.server import Server, serving
 from tessera.errors import Unavailable
 from tessera.shared.processes import model_processes
 from tessera_client import Client, Control
-from tests.triton.test_jobs import wait_for_step
+from tests.samples.jobs import wait_for_step
 
 PATIENCE_S = 120.0
 """Of what takes 5 to 15 s on two cores; a limit for a hang, nothing that is measured."""

@@ -17,7 +17,7 @@ from bench.server import DEMO_CHECKPOINT
 from tessera.contract import MAX_SEED, SCHEDULERS
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_client import Client, Info, Result
-from tests.triton.test_jobs import unique, wait_for_step
+from tests.samples.jobs import unique, wait_for_step
 
 PROMPTS = [describe(scene) for scene in held_out_scenes(10, seed=5)]
 

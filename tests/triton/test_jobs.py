@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,26 +17,9 @@ from bench.server import Server
 from tessera.errors import Cancelled, InvalidInput, TimedOut, UnknownJob
 from tessera_client import AsyncClient, Client, JobStatus, Result
 from tessera_client.messages import job_call
+from tests.samples.jobs import unique, wait_for_step
 
 LONG = 400
-
-
-def unique(name: str) -> str:
-    """A job id that no other test uses."""
-    return f"{name}-{uuid.uuid4().hex[:8]}"
-
-
-def wait_for_step(client: Client, job_id: str, step: int) -> JobStatus:
-    """Its status once it is there and has made so many steps."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            status = client.status(job_id)
-        except UnknownJob:
-            continue
-        if status.step >= step:
-            return status
-    raise AssertionError(f"{job_id} never reached step {step}")
 
 
 def long_job(pool: ThreadPoolExecutor, client: Client, job_id: str) -> Future[Result]:

@@ -7,29 +7,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline
 
-from bench.server import DEMO_CHECKPOINT, Server
+from bench.server import Server
 from tessera.errors import InvalidInput
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_build.demo.styles import STYLES, shows
-from tessera_client import Client, Lora, Result
+from tessera_client import Client, Lora
 from tests.fakes import lora
-
-PROMPT = "a large red circle at the left on a blue background"
-OPTIONS: dict[str, Any] = {"steps": 6, "guidance": 4.0, "scheduler": "euler"}
-FILES = {"test-a": ("kohya", 4), "test-b": ("peft", 8), "test-c": ("diffusers", 2)}
-
-
-def pipeline() -> StableDiffusionPipeline:
-    pipe = StableDiffusionPipeline.from_pretrained(DEMO_CHECKPOINT)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+from tests.samples.served_loras import FILES, OPTIONS, PROMPT, apart, by_diffusers, draw, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -42,33 +30,6 @@ def files(server: Server) -> Iterator[Path]:
     yield folder
     for name in FILES:
         (folder / f"{name}.safetensors").unlink()
-
-
-def draw(client: Client, *loras: Lora, seed: int = 5) -> Result:
-    return client.generate(PROMPT, seed=seed, loras=loras, **OPTIONS)
-
-
-def apart(one: Any, other: Any) -> int:
-    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
-
-
-def by_diffusers(files: Path, chosen: list[Lora]) -> Any:
-    """The same request with `load_lora_weights` and `set_adapters`."""
-    pipe = pipeline()
-    for one in chosen:
-        path = files / f"{one.name}.safetensors"
-        pipe.load_lora_weights(str(path), adapter_name=one.name)
-    weights = [
-        {"unet": c.weight, "text_encoder": c.weight if c.text_weight is None else c.text_weight}
-        for c in chosen
-    ]
-    pipe.set_adapters([c.name for c in chosen], adapter_weights=weights)
-    return pipe(
-        PROMPT,
-        num_inference_steps=OPTIONS["steps"],
-        guidance_scale=OPTIONS["guidance"],
-        generator=torch.Generator("cpu").manual_seed(5),
-    ).images[0]
 
 
 @pytest.mark.filterwarnings("ignore")

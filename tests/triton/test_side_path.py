@@ -11,7 +11,7 @@ import pytest
 from bench.server import serving
 from tessera_client import Client, Lora
 from tests.fakes import lora
-from tests.triton.test_loras import FILES, apart, by_diffusers, draw, pipeline
+from tests.samples.served_loras import FILES, apart, by_diffusers, draw, pipeline
 
 
 @pytest.fixture(scope="module")

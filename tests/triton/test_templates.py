@@ -15,8 +15,8 @@ import pytest
 from bench.server import Server
 from tessera.errors import Cancelled, InvalidInput
 from tessera_client import AsyncClient, Client, Result
-from tests.triton.test_edit import PROMPT, island, largest, ramp
-from tests.triton.test_jobs import unique
+from tests.samples.inpainting import PROMPT, island, largest, ramp
+from tests.samples.jobs import unique
 
 STEPS = 10
 

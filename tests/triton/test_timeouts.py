@@ -12,7 +12,7 @@ from bench.server import Server
 from tessera.errors import TimedOut, UnknownJob
 from tessera_client import AsyncClient, Client, aio, wire
 from tessera_client import client as sync
-from tests.triton.test_jobs import unique
+from tests.samples.jobs import unique
 
 SENTENCE = "waited in a queue of the server for longer than its timeout"
 

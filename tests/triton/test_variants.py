@@ -18,8 +18,8 @@ from tessera.contract import SCHEDULERS
 from tessera.manifest import read_manifest
 from tessera.variants import VARIANTS
 from tessera_client import Client
-from tests.conftest import Small
-from tests.triton.test_edit import dense_edit_equals_diffusers
+from tests.samples.bundles import Small
+from tests.samples.inpainting import dense_edit_equals_diffusers
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing said": {},

@@ -19,7 +19,7 @@ from tessera.manifest import (
     read_manifest,
     write_manifest,
 )
-from tests.unit.requests.test_request import MANIFEST
+from tests.samples.requests import MANIFEST
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,49 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
 from tessera.adapters.settings import PATH_VARIABLE
 from tessera.engines.bundle import Bundle
-from tests.conftest import Small
-from tests.fakes import lora
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.checkpoint import topology
 from tests.fakes.models import Models, Picture, Refused, models_of
-
-PROMPT = "a large blue star at the top on a green background"
-COMMON = {"PROMPT": PROMPT, "STEPS": 4, "WIDTH": 64, "HEIGHT": 64, "SCHEDULER": "euler"}
-LINEAR = (*lora.ATTENTION, "proj_in", "net.0.proj", "net.2", "fc1")
-FILES = {
-    "a": ("kohya", 4, LINEAR),
-    "b": ("peft", 6, lora.ATTENTION),
-    "c": ("diffusers", 2, (*LINEAR, "conv1", "conv_shortcut")),
-}
-"""Name of a LoRA -> layout, rank, modules."""
-
-
-@pytest.fixture(scope="module")
-def folders(
-    small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """Bundles with the LoRAs in them."""
-    made: dict[str, Path] = {}
-
-    def get(variant: str) -> Path:
-        if variant not in made:
-            bundle = tmp_path_factory.mktemp(variant) / "bundle"
-            shutil.copytree(small(variant).bundle, bundle)
-            for seed, (name, (layout, rank, modules)) in enumerate(FILES.items()):
-                pairs = lora.random_pairs(
-                    small(variant).pipe, rank=rank, seed=seed, modules=modules, size=1.0
-                )
-                path = bundle / "adapters" / f"{name}.safetensors"
-                lora.save(path, lora.LAYOUTS[layout](pairs))
-            made[variant] = bundle
-        return made[variant]
-
-    return get
+from tests.samples.adapters import COMMON, FILES, apart, by_diffusers, loras
 
 
 @pytest.fixture(scope="module")
@@ -62,41 +24,6 @@ def sd15(
     board = tmp_path_factory.mktemp("board") / "board"
     with models_of(folders("sd15"), board, **{PATH_VARIABLE: "refit"}) as models:
         yield models
-
-
-def loras(*chosen: tuple[str, float] | tuple[str, float, float]) -> str:
-    keys = ("name", "weight", "text_weight")
-    return json.dumps([dict(zip(keys, choice, strict=False)) for choice in chosen])
-
-
-def by_diffusers(
-    variant: str, bundle: Path, chosen: list[tuple[str, float, float]], seed: int
-) -> Any:
-    """`load_lora_weights` and `set_adapters` on the same files."""
-    pipe = topology(variant)
-    pipe.set_progress_bar_config(disable=True)
-    config = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
-    pipe.scheduler = EulerDiscreteScheduler.from_config(config)
-    for name, _, _ in chosen:
-        pipe.load_lora_weights(str(bundle / "adapters" / f"{name}.safetensors"), adapter_name=name)
-    weights = [
-        {"unet": w, **{p: t for p in ("text_encoder", "text_encoder_2") if hasattr(pipe, p)}}
-        for _, w, t in chosen
-    ]
-    pipe.set_adapters([name for name, _, _ in chosen], adapter_weights=weights)
-    return _picture(pipe, seed)
-
-
-def _picture(pipe: DiffusionPipeline, seed: int) -> Any:
-    generator = torch.Generator("cpu").manual_seed(seed)
-    result = pipe(
-        PROMPT, num_inference_steps=4, guidance_scale=4.0, width=64, height=64, generator=generator
-    )
-    return np.asarray(result.images[0], np.int16)
-
-
-def apart(one: Any, other: Any) -> int:
-    return int(np.abs(np.asarray(one, np.int16) - other).max())
 
 
 @pytest.mark.filterwarnings("ignore")

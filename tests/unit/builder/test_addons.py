@@ -21,8 +21,8 @@ from tessera_build.addons import AddOns, install_loras, open_controlnet, read_co
 from tessera_build.bundle import build_bundle
 from tessera_build.cli import app
 from tessera_build.graphs import latents_of
-from tests.conftest import CHOICES, OPTIONS, Small
 from tests.fakes.checkpoint import controlnet, topology
+from tests.samples.bundles import CHOICES, OPTIONS, Small
 
 Make = Callable[[str], Small]
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from onnx import numpy_helper
 
 from tessera.manifest import read_manifest
-from tessera.networks import graphs, modules
+from tessera.networks import modules
 from tessera.networks.weights import to_layout
-from tessera.types import Tensors
 from tessera.variants import VARIANTS
-from tessera_build.examples import decoder_inputs, example_inputs, factor_inputs, run
-from tessera_build.graphs import GraphSpec, graphs_of, latents_of
-from tests.conftest import Small
-from tests.fakes.checkpoint import topology
+from tessera_build.examples import run
+from tests.samples.graphs import Make, resized, spec_of, unet_and_inputs, whole
 
-Make = Callable[[str], Small]
 COMMON = (
     "text_encoder",
     "unet_encoder",
@@ -36,7 +29,11 @@ COMMON = (
     "controlnet_edges",
     "controlnet_edges_hint",
 )
+
+
 GRAPHS = [(v, g) for v in VARIANTS for g in (*COMMON, *VARIANTS[v].text_encoders[1:])]
+
+
 every_graph = pytest.mark.parametrize(("variant", "graph"), GRAPHS)
 
 
@@ -119,39 +116,3 @@ def test_the_two_graphs_of_a_controlnet_make_the_whole(small: Make, variant: str
     for found, wanted in zip([*residuals, middle], [*expected, expected_middle], strict=True):
         assert wanted.abs().max() > 1e-2, "zeros would prove nothing"
         assert (found - wanted).abs().max() <= 1e-5
-
-
-def spec_of(made: Small, graph: str) -> GraphSpec:
-    specs = graphs_of(made.pipe, VARIANTS[made.variant], {"edges": made.control})
-    return next(s for s in specs if s.name == graph)
-
-
-def unet_and_inputs(
-    variant: str, rows: int, height: int, width: int
-) -> tuple[UNet2DConditionModel, dict[str, torch.Tensor]]:
-    pipe = topology(variant)
-    module = graphs.wrap("unet_encoder", pipe.unet, VARIANTS[variant])
-    size = {"rows": rows, "height": height, "width": width}
-    return pipe.unet, example_inputs(module, latents_of(pipe), **size)
-
-
-def whole(
-    unet: UNet2DConditionModel, inputs: dict[str, torch.Tensor], **residuals: object
-) -> torch.Tensor:
-    added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
-    basic = [inputs[k] for k in ("sample", "timestep", "encoder_hidden_states")]
-    out: torch.Tensor = unet(*basic, added_cond_kwargs=added or None, **residuals).sample
-    return out
-
-
-def resized(made: Small, graph: str, rows: int, height: int, width: int) -> Tensors:
-    """Random inputs of another batch and size than those the graph was traced with."""
-    torch.manual_seed(rows)
-    size = {"rows": rows, "height": height, "width": width}
-    latents = latents_of(made.pipe)
-    module = spec_of(made, graph).module
-    if not graph.startswith("unet_decoder"):
-        return example_inputs(module, latents, **size)
-    encoder = spec_of(made, "unet_encoder").module
-    inputs = example_inputs(encoder, latents, **size)
-    return decoder_inputs(inputs, run(encoder, inputs)) | factor_inputs(module, rows)

@@ -22,8 +22,8 @@ from tessera.variants import VARIANTS
 from tessera_build.checkpoint import open_checkpoint
 from tessera_build.cli import app
 from tessera_build.graphs import GraphSpec, graphs_of
-from tests.conftest import OPTIONS, Small
 from tests.fakes.single_file import write_single_file
+from tests.samples.bundles import OPTIONS, Small
 
 Make = Callable[[str], Small]
 CONV = "model.diffusion_model.input_blocks.0.0.weight"

@@ -22,9 +22,9 @@ from tessera.denoise.tick import tick
 from tessera.errors import InvalidInput
 from tessera.requests.edit import read_image, template_id
 from tessera.requests.request import Request, read_request
-from tests.unit.denoise.test_sampler import DEMO, SD15, network
-from tests.unit.denoise.test_tick import plan
-from tests.unit.requests.test_request import MANIFEST, inputs
+from tests.samples.plans import plan
+from tests.samples.requests import MANIFEST, inputs
+from tests.samples.schedulers import DEMO, SD15, network
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 

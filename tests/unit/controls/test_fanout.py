@@ -22,8 +22,8 @@ from tessera.errors import InternalError, Unavailable
 from tessera.networks.modules import ControlNet, ControlNetHint, UNetDecoder, UNetEncoder
 from tessera.plan import ControlUse
 from tests.fakes.checkpoint import controlnet, topology
-from tests.unit.denoise.test_sampler import DEMO
-from tests.unit.denoise.test_tick import plan
+from tests.samples.plans import plan
+from tests.samples.schedulers import DEMO
 
 WIDTHS = {"conditioning_embedding_out_channels": (8, 8, 16, 16)}
 IMAGE = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8)

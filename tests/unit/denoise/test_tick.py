@@ -8,39 +8,14 @@ import pytest
 import torch
 
 from tessera.contract import SCHEDULERS
-from tessera.denoise.running import Running, start
-from tessera.denoise.sampler import Sampler
+from tessera.denoise.running import Running
 from tessera.denoise.tick import tick
 from tessera.denoise.unet import Join, UNet, conditions_of
 from tessera.plan import Plan
 from tessera.types import Conditions
 from tessera.variants import VARIANTS
 from tests.fakes.engine import unet_engines
-from tests.unit.denoise.test_sampler import DEMO
-
-
-def plan(**changes: object) -> Plan:
-    fields: dict[str, object] = {
-        "slot": 0,
-        "ticket": 1,
-        "job_id": "j",
-        "seed": 1,
-        "steps": 4,
-        "guidance": 4.0,
-        "width": 64,
-        "height": 64,
-        "scheduler": "euler",
-        "started": 0.0,
-    }
-    return Plan(**(fields | changes))  # type: ignore[arg-type]
-
-
-def running(wanted: Plan) -> Running:
-    sampler = Sampler(wanted.scheduler, DEMO, steps=wanted.steps, seed=wanted.seed)
-    generator = torch.Generator().manual_seed(wanted.seed)
-    text = torch.randn(2 if wanted.guided else 1, 5, 8, generator=generator)
-    conditions = {"encoder_hidden_states": text}
-    return start(wanted, conditions, sampler, shape=(4, wanted.height // 4, wanted.width // 4))
+from tests.samples.plans import plan, running
 
 
 def unet(max_rows: int = 16) -> UNet:

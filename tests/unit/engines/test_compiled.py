@@ -27,7 +27,7 @@ from tessera.manifest import read_manifest
 from tessera.networks.weights import Layout, to_layout
 from tessera_build.cli import app
 from tessera_build.compile import Job, compile_job, plan_jobs
-from tests.conftest import Small
+from tests.samples.bundles import Small
 
 Make = Callable[[str], Small]
 ROOT = Path(__file__).resolve().parents[3]

@@ -18,8 +18,8 @@ from tessera.networks.modules import GraphModule
 from tessera.types import Tensors
 from tessera.variants import VARIANTS
 from tessera_build.examples import decoder_inputs, example_inputs, run
-from tests.conftest import Small
 from tests.fakes.engine import FakeEngine
+from tests.samples.bundles import Small
 
 Make = Callable[[str], Small]
 GRAPHS = [(v, g) for v in VARIANTS for g in ("unet_encoder", "unet_decoder")]

@@ -19,10 +19,10 @@ from tessera.manifest import LOWRANK
 from tessera.networks import graphs
 from tessera.networks.lowrank import CONV, FACTORS, LINEAR, LowRank, widths_of
 from tessera.variants import VARIANTS
-from tests.conftest import Small
 from tests.fakes import lora
 from tests.fakes.checkpoint import topology
-from tests.unit.builder.test_export import unet_and_inputs, whole
+from tests.samples.bundles import Small
+from tests.samples.graphs import unet_and_inputs, whole
 
 FILES = {
     "attention": ("peft", 3, lora.ATTENTION),

@@ -22,7 +22,7 @@ from tessera.manifest import Graph
 from tessera.plan import ControlUse, Plan
 from tessera.requests.controls import prepared
 from tessera.requests.request import Request, read_request
-from tests.unit.requests.test_request import MANIFEST, inputs
+from tests.samples.requests import MANIFEST, inputs
 
 GRAPHS = [f"controlnet_{name}{part}" for name in ("edges", "depth") for part in ("", "_hint")]
 WITH_CONTROLS = dataclasses.replace(

@@ -37,7 +37,7 @@ from tessera.serve.tritonserver import (
 )
 from tessera.serve.warmup import warm_up
 from tessera.shared.processes import namespace
-from tests.unit.requests.test_request import MANIFEST
+from tests.samples.requests import MANIFEST
 
 SLOTS = 3
 

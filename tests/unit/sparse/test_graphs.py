@@ -24,7 +24,6 @@ from tessera.variants import VARIANTS
 from tessera_build.examples import example_inputs, run
 from tessera_build.export import Layout, export_graph
 from tessera_build.graphs import signature_of
-from tests.conftest import Small
 from tests.fakes.sparse import (
     MASKS,
     batch_of,
@@ -33,6 +32,7 @@ from tests.fakes.sparse import (
     mask_of,
     small_unet,
 )
+from tests.samples.bundles import Small
 
 Engines = Callable[[str], SparseUNetEngines]
 SIZES = ((16, 16), (9, 13))

@@ -1,4 +1,4 @@
-"""Templates: what is kept on disk and in memory, in which form, and that damage is never served."""
+"""Recordings and pictures on disk: whole, current, and within the budget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,78 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.errors import InvalidInput
-from tessera.templates import memory as memory_module
 from tessera.templates import store as store_module
 from tessera.templates.files import locked
-from tessera.templates.memory import DeviceMemory, StepMemory
-from tessera.templates.pictures import find_picture
-from tessera.templates.storage import CHOICES, Storage, choose_storage, pack, take, unpack
-from tessera.templates.store import Damaged, Recording, RecordingKey, TemplateStore
+from tessera.templates.storage import Storage
+from tessera.templates.store import Damaged, RecordingKey, TemplateStore
 from tessera.types import Tensors
-
-PICTURE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-
-
-def arrays(step: int, tokens: int = 50) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    return {
-        "halo.conv": torch.randn(tokens, 8, generator=generator),
-        "key.attn": torch.randn(2, tokens, 4, generator=generator),
-        "norm.n": torch.rand(2, 4, generator=generator),
-        "norm_rows.n": torch.rand(tokens, 2, 4, generator=generator),
-    }
-
-
-def key_of(template: str = "t", steps: int = 4) -> RecordingKey:
-    return RecordingKey("bundle", template, "euler", steps, 0)
-
-
-EXACT = Storage("float32")
-
-
-def filled(store: TemplateStore, key: RecordingKey, storage: Storage = EXACT) -> Recording:
-    return store.record(key, storage, ((s, arrays(s)) for s in storage.kept(key.steps)))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> TemplateStore:
-    return TemplateStore(tmp_path, budget=10**9)
-
-
-class TestStorage:
-    """The forms of keeping."""
-
-    @pytest.mark.parametrize(("kind", "error"), [("float32", 0), ("float16", 2e-3), ("int8", 0.02)])
-    def test_what_comes_back(self, kind: Any, error: float) -> None:
-        given = arrays(0)
-        packed = pack(given, kind)
-        index = torch.tensor([3, 0, 49])
-        for name, array in given.items():
-            assert float((unpack(packed, name).float() - array).abs().max()) <= error
-            rows = take(packed, name, index) if array.shape[0] == 50 else None
-            if rows is not None:
-                torch.testing.assert_close(rows.float(), unpack(packed, name).float()[index])
-        assert packed["norm.n"].dtype == torch.float32
-        assert packed["halo.conv"].element_size() == {"float32": 4, "float16": 2, "int8": 1}[kind]
-
-    def test_half_precision_does_not_overflow(self) -> None:
-        packed = pack({"halo.x": torch.tensor([[1e9, -1e9]])}, "float16")
-        assert packed["halo.x"].isfinite().all()
-
-    def test_a_kept_step_stands_for_those_after_it(self) -> None:
-        storage = Storage("int8", 3)
-        assert storage.kept(8) == [0, 3, 6]
-        assert [storage.source(s) for s in range(8)] == [0, 0, 0, 3, 3, 3, 6, 6]
-
-    def test_the_best_that_fits_is_chosen(self) -> None:
-        sizes = [s.bytes(1000, 20) for s in CHOICES]
-        assert sizes == sorted(sizes, reverse=True)
-        for storage, size in zip(CHOICES, sizes, strict=True):
-            assert choose_storage(1000, 20, size).bytes(1000, 20) == size  # type: ignore[union-attr]
-            assert storage.bytes(1000, 20) == size
-        assert choose_storage(1000, 20, 10**9) == Storage("float16")
-        assert choose_storage(1000, 20, sizes[-1] - 1) is None
+from tests.samples.templates import PICTURE, arrays, filled, key_of
 
 
 class TestStore:
@@ -350,119 +284,3 @@ class TestStore:
         assert {k.template for k in store.wanted("bundle")} == {"a", "b"}
         store.done(key_of("a"))
         assert [k.template for k in store.wanted("bundle")] == ["b"]
-
-
-class TestPictures:
-    """Pictures on disk."""
-
-    def test_a_picture_is_found_by_its_id(self, store: TemplateStore) -> None:
-        identity = store.pictures.put(PICTURE)
-        assert store.pictures.put(PICTURE) == identity
-        found = store.pictures.get(identity)
-        assert found is not None
-        assert (found == PICTURE).all()
-        assert store.pictures.size_of(identity) == (64, 96)
-
-    def test_a_damaged_picture_is_not_served(self, store: TemplateStore) -> None:
-        identity = store.pictures.put(PICTURE)
-        path = store.pictures.root / f"{identity}.npy"
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
-        assert store.pictures.get(identity) is None
-        assert not path.exists()
-
-    @pytest.mark.parametrize("identity", ["abc", "../../etc/passwd", "", "a/b"])
-    def test_an_unknown_template_lists_the_known_ones(
-        self, store: TemplateStore, identity: str
-    ) -> None:
-        with pytest.raises(InvalidInput, match="accepted: nothing, since none is known"):
-            find_picture(store.pictures, identity)
-        known = store.pictures.put(PICTURE)
-        with pytest.raises(InvalidInput, match=f"accepted: a known template, one of {known}"):
-            find_picture(store.pictures, identity)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Entries are counted by the threads that read them, a little after a read's end is seen."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.001)
-
-
-class TestMemory:
-    """Recorded steps in memory."""
-
-    def test_an_entry_is_read_once(self) -> None:
-        memory, reads = StepMemory(budget=10**9), list[int]()
-
-        def read() -> Tensors:
-            reads.append(1)
-            return arrays(0)
-
-        memory.ahead(("d", 0), read)
-        for _ in range(3):
-            assert torch.equal(memory.get(("d", 0), read).result()["norm.n"], arrays(0)["norm.n"])
-        assert len(reads) == 1
-        assert (memory.counters.hits, memory.counters.misses) == (3, 0)
-        memory.get(("d", 1), read).result()
-        assert memory.counters.misses == 1
-        assert memory.counters.hit_rate == 0.75
-
-    def test_a_stalled_read_is_soon_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = StepMemory(budget=10**9)
-        assert memory.read_ms == 0
-
-        def stalled() -> Tensors:
-            time.sleep(0.5)
-            return arrays(0)
-
-        memory.get(("slow", 0), stalled).result()
-        assert memory.read_ms > 400
-        for step in range(4):
-            memory.get(("d", step), lambda: arrays(0)).result()
-        assert 0 < memory.read_ms < 100
-        monkeypatch.setattr(memory_module, "_RECENT_S", 0.0)
-        assert memory.read_ms == 0
-
-    def test_the_least_recently_used_leave(self) -> None:
-        size = sum(a.nbytes for a in arrays(0).values())
-        memory = StepMemory(budget=2 * size, threads=1)
-        for step in (0, 1, 0, 2):
-            memory.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
-        wait_until(lambda: memory.counters.evictions == 1)
-        memory.get(("d", 0), lambda: pytest.fail("0 was used last")).result()
-        before = memory.counters.misses
-        memory.get(("d", 1), lambda: arrays(1)).result()
-        assert memory.counters.misses == before + 1
-        wait_until(lambda: memory.counters.evictions == 2)
-        assert memory.counters.bytes <= 2 * size
-
-    def test_what_leaves_the_device_stays_in_host_memory(self) -> None:
-        size = sum(a.nbytes for a in arrays(0).values())
-        host = StepMemory(budget=10 * size)
-        device = DeviceMemory(host, device="cpu", budget=size)
-        for step in (0, 1):
-            device.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
-            wait_until(lambda: device.counters.bytes == size)
-        wait_until(lambda: device.tiers["device"].evictions == 1)
-        assert device.holds(("d", 0))
-        again = device.get(("d", 0), lambda: pytest.fail("it is in host memory")).result()
-        assert torch.equal(again["norm.n"], arrays(0)["norm.n"])
-        device.drop("d")
-        assert [tier.entries for tier in device.tiers.values()] == [0, 0]
-
-    def test_a_failed_read_is_told_and_forgotten(self) -> None:
-        memory = StepMemory(budget=10**9)
-
-        def fail() -> Tensors:
-            raise Damaged("d", "no")
-
-        with pytest.raises(Damaged):
-            memory.get(("d", 0), fail).result()
-        wait_until(lambda: memory.counters.entries == 0)
-        assert memory.get(("d", 0), lambda: arrays(0)).result()
-        wait_until(lambda: memory.holds(("d", 0)))
-        memory.drop("d")
-        assert (memory.counters.bytes, memory.counters.entries) == (0, 0)

@@ -1,0 +1,68 @@
+"""When the side path is taken, and what happens when it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tessera.adapters.merge import BASE
+from tessera.adapters.path_chooser import Paths
+from tessera.adapters.settings import PATH_VARIABLE, AdapterSettings
+from tessera.adapters.side import SidePath
+from tessera.adapters.switch import AdapterSwitch
+from tessera.adapters.turns import Turns
+from tessera.errors import BundleError, Unavailable
+from tessera.plan import AdapterUse
+from tests.samples.plans import plan, running
+
+
+def test_an_unknown_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PATH_VARIABLE, "sideways")
+    with pytest.raises(BundleError, match="'sideways'; accepted: auto, refit, side"):
+        AdapterSettings.from_environment()
+
+
+def side_path(open_halves: Callable[[], Any]) -> SidePath:
+    factors: Any = SimpleNamespace(get=lambda own: [], ranks=lambda own: (1, 1))
+    return SidePath(open_halves, factors, max_rows=2, max_rank=8, background=False)
+
+
+@pytest.mark.parametrize("setting", ["side", "auto"])
+def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: str) -> None:
+
+    def fail() -> Any:
+        raise MemoryError("no memory for another UNet")
+
+    side = side_path(fail)
+    paths = Paths(setting, side, slots=8)
+    requests = [running(plan(adapters=own)) for own in ((AdapterUse("a", "0" * 16, 1.0),), BASE)]
+    members = [(r, r.plan.adapters) for r in requests]
+    for _ in range(2):
+        assert paths.choose(members, BASE, Turns(BASE)) == []
+    assert side.failed
+    assert not any(r.error for r in requests)
+
+
+def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
+
+    def lost(own: object) -> Any:
+        raise Unavailable("its file has gone")
+
+    factors: Any = SimpleNamespace(get=lost, ranks=lambda own: (1, 1))
+    side = SidePath(lambda: [], factors, max_rows=2, max_rank=8, background=False)
+    side._opening = Future()
+    side._opening.set_result(SimpleNamespace(predict=None))  # type: ignore[arg-type]
+    store: Any = SimpleNamespace(touch=lambda digest: None, reading=lambda digest: False)
+    patcher: Any = SimpleNamespace(active=BASE)
+    switch = AdapterSwitch(patcher, store, Paths("side", side, slots=8))
+    request = running(plan(adapters=(AdapterUse("a", "0" * 16, 1.0),)))
+
+    def predict(*arguments: object) -> Any:
+        raise AssertionError("nobody is left")
+
+    assert switch.choose([request], predict) == ([], predict)
+    assert isinstance(request.error, Unavailable)

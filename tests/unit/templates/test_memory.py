@@ -1,0 +1,100 @@
+"""Recorded steps in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tessera.templates import memory as memory_module
+from tessera.templates.memory import DeviceMemory, StepMemory
+from tessera.templates.store import Damaged
+from tessera.types import Tensors
+from tests.samples.templates import arrays
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Entries are counted by the threads that read them, a little after a read's end is seen."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
+
+
+class TestMemory:
+    """Recorded steps in memory."""
+
+    def test_an_entry_is_read_once(self) -> None:
+        memory, reads = StepMemory(budget=10**9), list[int]()
+
+        def read() -> Tensors:
+            reads.append(1)
+            return arrays(0)
+
+        memory.ahead(("d", 0), read)
+        for _ in range(3):
+            assert torch.equal(memory.get(("d", 0), read).result()["norm.n"], arrays(0)["norm.n"])
+        assert len(reads) == 1
+        assert (memory.counters.hits, memory.counters.misses) == (3, 0)
+        memory.get(("d", 1), read).result()
+        assert memory.counters.misses == 1
+        assert memory.counters.hit_rate == 0.75
+
+    def test_a_stalled_read_is_soon_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory = StepMemory(budget=10**9)
+        assert memory.read_ms == 0
+
+        def stalled() -> Tensors:
+            time.sleep(0.5)
+            return arrays(0)
+
+        memory.get(("slow", 0), stalled).result()
+        assert memory.read_ms > 400
+        for step in range(4):
+            memory.get(("d", step), lambda: arrays(0)).result()
+        assert 0 < memory.read_ms < 100
+        monkeypatch.setattr(memory_module, "_RECENT_S", 0.0)
+        assert memory.read_ms == 0
+
+    def test_the_least_recently_used_leave(self) -> None:
+        size = sum(a.nbytes for a in arrays(0).values())
+        memory = StepMemory(budget=2 * size, threads=1)
+        for step in (0, 1, 0, 2):
+            memory.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
+        wait_until(lambda: memory.counters.evictions == 1)
+        memory.get(("d", 0), lambda: pytest.fail("0 was used last")).result()
+        before = memory.counters.misses
+        memory.get(("d", 1), lambda: arrays(1)).result()
+        assert memory.counters.misses == before + 1
+        wait_until(lambda: memory.counters.evictions == 2)
+        assert memory.counters.bytes <= 2 * size
+
+    def test_what_leaves_the_device_stays_in_host_memory(self) -> None:
+        size = sum(a.nbytes for a in arrays(0).values())
+        host = StepMemory(budget=10 * size)
+        device = DeviceMemory(host, device="cpu", budget=size)
+        for step in (0, 1):
+            device.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
+            wait_until(lambda: device.counters.bytes == size)
+        wait_until(lambda: device.tiers["device"].evictions == 1)
+        assert device.holds(("d", 0))
+        again = device.get(("d", 0), lambda: pytest.fail("it is in host memory")).result()
+        assert torch.equal(again["norm.n"], arrays(0)["norm.n"])
+        device.drop("d")
+        assert [tier.entries for tier in device.tiers.values()] == [0, 0]
+
+    def test_a_failed_read_is_told_and_forgotten(self) -> None:
+        memory = StepMemory(budget=10**9)
+
+        def fail() -> Tensors:
+            raise Damaged("d", "no")
+
+        with pytest.raises(Damaged):
+            memory.get(("d", 0), fail).result()
+        wait_until(lambda: memory.counters.entries == 0)
+        assert memory.get(("d", 0), lambda: arrays(0)).result()
+        wait_until(lambda: memory.holds(("d", 0)))
+        memory.drop("d")
+        assert (memory.counters.bytes, memory.counters.entries) == (0, 0)

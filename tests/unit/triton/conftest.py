@@ -1,0 +1,62 @@
+"""The Triton models around fake engines, with the small fake of Triton's backend module."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tessera.manifest import Graph
+from tessera.shared.board import Board
+from tests.fakes import triton_python_backend_utils as pb_utils
+from tests.fakes.bundle import FakeBundle, FakeRecorder, FakeTokenizer
+from tests.fakes.calls import call, load, run_to_end
+from tests.samples.requests import MANIFEST
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """encode, render, denoise, decode, jobs as Triton would load them; BLS reaches denoise."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+    monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
+    monkeypatch.setenv("TESSERA_TEMPLATES", str(tmp_path / "templates"))
+    for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+    from transformers import AutoTokenizer
+
+    from tessera.engines.bundle import Bundle
+
+    bundle = FakeBundle()
+    monkeypatch.setattr(Bundle, "from_environment", classmethod(lambda cls: bundle))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: FakeTokenizer())
+    loaded: dict[str, Any] = {"bundle": bundle, "board": Board(tmp_path / "board")}
+    for name in ("edit", "encode", "render", "denoise", "decode", "jobs", "templates"):
+        loaded[name] = load(name).TritonPythonModel()
+        loaded[name].initialize({"model_config": json.dumps({"max_batch_size": 4})})
+    monkeypatch.setattr(load("denoise"), "BURST_S", 0.0)
+    monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: run_to_end(loaded, arrays))
+    for name in ("encode", "render", "decode", "templates"):
+        monkeypatch.setitem(pb_utils.BLS, name, partial(call, loaded[name]))
+    yield loaded
+    for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def sparse_models(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> dict[str, Any]:
+    """Models of a bundle that has the graphs of sparse edits; `recorder` makes recordings."""
+    graph = Graph("a.onnx", "config.json")
+    manifest = dataclasses.replace(MANIFEST, graphs={"unet_sparse": graph, "unet_text": graph})
+    for name in ("encode", "templates"):
+        monkeypatch.setattr(models[name], "_manifest", manifest)
+    recorder = FakeRecorder(models["templates"]._store)
+    monkeypatch.setattr(models["templates"], "_recorder", recorder)
+    return models | {"recorder": recorder, "digest": manifest.digest}

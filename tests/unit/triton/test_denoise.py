@@ -1,0 +1,129 @@
+"""`denoise`: the running batch, and requests that leave it in every way."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fakes import triton_python_backend_utils as pb_utils
+from tests.fakes.calls import edit_inputs, load, message, phase, sequence
+from tests.samples.requests import inputs
+
+
+def test_edits_and_generations_share_a_tick(models: dict[str, Any]) -> None:
+    edit = models["encode"].execute([pb_utils.Request(**edit_inputs(STEPS=9))])[0].arrays()
+    del edit["PIXELS"]
+    requests = [
+        pb_utils.Request(1, True, **edit, QUEUED_TICK=np.array([[0]])),
+        sequence(models, 2, STEPS=9, WIDTH=64, HEIGHT=96),
+    ]
+    assert {frozenset(t.name() for t in r.inputs()) for r in requests} == {
+        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL", "QUEUED_TICK"))
+    }
+    assert models["denoise"].execute(requests) == [None, None]
+    assert models["bundle"].engines["unet_encoder"].batches == [4]
+
+
+def test_requests_in_one_tick_share_the_network_call(models: dict[str, Any]) -> None:
+    requests = [sequence(models, i, STEPS=3, SEED=i) for i in range(3)]
+    assert models["denoise"].execute(requests) == [None, None, None]
+    assert models["bundle"].engines["unet_encoder"].batches == [6]
+    assert {r.flags for r in requests} == {pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE}
+
+
+def test_a_partial_batch_is_sent_back_to_regroup(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    requests = [sequence(models, i, STEPS=5) for i in range(3)]
+    denoise.execute(requests)
+    assert denoise.execute(requests[:1]) == [None]
+    assert models["board"].tick == 1  # nothing was computed
+    newcomer = sequence(models, 7, STEPS=5)
+    assert denoise.execute([*requests, newcomer]) == [None] * 4
+    assert models["board"].tick == 2
+    assert models["bundle"].engines["unet_encoder"].batches == [6, 8]
+
+
+def test_regrouping_gives_up_on_a_request_that_stays_away(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    requests = [sequence(models, i, STEPS=9) for i in range(2)]
+    denoise.execute(requests)
+    for _ in range(3):
+        denoise.execute(requests[:1])
+        assert models["board"].tick == 1
+    denoise.execute(requests[:1])
+    assert models["board"].tick == 2
+    denoise.execute(requests[:1])  # it is not waited for again
+    assert models["board"].tick == 3
+
+
+def test_cancelled_jobs_leave_at_the_next_tick(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    stays, goes = (sequence(models, i, STEPS=9, JOB_ID=f"j{i}") for i in range(2))
+    denoise.execute([stays, goes])
+    result = (
+        models["jobs"]
+        .execute([pb_utils.Request(**inputs(ACTION="cancel", JOB_ID="j1"))])[0]
+        .arrays()
+    )
+    assert json.loads(result["RESULT"][0, 0])["cancelled"]
+    still, gone = denoise.execute([stays, goes])
+    assert still is None
+    sentence, code = message(gone)
+    assert sentence == "[CANCELLED] job j1 was cancelled after 1 steps"
+    assert code == pb_utils.TritonError.CANCELLED
+    assert denoise.execute([stays]) == [None]
+    assert models["bundle"].engines["unet_encoder"].batches == [4, 2, 2]
+
+
+def test_denoise_serves_only_what_is_on_the_board(models: dict[str, Any]) -> None:
+    request = sequence(models, 1, JOB_ID="j")
+    job = json.loads(request.inputs()[0].as_numpy()[0, 0])
+    models["board"].close(job["slot"], job["ticket"], 4)
+    sentence, code = message(models["denoise"].execute([request])[0])
+    assert "not on the board" in sentence
+    assert code == pb_utils.TritonError.UNAVAILABLE
+
+
+def test_what_fails_for_a_tick_as_a_whole_is_told_to_its_requests(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    requests = [sequence(models, i, STEPS=50, JOB_ID=f"j{i}") for i in range(2)]
+    works, denoise._adapters.tick = denoise._adapters.tick, lambda *a, **b: 1 / 0
+    for response in denoise.execute(requests):
+        assert "internal error" in message(response)[0]
+    assert (phase(models, "j0"), phase(models, "j1")) == ("failed", "failed")  # without render
+    denoise._adapters.tick = works
+    assert denoise.execute([sequence(models, 2, STEPS=50, JOB_ID="j2")]) == [None]
+
+
+def test_a_tick_may_take_longer_than_what_makes_a_request_vanish(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load("denoise"), "VANISHED_S", 0.01)
+    denoise = models["denoise"]
+    request = sequence(models, 1, STEPS=2, JOB_ID="j")
+    works = denoise._adapters.tick
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        time.sleep(0.05)
+        works(*arguments, **options)
+
+    denoise._adapters.tick = slowly
+    assert denoise.execute([request]) == [None]
+    assert denoise.execute([request])[0].error is None
+
+
+def test_state_of_vanished_requests_is_collected(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise = models["denoise"]
+    lost, kept = (sequence(models, i, STEPS=50, JOB_ID=f"j{i}") for i in range(2))
+    denoise.execute([lost, kept])
+    monkeypatch.setattr(load("denoise"), "MAX_REGROUPS", 0)
+    denoise._seen[0] -= load("denoise").VANISHED_S + 1
+    denoise.execute([kept])
+    assert list(denoise._running) == [1]
+    assert (phase(models, "j0"), phase(models, "j1")) == ("failed", "denoising")
