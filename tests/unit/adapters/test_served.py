@@ -13,7 +13,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
-from tessera.adapters.settings import PATH_VARIABLE
 from tessera.engines.bundle import Bundle
 from tests.conftest import Small
 from tests.fakes import lora
@@ -60,7 +59,7 @@ def sd15(
     folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Models]:
     board = tmp_path_factory.mktemp("board") / "board"
-    with models_of(folders("sd15"), board, **{PATH_VARIABLE: "refit"}) as models:
+    with models_of(folders("sd15"), board, TESSERA_LORA_PATH="refit") as models:
         yield models
 
 

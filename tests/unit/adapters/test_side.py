@@ -15,13 +15,13 @@ import torch
 
 from tessera.adapters.costs import FRESH_S, MEASUREMENTS, SIZES, Costs, Curve, Group
 from tessera.adapters.paths import Paths
-from tessera.adapters.settings import PATH_VARIABLE, AdapterSettings
 from tessera.adapters.side import SET, SidePath, _Half
 from tessera.adapters.switch import AdapterSwitch
 from tessera.adapters.turns import Turns
-from tessera.errors import BundleError, Unavailable
+from tessera.errors import Unavailable
 from tessera.networks.lowrank import FACTORS
 from tessera.plan import AdapterUse
+from tessera.shared.settings import LoraPath
 from tests.fakes.models import Models, models_of
 from tests.unit.adapters.test_served import COMMON, apart, by_diffusers, folders, loras
 
@@ -39,7 +39,7 @@ def aside(
 ) -> Iterator[Models]:
     """Models that use the side path whenever they can."""
     board = tmp_path_factory.mktemp("board") / "board"
-    with models_of(folders("sd15"), board, **{PATH_VARIABLE: "side"}) as models:
+    with models_of(folders("sd15"), board, TESSERA_LORA_PATH="side") as models:
         yield models
 
 
@@ -50,7 +50,7 @@ def test_pictures_equal_diffusers(
 ) -> None:
     """One LoRA, and two with weights below zero and above one, the text encoders apart."""
     bundle = folders(variant)
-    with models_of(bundle, tmp_path / "board", **{PATH_VARIABLE: "side"}) as models:
+    with models_of(bundle, tmp_path / "board", TESSERA_LORA_PATH="side") as models:
         plain = models.generate(**COMMON, SEED=3, GUIDANCE=4.0).image
         for chosen in ([("a", 0.8, 0.8)], [("b", -0.5, 1.2), ("c", 1.4, 0.3)]):
             served = models.generate(**COMMON, SEED=3, GUIDANCE=4.0, LORAS=loras(*chosen))
@@ -75,7 +75,7 @@ def test_the_side_path_and_refits_make_the_same_pictures(
 ) -> None:
     wanted = {**COMMON, "SEED": 4, "LORAS": loras(("a", 0.7), ("c", 1.0))}
     by_side = aside.generate(**wanted)
-    with models_of(folders("sd15"), tmp_path / "board", **{PATH_VARIABLE: "refit"}) as models:
+    with models_of(folders("sd15"), tmp_path / "board", TESSERA_LORA_PATH="refit") as models:
         by_refit = models.generate(**wanted)
     assert (by_side.info["lora_path"], by_side.info["refit_ms"] > 0) == ("side", True)  # the text
     assert (by_refit.info["lora_path"], by_refit.info["side_ticks"]) == ("refit", 0)
@@ -98,7 +98,7 @@ def test_sets_beyond_the_rank_take_turns(folders: Callable[[str], Path], tmp_pat
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     sets: list[Any] = [(("a", 1.0), ("b", 1.0)), (("a", 1.0),), (("b", 0.5), ("c", 1.0)), ()]
     requests = [{**COMMON, "SEED": i, "LORAS": loras(*s)} for i, s in enumerate(sets)]
-    with models_of(bundle, tmp_path / "board", **{PATH_VARIABLE: "side"}) as models:
+    with models_of(bundle, tmp_path / "board", TESSERA_LORA_PATH="side") as models:
         alone = [models.generate(**r) for r in requests]
         together = models.together([dict(r) for r in requests])
     assert [p.info["lora_path"] for p in together] == ["refit", "side", "side", None]
@@ -110,7 +110,7 @@ def test_sets_beyond_the_rank_take_turns(folders: Callable[[str], Path], tmp_pat
 def test_nothing_is_opened_before_two_sets_meet(
     folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    with models_of(folders("sd15"), tmp_path / "board", **{PATH_VARIABLE: "auto"}) as models:
+    with models_of(folders("sd15"), tmp_path / "board", TESSERA_LORA_PATH="auto") as models:
         models.generate(**COMMON)
         models.generate(**COMMON, LORAS=loras(("a", 1.0)))
         side = models.unet._switch.result()._paths.side
@@ -126,7 +126,7 @@ def test_auto_takes_the_side_path_once_it_is_known_to_be_cheaper(
     folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """With made-up costs of a machine whose calls cost the same whatever their size."""
-    with models_of(folders("sd15"), tmp_path / "board", **{PATH_VARIABLE: "auto"}) as models:
+    with models_of(folders("sd15"), tmp_path / "board", TESSERA_LORA_PATH="auto") as models:
         requests = [{**COMMON, "SEED": i, "LORAS": loras(*own)} for i, own in enumerate(SETS)]
         alone = [models.generate(**r) for r in requests]
         paths = models.unet._switch.result()._paths
@@ -147,12 +147,6 @@ def test_auto_takes_the_side_path_once_it_is_known_to_be_cheaper(
     for one, other, last in zip(alone, together, again, strict=True):
         assert apart(one.image, other.image) <= 1
         assert apart(one.image, last.image) <= 1
-
-
-def test_an_unknown_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PATH_VARIABLE, "sideways")
-    with pytest.raises(BundleError, match="'sideways'; accepted: auto, refit, side"):
-        AdapterSettings.from_environment()
 
 
 def test_a_lora_that_goes_fails_its_requests_only(
@@ -307,8 +301,8 @@ def side_path(open_halves: Callable[[], Any]) -> SidePath:
     return SidePath(open_halves, factors, max_rows=2, max_rank=8, background=False)
 
 
-@pytest.mark.parametrize("setting", ["side", "auto"])
-def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: str) -> None:
+@pytest.mark.parametrize("setting", [LoraPath.SIDE, LoraPath.AUTO])
+def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: LoraPath) -> None:
     from tessera.adapters.merge import BASE
     from tests.unit.denoise.test_tick import plan, running
 
@@ -338,7 +332,7 @@ def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
     side._opening.set_result(SimpleNamespace(predict=None))  # type: ignore[arg-type]
     store: Any = SimpleNamespace(touch=lambda digest: None, reading=lambda digest: False)
     patcher: Any = SimpleNamespace(active=BASE)
-    switch = AdapterSwitch(patcher, store, Paths("side", side, slots=8))
+    switch = AdapterSwitch(patcher, store, Paths(LoraPath.SIDE, side, slots=8))
     request = running(plan(adapters=(AdapterUse("a", "0" * 16, 1.0),)))
 
     def predict(*arguments: object) -> Any:

@@ -366,10 +366,7 @@ def test_every_form_of_keeping_gives_about_the_same(
     assert part.latents.isfinite().all()
 
 
-def test_a_replaced_process_knows_what_the_first_has_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
+def test_a_replaced_process_knows_what_the_first_has_measured(tmp_path: Path) -> None:
     planner = Planner(Line(0.0, 2.0), Line(3.0, 1.0))
     planner.observe("sparse", (8, 8), 16, 50.0)
     measured: list[int] = []
