@@ -27,7 +27,6 @@ from rich.table import Table
 
 from bench.run import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT, Server, plain_serving
-from tessera import trace
 from tessera.controls.models import write_models
 from tessera.manifest import CONTROLNET, HINT, read_manifest, write_manifest
 from tessera.networks import graphs
@@ -80,7 +79,7 @@ def overlap() -> tuple[list[dict[str, float]], list[Event]]:
             _stand_in(repository / f"{CONTROLNET}{name}", "sleeper", numbers=str(numbers))
         traced = Path(folder) / "trace.json"
         variables = {"TESSERA_BUNDLE": str(bundle), "TESSERA_THREADS": "1"}
-        variables |= {"TESSERA_BOARD": f"{folder}/board", trace.VARIABLE: str(traced)}
+        variables |= {"TESSERA_BOARD": f"{folder}/board", "TESSERA_TRACE": str(traced)}
         repositories = [model_repository(), repository]
         with plain_serving(repositories, LOG, explicit=True, **variables) as server:
             for count in track(range(len(SLEEPS) + 1), description="overlap"):

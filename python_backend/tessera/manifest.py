@@ -17,7 +17,6 @@ from typing import Any
 from tessera.contract import SPARSE_GRAPHS
 from tessera.errors import BundleError
 
-BUNDLE_VARIABLE = "TESSERA_BUNDLE"
 SCHEMA = 3
 FILE_NAME = "bundle.json"
 ADAPTERS = "adapters"
@@ -156,18 +155,6 @@ class Manifest:
         graphs = (f"{CONTROLNET}{name}", f"{CONTROLNET}{name}{HINT}")
         prefixes = tuple(self.graphs[graph].file for graph in graphs)
         return sum(e.bytes for file, e in self.files.items() if file.startswith(prefixes))
-
-
-def served_folder() -> Path:
-    """The folder of the bundle that is served, as `TESSERA_BUNDLE` names it.
-
-    Raises:
-        BundleError: the variable is not set.
-    """
-    folder = os.environ.get(BUNDLE_VARIABLE)
-    if not folder:
-        raise BundleError(f"{BUNDLE_VARIABLE} is not set; set it to the folder of a bundle")
-    return Path(folder)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

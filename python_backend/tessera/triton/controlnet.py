@@ -16,6 +16,7 @@ from tessera.controls.fanout import CONDITIONS
 from tessera.controls.network import ControlNetwork
 from tessera.engines.bundle import Bundle
 from tessera.manifest import HINT
+from tessera.shared.settings import EngineKind, ServerSettings
 from tessera.triton import pb
 
 
@@ -31,8 +32,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         graph = config["name"]
         on_cpu = config["parameters"]["placement"]["string_value"] == "cpu"
-        bundle = Bundle.from_environment()
-        kind = "onnxruntime" if on_cpu else None
+        settings = ServerSettings.from_environment()
+        trace.write_to(settings.trace)
+        bundle = Bundle.of(settings)
+        kind = EngineKind.ONNXRUNTIME if on_cpu else None
         self._network = ControlNetwork(
             bundle.engine(graph, kind),
             bundle.engine(f"{graph}{HINT}", kind),

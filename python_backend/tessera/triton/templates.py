@@ -21,11 +21,12 @@ from tessera.engines.bundle import Bundle
 from tessera.errors import Cancelled, InvalidInput, TesseraError
 from tessera.requests.edit import read_image
 from tessera.requests.fields import Inputs, text_of
+from tessera.requests.parameters import job_of
 from tessera.requests.request import read_action, read_schedule
-from tessera.shared.board import Board, board_path
+from tessera.shared.board import Board
+from tessera.shared.settings import ServerSettings
 from tessera.templates.pictures import find_picture, unknown
 from tessera.templates.recorder import Recorder
-from tessera.templates.settings import TemplateSettings
 from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tessera.triton import pb
 
@@ -44,13 +45,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the store; networks are opened when one is needed."""
-        bundle = Bundle.from_environment()
+        settings = ServerSettings.from_environment()
+        bundle = Bundle.of(settings)
         torch.set_num_threads(bundle.threads)
         self._manifest = bundle.manifest
-        self._settings = TemplateSettings.from_environment()
+        self._settings = settings.templates
         self._store = TemplateStore(self._settings.folder, budget=self._settings.disk)
         self._recorder = Recorder.of(bundle, self._store, budget=self._settings.size)
-        self._board = Board(board_path())
+        self._board = Board(settings.board)
         self._busy = threading.Lock()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._record_when_idle, daemon=True)
@@ -68,7 +70,7 @@ class TritonPythonModel:
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.arrays(request)
         action = read_action(inputs, TEMPLATE_ACTIONS)
-        register = partial(self._register, job_id=pb.parameters(request).get("job_id"))
+        register = partial(self._register, job_id=job_of(pb.parameters(request)))
         answers: dict[str, Callable[[Inputs], dict[str, Any]]] = {
             "register": register,
             "list": self._list,
