@@ -29,7 +29,7 @@ class TextEncoderAdapters:
 
     def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
         def open_adapters() -> TextAdapters:
-            from tessera.adapters.text import TextAdapters  # imports diffusers' loaders: seconds
+            from tessera.adapters.text import TextAdapters  # imports diffusers
 
             return TextAdapters(bundle, engines, budget=AdapterSettings.from_environment().memory)
 

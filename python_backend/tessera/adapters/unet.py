@@ -7,19 +7,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from tessera.adapters.prefetch import PrefetchListener
 from tessera.adapters.settings import AdapterSettings
+from tessera.adapters.switch import AdapterSwitch
 from tessera.denoise.running import Running
 from tessera.denoise.tick import Controls, Observer, Predict, Sparse, tick
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
 from tessera.plan import AdapterUse
 from tessera.shared.board import board_path
-
-if TYPE_CHECKING:
-    from tessera.adapters.switch import AdapterSwitch
 
 
 class UNetAdapters:
@@ -43,8 +40,6 @@ class UNetAdapters:
         settings = AdapterSettings.from_environment()
 
         def open_switch() -> AdapterSwitch:
-            from tessera.adapters.switch import AdapterSwitch  # imports diffusers' loaders: seconds
-
             return AdapterSwitch.of_bundle(bundle, engines, settings, slots=slots)
 
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)

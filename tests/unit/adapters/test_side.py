@@ -20,7 +20,7 @@ from tessera.adapters.side import SET, SidePath, _Half
 from tessera.adapters.switch import AdapterSwitch
 from tessera.adapters.turns import Turns
 from tessera.errors import BundleError, Unavailable
-from tessera.networks.lowrank import FACTORS
+from tessera.networks.slots import FACTORS
 from tessera.plan import AdapterUse
 from tests.fakes.models import Models, models_of
 from tests.unit.adapters.test_served import COMMON, apart, by_diffusers, folders, loras

@@ -21,8 +21,9 @@ from tessera.templates import memory as memory_module
 from tessera.templates import store as store_module
 from tessera.templates.files import locked
 from tessera.templates.memory import DeviceMemory, StepMemory
+from tessera.templates.packing import pack, take, unpack
 from tessera.templates.pictures import find_picture
-from tessera.templates.storage import CHOICES, Storage, choose_storage, pack, take, unpack
+from tessera.templates.storage import CHOICES, Storage, choose_storage
 from tessera.templates.store import Damaged, Recording, RecordingKey, TemplateStore
 from tessera.types import Tensors
 

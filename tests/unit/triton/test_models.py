@@ -60,8 +60,7 @@ class FakeTokenizer:
     def __call__(self, text: str | list[str], **options: object) -> SimpleNamespace:
         if isinstance(text, str):
             return SimpleNamespace(input_ids=[ord(c) for c in text])
-        rows = [[ord(c) for c in t[:16].ljust(16)] for t in text]
-        return SimpleNamespace(input_ids=torch.tensor(rows))
+        return SimpleNamespace(input_ids=[[ord(c) for c in t[:16].ljust(16)] for t in text])
 
 
 @pytest.fixture
