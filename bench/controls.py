@@ -30,7 +30,7 @@ from bench.server import DEMO_BUNDLE, ROOT, Server, plain_serving
 from tessera.controls.models import write_models
 from tessera.manifest import CONTROLNET, HINT, read_manifest, write_manifest
 from tessera.networks import graphs
-from tessera.networks.program import Program
+from tessera.networks.walk import program_of
 from tessera.serve.tritonserver import model_repository
 from tessera.sparse.tables import level_sizes
 from tessera_client import Client, Control
@@ -215,7 +215,7 @@ def _transfers(
 
 def residual_shapes(config: Mapping[str, Any], size: tuple[int, int]) -> list[tuple[int, int, int]]:
     """(c, h, w) of each residual of a ControlNet for a UNet of that configuration."""
-    program = Program(graphs.new_network("unet", dict(config)))
+    program = program_of(graphs.new_network("unet", dict(config)))
     sizes = level_sizes(size, program.paddings)
     return [(width, *sizes[level]) for level, width in program.residuals.values()]
 

@@ -157,6 +157,15 @@ class Manifest:
         return sum(e.bytes for file, e in self.files.items() if file.startswith(prefixes))
 
 
+def network_of(graph: str) -> str:
+    """The part of a checkpoint that a graph belongs to: `unet`, `vae`, `text_encoder` ...; for a
+    ControlNet the name of its graph.
+    """
+    if graph.startswith(CONTROLNET):
+        return graph.removesuffix(HINT)
+    return graph if graph.startswith("text_encoder") else graph.split("_")[0]
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `bundle.json` atomically: a bundle has it whole or not at all."""
     partial = folder / f"{FILE_NAME}.partial"

@@ -31,7 +31,7 @@ class TextEncoderAdapters:
         self, bundle: Bundle, engines: Mapping[str, Engine], settings: ServerSettings
     ) -> None:
         def open_adapters() -> TextAdapters:
-            from tessera.adapters.text import TextAdapters  # imports diffusers' loaders: seconds
+            from tessera.adapters.text import TextAdapters  # imports diffusers
 
             return TextAdapters(bundle, engines, settings.adapters)
 

@@ -7,18 +7,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from tessera.adapters.prefetch import PrefetchListener
+from tessera.adapters.switch import AdapterSwitch
 from tessera.denoise.running import Running
 from tessera.denoise.tick import Controls, Observer, Predict, Sparse, tick
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
 from tessera.plan import AdapterUse
 from tessera.shared.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from tessera.adapters.switch import AdapterSwitch
 
 
 class UNetAdapters:
@@ -42,8 +39,6 @@ class UNetAdapters:
         log: Callable[[str], None],
     ) -> None:
         def open_switch() -> AdapterSwitch:
-            from tessera.adapters.switch import AdapterSwitch  # imports diffusers' loaders: seconds
-
             return AdapterSwitch.of_bundle(bundle, engines, settings.adapters, slots=slots)
 
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)

@@ -18,7 +18,6 @@ from tessera.edits.chooser import Size, StepChooser, measure
 from tessera.edits.steps import SparseSteps
 from tessera.engines.bundle import Bundle
 from tessera.manifest import Manifest
-from tessera.networks import graphs
 from tessera.networks.program import Program
 from tessera.shared.settings import ServerSettings, TemplateSettings
 from tessera.sparse.batch import ArrayCache, Batch, Part
@@ -46,9 +45,9 @@ def open_sparse(
     if not manifest.can_be_sparse:
         return None, None
     config = json.loads(bundle.file(manifest.graphs["unet_sparse"].config).read_text())
-    network = graphs.new_network("unet", config)
     engines = SparseUNetEngines(bundle.engine("unet_sparse"), bundle.engine("unet_text"))
-    program = Program(network)
+    program = bundle.outline("unet").program
+    assert program is not None, "it is a UNet's"
     steps = SparseSteps(
         engines,
         program,

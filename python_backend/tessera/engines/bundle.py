@@ -11,7 +11,8 @@ from typing import Any
 from tessera.engines.base import Engine
 from tessera.engines.registry import Source, chosen_kind, open_engine
 from tessera.errors import BundleError
-from tessera.manifest import Manifest, check_file, read_manifest
+from tessera.manifest import Manifest, check_file, network_of, read_manifest
+from tessera.networks.outline import OUTLINE, Outline
 from tessera.shared.settings import EngineKind, ServerSettings
 
 
@@ -84,6 +85,24 @@ class Bundle:
             self.folder, self.manifest, graph, threads=self._threads, compiled=self._compiled
         )
         return open_engine(kind or chosen_kind(self.folder, self._engine), source)
+
+    def outline(self, part: str) -> Outline:
+        """Structure of the UNet or a text encoder (see `manifest.network_of`); a bundle of an older
+        Tessera does not hold it, and finding it out then takes seconds.
+
+        Raises:
+            BundleError: the bundle has no such network.
+        """
+        graphs = self.manifest.graphs
+        config = next((e.config for g, e in graphs.items() if network_of(g) == part), None)
+        if config is None:
+            raise BundleError(f"the bundle {self.folder} has no network {part!r}")
+        name = str(Path(config).with_name(OUTLINE))
+        if name in self.manifest.files:
+            return Outline.from_json(self.file(name).read_text())
+        from tessera.networks.walk import outline_from_config
+
+        return outline_from_config(part, json.loads(self.file(config).read_text()))
 
     def tokenizer(self, folder: str) -> Path:
         """The folder with a tokenizer's files, each compared with the manifest."""

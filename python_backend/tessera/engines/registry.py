@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tessera.engines.base import Engine
 from tessera.engines.compiled import FOLDER, canary_path, find_compiled, read_record
 from tessera.errors import BundleError, listing
-from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, read_manifest
+from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, network_of, read_manifest
 from tessera.shared.settings import EngineKind
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def open_module(source: Source) -> GraphModule:
     from tessera.variants import VARIANTS
 
     config = json.loads(source.config.read_text())
-    network = graphs.new_network(graphs.network_of(source.graph), config)
+    network = graphs.new_network(network_of(source.graph), config)
     module = graphs.wrap(source.graph, network, VARIANTS[source.variant])
     weights.load_weights(module, source.path, source.layout)
     return module

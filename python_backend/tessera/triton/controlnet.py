@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from tessera import trace
-from tessera.controls.fanout import CONDITIONS
-from tessera.controls.network import ControlNetwork
+from tessera.controls.network import CONDITIONS, ControlNetwork
 from tessera.engines.bundle import Bundle
 from tessera.manifest import HINT
 from tessera.shared.settings import EngineKind, ServerSettings

@@ -16,7 +16,7 @@ from tessera.adapters.costs import MEASUREMENTS
 from tessera.adapters.merge import BASE
 from tessera.adapters.side import SET, _Half
 from tessera.errors import Unavailable
-from tessera.networks.lowrank import FACTORS
+from tessera.networks.slots import FACTORS
 from tessera.plan import AdapterUse
 from tests.fakes.models import Models, models_of
 from tests.samples.adapters import COMMON, apart, by_diffusers, loras
