@@ -319,7 +319,7 @@ def test_health_names_what_is_not_ready() -> None:
     health = Client(transport=FakeTransport()).health()
     assert health.server
     assert not health.ready
-    assert [m for m, ready in health.models.items() if not ready] == ["decode"]
+    assert [m for m, ready in health.models.items() if not ready] == ["templates"]
 
 
 def test_the_async_client_does_the_same() -> None:
@@ -728,4 +728,4 @@ class TestCommand:
     def test_health_fails_when_a_model_is_not_ready(self, transport: FakeTransport) -> None:
         result = run.invoke(cli.app, ["health", "--json"])
         assert result.exit_code == 3
-        assert json.loads(result.stdout)["models"]["decode"] is False
+        assert json.loads(result.stdout)["models"]["templates"] is False

@@ -181,7 +181,7 @@ def test_errors_keep_their_status_on_the_way_through_edit(models: dict[str, Any]
     given = edit_inputs(JOB_ID="j")
     given["MASK"] = np.zeros_like(given["MASK"])
     sentence, code = message(models["edit"].execute([pb_utils.Request(**given)])[0])
-    assert sentence.startswith("MASK is 'nowhere above 0'; accepted")
+    assert sentence.startswith("MASK has no pixel of 128 or more; accepted")
     assert code == pb_utils.TritonError.INVALID_ARG
     given = edit_inputs(JOB_ID="j")
     models["board"].open("j", 1)
@@ -484,10 +484,10 @@ def test_templates_are_registered_listed_and_evicted(sparse_models: dict[str, An
     )
     assert ask(ACTION="evict", TEMPLATE=made["template"])["bytes"] == made["bytes"]
     assert ask(ACTION="list")["templates"] == []
-    assert ask(ACTION="register")["error"].startswith("IMAGE is 'left out, and so is TEMPLATE'")
+    assert ask(ACTION="register")["error"].startswith("IMAGE is missing, and so is TEMPLATE")
     assert ask(ACTION="frame")["error"] == "ACTION is 'frame'; accepted: register, list, evict"
     small = image[:, :8]
-    assert ask(ACTION="register", IMAGE=small)["error"].startswith("IMAGE is '64 x 8 pixels'")
+    assert ask(ACTION="register", IMAGE=small)["error"].startswith("IMAGE has 64 x 8 pixels")
 
 
 def test_a_bundle_without_the_graphs_cannot_register(models: dict[str, Any]) -> None:
