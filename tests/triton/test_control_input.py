@@ -52,7 +52,7 @@ BAD: dict[str, tuple[list[Control], str]] = {
     ),
     "size": (
         [Control("edges", IMAGE[:, :64])],
-        "CONTROL_IMAGES is '64 x 64 pixels'; accepted: the picture's size, 96 x 64 pixels, or",
+        "CONTROL_IMAGES has 64 x 64 pixels; accepted: the picture's size, 96 x 64 pixels, or",
     ),
 }
 

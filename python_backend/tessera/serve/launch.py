@@ -11,6 +11,7 @@ from pathlib import Path
 from tessera.controls.models import Placement, engine_is_half, write_models
 from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
+from tessera.serve.log import has_driver
 from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
@@ -36,6 +37,7 @@ class Launch:
     Attributes:
         placements: of ControlNets, by name.
         flags: further ones of tritonserver.
+        verbose: whether all of its log is shown.
     """
 
     settings: ServerSettings
@@ -44,6 +46,7 @@ class Launch:
     host: str
     placements: Mapping[str, Placement]
     flags: Sequence[str]
+    verbose: bool = False
 
     def run(self, console: Console, *, timeout: float) -> int:
         """Serve until a signal ends it; tritonserver's exit status.
@@ -63,6 +66,10 @@ class Launch:
                 supervisor.stop()
 
     @property
+    def _log_flags(self) -> list[str]:
+        return [] if self.verbose else ["--log-info=false"]
+
+    @property
     def _url(self) -> str:
         return url_of(self.host, self.ports.http)
 
@@ -79,7 +86,7 @@ class Launch:
             self.ports,
             load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in pinned)],
             host=self.host,
-            extra=[*restricted(secret), *shared_memory(folder), *self.flags],
+            extra=[*restricted(secret), *shared_memory(folder), *self._log_flags, *self.flags],
         )
         return Supervisor(
             line,
@@ -87,6 +94,7 @@ class Launch:
             self._url,
             lambda text: console.say(f"tessera-serve: {text}"),
             {CONTROL_HEADER: secret},
+            None if self.verbose or has_driver() else console.say,
         )
 
     def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:

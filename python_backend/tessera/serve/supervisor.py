@@ -26,12 +26,14 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from tessera.serve.log import pass_on
 from tessera.serve.tritonserver import DIRECT
 from tessera.shared.processes import model_processes
 
 _RESCAN_S = 0.5
 _STOP_S = 60.0
 _LOAD_S = 600.0
+_DRAIN_S = 5.0
 _LONGEST_WAIT_S = 30.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -56,6 +58,8 @@ class Supervisor:
         url: of its HTTP endpoint, as this process reaches it.
         say: called with every line worth telling the operator, from several threads.
         headers: that its repository API wants.
+        log: called with every line that it prints on its standard error; without one, the server
+            prints where this process does.
     """
 
     command: Sequence[str]
@@ -63,6 +67,7 @@ class Supervisor:
     url: str
     say: Callable[[str], None]
     headers: Mapping[str, str] = field(default_factory=dict)
+    log: Callable[[str], None] | None = None
     _process: subprocess.Popen[bytes] | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
     _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
@@ -71,6 +76,7 @@ class Supervisor:
     _suspects: set[str] = field(default_factory=set)  # models of which a process has ended
     _due: dict[str, _Load] = field(default_factory=dict)
     _workers: dict[str, threading.Thread] = field(default_factory=dict)  # model -> who reloads it
+    _reader: threading.Thread | None = None  # of its log
     _stopping: bool = False
 
     @property
@@ -84,9 +90,14 @@ class Supervisor:
             list(self.command),
             env=dict(self.environment),
             stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if self.log else None,
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
+        if self.log and self._process.stderr:
+            reading = (self._process.stderr, self.log)
+            self._reader = threading.Thread(target=pass_on, args=reading, daemon=True)
+            self._reader.start()
         for number in _FORWARDED:
             signal.signal(number, self._forward)
 
@@ -132,6 +143,8 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if self._reader:
+            self._reader.join(_DRAIN_S)
         for thread in self._workers.values():
             thread.join(_STOP_S)  # its question has ended with the server
 
