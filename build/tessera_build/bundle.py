@@ -28,7 +28,6 @@ from tessera.contract import SCHEDULERS, SIZE_STEP
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import (
     ADAPTERS,
-    CONTROLNET,
     LOWRANK,
     Defaults,
     FileEntry,
@@ -44,7 +43,7 @@ from tessera.networks.graphs import network_of
 from tessera.variants import VARIANTS
 from tessera_build.addons import AddOns, install_loras, open_controlnet
 from tessera_build.checkpoint import open_checkpoint
-from tessera_build.export import export_graph, reweight_graph
+from tessera_build.exporter import exporting
 from tessera_build.graphs import GraphSpec, graphs_of, latents_of
 from tessera_build.shared import share_weights
 
@@ -168,9 +167,18 @@ def code_digest() -> str:
     """SHA-256 over the code that decides what is in a bundle's graphs."""
     here = Path(__file__).parent
     networks = Path(tessera.networks.__file__).parent
-    builder = ("addons", "bundle", "checkpoint", "examples", "export", "graphs", "shared", "sparse")
+    builder = (
+        "addons",
+        "bundle",
+        "checkpoint",
+        "examples",
+        "export",
+        "exporter",
+        "graphs",
+        "shared",
+    )
     code = [
-        *(here / f"{n}.py" for n in (*builder, "trace")),
+        *(here / f"{n}.py" for n in (*builder, "sparse", "trace")),
         *sorted(networks.glob("*.py")),
     ]
     return hashlib.sha256("".join(file_digest(p) for p in code).encode()).hexdigest()
@@ -219,40 +227,19 @@ def _write_graphs(
 ) -> dict[str, Graph]:
     (folder / "graphs").mkdir()
     graphs: dict[str, Graph] = {}
-    names = {spec.name for spec in specs}
-    alike = first_alike(specs)
-    for done, spec in enumerate(specs):
-        progress(spec.name, done, len(specs))
-        file, part = f"graphs/{spec.name}.onnx", network_of(spec.name)
-        twin = spec.name.removesuffix(LOWRANK)
-        lends = spec.name + LOWRANK in names
-        if spec.name in alike:
-            first = graphs[alike[spec.name]]
-            layout = {name: dict(how) for name, how in first.layout.items()}
-            reweight_graph(folder / first.file, spec.module, layout, folder / file)
-        else:
-            layout = export_graph(spec.module, spec.signature, folder / file, external=lends)
-        shares = twin if twin != spec.name else ""
-        if shares:
-            share_weights(folder / file, folder / graphs[shares].file)
-        graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout, shares)
-        _save_config(spec.module.source, folder / "networks" / part)
+    with exporting(specs, folder / "graphs") as exported:
+        for done, spec in enumerate(specs):
+            progress(spec.name, done, len(specs))
+            file, part = f"graphs/{spec.name}.onnx", network_of(spec.name)
+            layout = exported(spec.name)
+            twin = spec.name.removesuffix(LOWRANK)
+            shares = twin if twin != spec.name else ""
+            if shares:
+                share_weights(folder / file, folder / graphs[shares].file)
+            graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout, shares)
+            _save_config(spec.module.source, folder / "networks" / part)
     progress("done", len(specs), len(specs))
     return graphs
-
-
-def first_alike(specs: Iterable[GraphSpec]) -> dict[str, str]:
-    """Graphs of ControlNets that differ from an earlier one in nothing but weights -> that one."""
-    first: dict[str, str] = {}
-    alike: dict[str, str] = {}
-    for spec in specs:
-        if spec.name.startswith(CONTROLNET):
-            config: dict[str, Any] = dict(spec.module.source.config)  # type: ignore[arg-type]
-            config.pop("_name_or_path", None)
-            key = f"{type(spec.module).__name__} {sorted(config.items())}"
-            if first.setdefault(key, spec.name) != spec.name:
-                alike[spec.name] = first[key]
-    return alike
 
 
 def _write_config(pipe: DiffusionPipeline, variant: str, folder: Path) -> None:

@@ -15,11 +15,8 @@ from tessera.manifest import (
     read_manifest,
 )
 from tessera.variants import VARIANTS
-from tessera_build.bundle import first_alike
-from tessera_build.export import export_graph, reweight_graph
 from tessera_build.graphs import graphs_of
-from tests.fakes.checkpoint import controlnet
-from tests.samples.bundles import CHOICES, CONTROL_WIDTHS
+from tests.samples.bundles import CHOICES
 from tests.samples.graphs import Make
 
 
@@ -54,35 +51,3 @@ def test_a_bundle_may_do_without_the_side_path(small: Make) -> None:
 def _initializers(bundle: Path, graph: str) -> list[onnx.TensorProto]:
     model = onnx.load(bundle / "graphs" / f"{graph}.onnx", load_external_data=False)
     return list(model.graph.initializer)
-
-
-@pytest.mark.parametrize("graph", ["controlnet_edges", "controlnet_edges_hint"])
-def test_another_controlnet_of_the_family_gets_the_graph_that_an_export_makes(
-    small: Make, graph: str, tmp_path: Path
-) -> None:
-    """Byte for byte, though nothing is traced again."""
-    made = small("sd15")
-    other = controlnet(made.pipe.unet, conditioning_embedding_out_channels=CONTROL_WIDTHS)
-    networks = {"edges": made.control, "other": other}
-    specs = {s.name: s for s in graphs_of(made.pipe, VARIANTS["sd15"], networks, lowrank=False)}
-    twin = specs[graph.replace("edges", "other")]
-    expected = export_graph(twin.module, twin.signature, tmp_path / "exported.onnx")
-    alike = {"controlnet_other": "controlnet_edges"}
-    assert first_alike(specs.values()) == alike | {
-        f"{k}_hint": f"{v}_hint" for k, v in alike.items()
-    }
-    layout = read_manifest(made.bundle).graphs[graph].layout
-    assert layout == expected
-    edges = made.bundle / "graphs" / f"{graph}.onnx"
-    reweight_graph(edges, twin.module, expected, tmp_path / "reweighted.onnx")
-    content = (tmp_path / "reweighted.onnx").read_bytes()
-    assert content == (tmp_path / "exported.onnx").read_bytes()
-    assert content != edges.read_bytes()
-
-
-def test_controlnets_that_differ_in_more_than_weights_are_exported_each(small: Make) -> None:
-    made = small("sd15")
-    options = {"conditioning_embedding_out_channels": CONTROL_WIDTHS}
-    other = controlnet(made.pipe.unet, **options, controlnet_conditioning_channel_order="bgr")
-    specs = graphs_of(made.pipe, VARIANTS["sd15"], {"edges": made.control, "other": other})
-    assert first_alike(specs) == {}
