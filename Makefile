@@ -20,8 +20,9 @@ test: test-unit
 	$(BIN)/tessera-build demo
 	$(BIN)/python -m pytest tests/triton tests/gpu
 
-# A process for each core, each with one thread.
+# The bundles that many tests need are built first, on all cores; then a process for each core, with one thread.
 test-unit: setup
+	$(BIN)/python -m tests.samples.bundles
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: setup

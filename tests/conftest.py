@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.fakes.checkpoint import controlnet, topology
-from tests.samples.bundles import CONTROL_WIDTHS, KEPT, Small, kept_bundle
+from tests.samples.bundles import Small, make_small
 
 # How long an example takes says how busy the machine is, nothing of the code.
 settings.register_profile("tessera", deadline=None)
@@ -27,17 +26,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Small]:
 
     def make(variant: str) -> Small:
         if variant not in made:
-            folder = tmp_path_factory.mktemp(variant)
-            pipe = topology(variant)
-            pipe.save_pretrained(folder / "checkpoint")
-            control = controlnet(
-                pipe.unet,
-                conditioning_embedding_out_channels=CONTROL_WIDTHS,
-                controlnet_conditioning_channel_order="bgr" if variant == "sd21" else "rgb",
-            )
-            control.save_pretrained(folder / "edges")
-            made[variant] = Small(variant, pipe, control, folder / "checkpoint", KEPT / variant)
-            kept_bundle(made[variant])
+            made[variant] = make_small(variant, tmp_path_factory.mktemp(variant))
         return made[variant]
 
     return make

@@ -23,7 +23,7 @@ from tessera_build.export import Layout, export_graph, reweight_graph
 from tessera_build.graphs import GraphSpec
 
 _MOST = 4
-"""Processes: the largest graphs take as long as all others together on four cores."""
+"""Processes: more would wait for the largest graph alone."""
 
 _PR_SET_PDEATHSIG = 1
 _specs: Mapping[str, GraphSpec] = {}
