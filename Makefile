@@ -10,15 +10,20 @@ READY := $(VENV)/.ready
 # The newest tritonclient whose bundled perf_analyzer runs on Debian 12's glibc; kept apart from the client proper.
 PERF_ANALYZER := tritonclient==2.51.0
 
-.PHONY: demo test check bench setup format clean
+.PHONY: demo test test-unit check bench setup format clean
 
 demo: setup
 	$(BIN)/tessera-build demo
 	$(BIN)/python -m bench.demo
 
-test: setup
+test: test-unit
 	$(BIN)/tessera-build demo
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/triton tests/gpu
+
+# The bundles that many tests need are built first, on all cores; then a process for each core, with one thread.
+test-unit: setup
+	$(BIN)/python -m tests.samples.bundles
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -46,7 +46,7 @@ from tessera.networks.walk import outline_of
 from tessera.variants import VARIANTS
 from tessera_build.addons import AddOns, install_loras, open_controlnet
 from tessera_build.checkpoint import open_checkpoint
-from tessera_build.export import export_graph
+from tessera_build.exporter import exporting
 from tessera_build.graphs import GraphSpec, graphs_of, latents_of
 from tessera_build.shared import share_weights
 
@@ -170,9 +170,18 @@ def code_digest() -> str:
     """SHA-256 over the code that decides what is in a bundle's graphs."""
     here = Path(__file__).parent
     networks = Path(tessera.networks.__file__).parent
-    builder = ("addons", "bundle", "checkpoint", "examples", "export", "graphs", "shared", "sparse")
+    builder = (
+        "addons",
+        "bundle",
+        "checkpoint",
+        "examples",
+        "export",
+        "exporter",
+        "graphs",
+        "shared",
+    )
     code = [
-        *(here / f"{n}.py" for n in (*builder, "trace")),
+        *(here / f"{n}.py" for n in (*builder, "sparse", "trace")),
         *sorted(networks.glob("*.py")),
     ]
     return hashlib.sha256("".join(file_digest(p) for p in code).encode()).hexdigest()
@@ -221,21 +230,20 @@ def _write_graphs(
 ) -> dict[str, Graph]:
     (folder / "graphs").mkdir()
     graphs: dict[str, Graph] = {}
-    names = {spec.name for spec in specs}
-    for done, spec in enumerate(specs):
-        progress(spec.name, done, len(specs))
-        file, part = f"graphs/{spec.name}.onnx", network_of(spec.name)
-        twin = spec.name.removesuffix(LOWRANK)
-        lends = spec.name + LOWRANK in names
-        layout = export_graph(spec.module, spec.signature, folder / file, external=lends)
-        shares = twin if twin != spec.name else ""
-        if shares:
-            share_weights(folder / file, folder / graphs[shares].file)
-        graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout, shares)
-        _save_config(spec.module.source, folder / "networks" / part)
-        if part in PARTS:
-            outline = outline_of(spec.module.source).to_json()
-            (folder / "networks" / part / OUTLINE).write_text(outline)
+    with exporting(specs, folder / "graphs") as exported:
+        for done, spec in enumerate(specs):
+            progress(spec.name, done, len(specs))
+            file, part = f"graphs/{spec.name}.onnx", network_of(spec.name)
+            layout = exported(spec.name)
+            twin = spec.name.removesuffix(LOWRANK)
+            shares = twin if twin != spec.name else ""
+            if shares:
+                share_weights(folder / file, folder / graphs[shares].file)
+            graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout, shares)
+            _save_config(spec.module.source, folder / "networks" / part)
+            if part in PARTS:
+                outline = outline_of(spec.module.source).to_json()
+                (folder / "networks" / part / OUTLINE).write_text(outline)
     progress("done", len(specs), len(specs))
     return graphs
 

@@ -23,6 +23,7 @@ import torch
 from onnxscript import opset20 as op
 from onnxscript.optimizer._constant_folding import FoldConstantsPass
 
+from tessera.networks.weights import to_layout
 from tessera_build.trace import Axes, trace_graph
 
 OPSET = 20
@@ -75,6 +76,23 @@ def export_graph(
     passes.ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of this machine
     program.save(path, external_data=external)
     return layout
+
+
+def reweight_graph(graph: Path, module: torch.nn.Module, layout: Layout, path: Path) -> None:
+    """Write `path`: the exported `graph`, of a module of the same kind and configuration, with the
+    weights of this one. The same bytes as `export_graph` of it writes, in a tenth of the time.
+
+    Args:
+        graph: what `export_graph` has written, weights inside.
+        module: whose weights it gets.
+        layout: what `export_graph` has returned.
+        path: of the new graph.
+    """
+    model = ir.load(graph)
+    for name, parameter in module.named_parameters():
+        weight = to_layout(name, parameter.detach(), layout).numpy()
+        model.graph.initializers[name].const_value = ir.tensor(weight, name=name)
+    torch.onnx.ONNXProgram(model, None).save(path, external_data=False)
 
 
 def _capture(module: torch.nn.Module, signature: Signature) -> torch.onnx.ONNXProgram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,9 +19,15 @@ from tests.samples.bundles import Small
 Make = Callable[[str], Small]
 
 
-def spec_of(made: Small, graph: str) -> GraphSpec:
+@cache
+def specs_of(made: Small) -> dict[str, GraphSpec]:
+    """All graphs of a bundle, by name."""
     specs = graphs_of(made.pipe, VARIANTS[made.variant], {"edges": made.control})
-    return next(s for s in specs if s.name == graph)
+    return {spec.name: spec for spec in specs}
+
+
+def spec_of(made: Small, graph: str) -> GraphSpec:
+    return specs_of(made)[graph]
 
 
 def unet_and_inputs(

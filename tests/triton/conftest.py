@@ -1,17 +1,17 @@
-"""One real Triton server on the demo bundle for all tests, on free ports, through tessera-serve."""
+"""A real Triton server on the demo bundle for most tests, on free ports, through tessera-serve."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from bench.server import DEMO_BUNDLE, ROOT, Server, serving
+from bench.server import DEMO_BUNDLE, Server
+from tessera_build.cli import app
 from tessera_client import Client
+from tests.samples.servers import ended_whole
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -23,9 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def bundle() -> Path:
     """The demo bundle, built when it is missing or stale."""
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    build = [str(Path(sys.executable).parent / "tessera-build"), "demo", "--out", str(DEMO_BUNDLE)]
-    subprocess.run(build, check=True, cwd=ROOT, env=environment)
+    built = CliRunner().invoke(app, ["demo", "--out", str(DEMO_BUNDLE)], catch_exceptions=False)
+    assert built.exit_code == 0, built.output
     return DEMO_BUNDLE
 
 
@@ -34,7 +33,7 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     """Takes LoRAs from the folder `adapters` beside its log, too."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "adapters").mkdir()
-    with serving(bundle, folder / "log", f"--adapters={folder / 'adapters'}") as running:
+    with ended_whole(bundle, folder / "log", f"--adapters={folder / 'adapters'}") as running:
         yield running
 
 

@@ -1,29 +1,17 @@
-"""What a real server says to ControlNets and their images, with a bundle that has one, `edges`."""
+"""What a real server says to ControlNets and their images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.server import Server, serving
 from tessera.errors import InvalidInput
 from tessera_client import Client, Control
-from tests.samples.bundles import Small
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 SIZE: dict[str, Any] = {"width": 96, "height": 64, "steps": 2, "seed": 1}
-
-
-@pytest.fixture(scope="module")
-def server(
-    small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    log = tmp_path_factory.mktemp("controls") / "log"
-    with serving(small("sd15").bundle, log, "--threads=2") as running:
-        yield running
 
 
 def test_info_says_which_controlnets_and_what_became_of_their_images(client: Client) -> None:
@@ -43,7 +31,7 @@ def test_info_says_which_controlnets_and_what_became_of_their_images(client: Cli
 
 
 BAD: dict[str, tuple[list[Control], str]] = {
-    "name": ([Control("edge", IMAGE)], "CONTROLS[0].name is 'edge'; accepted: edges"),
+    "name": ([Control("edge", IMAGE)], "CONTROLS[0].name is 'edge'; accepted: edges, silhouette"),
     "window": ([Control("edges", IMAGE, start=0.5, end=0.5)], "CONTROLS[0].start is 0.5; accepted"),
     "scale": ([Control("edges", IMAGE, scale=float("nan"))], "CONTROLS[0].scale is nan"),
     "preprocess": (

@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,96 +17,21 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.server import DEMO_CHECKPOINT, plain_serving, serving
-from tessera.contract import SCHEDULERS
+from bench.server import DEMO_CHECKPOINT
 from tessera.errors import InvalidInput
 from tessera.manifest import read_manifest
-from tessera.serve.tritonserver import model_repository
 from tessera.shared.processes import model_processes
-from tessera.variants import VARIANTS
 from tessera_client import Client, Control, Lora
-from tests.samples.bundles import Small
+from tests.samples.images import noise_blocks
+from tests.samples.servers import ended_whole
 
 CONTROLNETS = DEMO_CHECKPOINT.parent / "controlnets"
 LORAS = DEMO_CHECKPOINT.parent / "loras"
 PROMPT = "a large blue star at the top on a green background"
 
 
-def control_picture(seed: int, width: int = 128, height: int = 128) -> Image.Image:
-    """Random blocks: sharp edges, every grey and colour."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
-
-
-USES: dict[str, list[Control]] = {
-    "one": [Control("edges", image=control_picture(1))],
-    "weaker": [Control("edges", image=control_picture(2), scale=0.4)],
-    "window": [Control("edges", image=control_picture(3), start=0.25, end=0.75)],
-    "two": [
-        Control("edges", image=control_picture(4), scale=0.6, end=0.5),
-        Control("edges", image=control_picture(5), scale=-0.3, start=0.2),
-    ],
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_pictures_equal_those_of_diffusers_controlnet_pipelines(
-    small: Callable[[str], Small], variant: str, tmp_path: Path
-) -> None:
-    made = small(variant)
-    with (
-        serving(made.bundle, tmp_path / "log", "--threads=2") as server,
-        Client(server.http, timeout=120) as client,
-    ):
-        plain = np.asarray(client.generate(PROMPT, seed=7).image, np.int16)
-        for name, controls in USES.items():
-            result = client.generate(PROMPT, seed=7, controls=controls)
-            served = np.asarray(result.image, np.int16)
-            difference = served - by_diffusers(made, controls, seed=7)
-            assert np.abs(difference).max() <= 2, name
-            assert np.abs(difference).mean() <= 0.1, name
-            assert np.abs(served - plain).max() > 10, f"{name}: the control changed nothing"
-            assert [c["name"] for c in result.info.controls] == [c.name for c in controls]
-
-
-def by_diffusers(made: Small, controls: Sequence[Control], *, seed: int) -> Any:
-    defaults = read_manifest(made.bundle).defaults
-    kind = getattr(
-        diffusers, VARIANTS[made.variant].pipeline.replace("Pipeline", "ControlNetPipeline")
-    )
-    off = {} if VARIANTS[made.variant].pooled else {"safety_checker": None}
-    several = len(controls) > 1
-    pipe = kind.from_pretrained(
-        str(made.checkpoint),
-        controlnet=[made.control] * len(controls) if several else made.control,
-        dtype=torch.float32,
-        **off,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    spec = SCHEDULERS[defaults.scheduler]
-    scheduler = getattr(diffusers, spec.cls)
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **dict(spec.settings))
-    values: dict[str, Any] = {
-        "image": [c.image for c in controls],
-        "controlnet_conditioning_scale": [c.scale for c in controls],
-        "control_guidance_start": [c.start for c in controls],
-        "control_guidance_end": [c.end for c in controls],
-    }
-    result = pipe(
-        PROMPT,
-        num_inference_steps=defaults.steps,
-        guidance_scale=defaults.guidance,
-        width=defaults.width,
-        height=defaults.height,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        **(values if several else {k: v[0] for k, v in values.items()}),
-    )
-    return np.asarray(result.images[0], np.int16)
-
-
 SHORT: dict[str, Any] = {"steps": 6, "guidance": 4.0, "scheduler": "euler"}
-EDGES = control_picture(11)
+EDGES = noise_blocks(11)
 NAMES = ("edges", "silhouette")
 
 
@@ -123,7 +47,7 @@ def random_request(rng: random.Random) -> dict[str, Any]:
         controls.append(
             Control(
                 rng.choice(NAMES),
-                image=control_picture(rng.randrange(100), width, height),
+                image=noise_blocks(rng.randrange(100), width, height),
                 scale=rng.choice([0.3, 1.0, -0.5]),
                 start=start,
                 end=end,
@@ -222,7 +146,7 @@ def test_residency(bundle: Path, tmp_path: Path) -> None:
     flags = (f"--control-memory={room}", f"--trace={tmp_path / 'trace.json'}")
     edges, silhouette = (Control(name, image=EDGES) for name in NAMES)
     with (
-        serving(bundle, tmp_path / "log", *flags) as server,
+        ended_whole(bundle, tmp_path / "log", *flags) as server,
         Client(server.http, timeout=120) as client,
     ):
 
@@ -273,39 +197,6 @@ def test_residency(bundle: Path, tmp_path: Path) -> None:
         a["ts"] < h["ts"] + h["dur"] and h["ts"] < a["ts"] + a["dur"] for a in asked for h in halves
     )
     assert {e["args"]["name"] for e in events if e["ph"] == "M"} >= {"denoise", "controlnet_edges"}
-
-
-def test_pinned_and_placed(bundle: Path, tmp_path: Path) -> None:
-    flags = ("--pin=edges", "--place=edges=cpu", "--place=silhouette=cpu")
-    with serving(bundle, tmp_path / "log", *flags) as server:
-        assert server.ready("controlnet_edges")
-        assert not server.ready("controlnet_silhouette")
-        with Client(server.http) as client:
-            draw = client.generate(
-                PROMPT, steps=2, controls=[Control("edges", image=control_picture(1))]
-            )
-            assert draw.info.control_load_ms < 50
-
-
-def test_a_plain_tritonserver_serves_the_models_that_are_written_for_it(
-    bundle: Path, tmp_path: Path
-) -> None:
-    written = tmp_path / "models"
-    subprocess.run(
-        [sys.executable, "-m", "tessera.serve", str(bundle), f"--write-models={written}"],
-        check=True,
-    )
-    with (
-        plain_serving(
-            [model_repository(), written], tmp_path / "log", TESSERA_BUNDLE=str(bundle)
-        ) as server,
-        Client(server.http) as client,
-    ):
-        controls = [Control(name, image=EDGES, end=0.6) for name in NAMES]
-        result = client.generate(PROMPT, seed=1, steps=4, controls=controls)
-        assert result.info.control_ticks == 2
-    for left in Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"):
-        left.unlink()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from bench.server import DEMO_CHECKPOINT
 from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera.errors import Cancelled, InvalidInput
 from tessera_client import Client
-from tests.samples.inpainting import PROMPT, by_diffusers, island, largest, ramp
+from tests.samples.images import island, largest, ramp
+from tests.samples.inpainting import PROMPT, by_diffusers
 from tests.samples.jobs import unique, wait_for_step
 
 BEFORE = "a large red circle in the center on a yellow background"

@@ -15,11 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
-from bench.server import Server, serving
+from bench.server import Server
 from tessera.errors import Unavailable
 from tessera.shared.processes import model_processes
 from tessera_client import Client, Control
 from tests.samples.jobs import wait_for_step
+from tests.samples.servers import ended_whole
 
 PATIENCE_S = 120.0
 """Of what takes 5 to 15 s on two cores; a limit for a hang, nothing that is measured."""
@@ -27,9 +28,8 @@ PATIENCE_S = 120.0
 
 @pytest.fixture(scope="module")
 def fragile(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(
-        bundle, tmp_path_factory.mktemp("fragile") / "log", "--template-size=0.1"
-    ) as server:
+    log = tmp_path_factory.mktemp("fragile") / "log"
+    with ended_whole(bundle, log, "--template-size=0.1") as server:
         yield server
 
 

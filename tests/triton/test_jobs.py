@@ -29,14 +29,14 @@ def long_job(pool: ThreadPoolExecutor, client: Client, job_id: str) -> Future[Re
 def test_status_follows_a_job(client: Client) -> None:
     job = unique("follow")
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(client.generate, "a red circle", job_id=job, steps=200)
+        future = pool.submit(client.generate, "a red circle", job_id=job, steps=80)
         status = wait_for_step(client, job, 3)
-        assert (status.phase, status.total) == ("denoising", 200)
+        assert (status.phase, status.total) == ("denoising", 80)
         later = wait_for_step(client, job, status.step + 1)
         assert later.seconds > status.seconds
         assert future.result().info.job_id == job
     assert client.status(job).phase == "done"
-    assert client.status(job).step == 200
+    assert client.status(job).step == 80
 
 
 def test_a_cancelled_job_is_gone_within_two_ticks(client: Client) -> None:

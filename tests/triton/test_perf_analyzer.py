@@ -12,7 +12,7 @@ import tritonclient.http
 from bench.perf_analyzer import find_perf_analyzer, measure_load
 from bench.server import Server
 
-INPUTS = {"PROMPT": "a large red circle at the left on a blue background", "STEPS": 4, "SEED": 1}
+INPUTS = {"PROMPT": "a large red circle at the left on a blue background", "STEPS": 2, "SEED": 1}
 needs_perf_analyzer = pytest.mark.skipif(
     find_perf_analyzer() is None, reason="perf_analyzer is not installed (make setup unpacks it)"
 )
@@ -21,7 +21,7 @@ needs_perf_analyzer = pytest.mark.skipif(
 @needs_perf_analyzer
 def test_concurrency_over_grpc(server: Server) -> None:
     levels = [
-        measure_load(server.grpc, INPUTS, concurrency=f"{n}:{n}:1", requests=16, stability=1000)[0]
+        measure_load(server.grpc, INPUTS, concurrency=f"{n}:{n}:1", requests=8, stability=1000)[0]
         for n in (1, 4, 8)
     ]
     assert [load.level for load in levels] == [1, 4, 8]
@@ -32,8 +32,8 @@ def test_concurrency_over_grpc(server: Server) -> None:
 
 @needs_perf_analyzer
 def test_request_rate_over_http(server: Server) -> None:
-    (load,) = measure_load(server.http, INPUTS, request_rate="2:2:1", requests=10, stability=1000)
-    assert load.level == 2
+    (load,) = measure_load(server.http, INPUTS, request_rate="4:4:1", requests=8, stability=1000)
+    assert load.level == 4
     assert load.throughput > 0
 
 

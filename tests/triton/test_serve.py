@@ -19,13 +19,15 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
-from bench.server import Server, free_ports, plain_serving, serving
+from bench.server import free_ports, plain_serving, serving
 from tessera.manifest import SCHEMA
 from tessera.serve.run_folder import run_folder
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
 from tessera.shared.board import sweep_boards
 from tessera.shared.processes import model_processes
-from tessera_client import Client
+from tessera_client import Client, Control
+from tests.samples.images import noise_blocks
+from tests.samples.servers import family_of, shared_memory_of
 
 SERVE = str(Path(sys.executable).parent / "tessera-serve")
 
@@ -67,32 +69,12 @@ def test_a_port_in_use_is_named(bundle: Path) -> None:
         )
 
 
-def processes_of(server: Server) -> list[psutil.Process]:
-    return psutil.Process(server.process.pid).children(recursive=True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_a_signal_ends_it_and_everything_it_started(
-    bundle: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    with serving(bundle, tmp_path / "log", "--threads=1") as server:
-        family = processes_of(server)
-        assert len(family) > 10
-        kept = f"tessera-run-*-{server.process.pid}-*"
-        assert list(Path("/dev/shm").glob(kept))
-        server.process.send_signal(number)
-        assert server.process.wait(150) == 0
-        _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive
-    assert not list(Path("/dev/shm").glob(kept))
-
-
 def test_killed_outright_it_leaves_no_process_and_its_memory_to_the_next(
     bundle: Path, tmp_path: Path
 ) -> None:
     with serving(bundle, tmp_path / "log", "--threads=1") as server:
-        family = processes_of(server)
-        kept = list(Path("/dev/shm").glob(f"tessera-run-*-{server.process.pid}-*"))
+        family = family_of(server)
+        kept = shared_memory_of(server)
         assert len([path for path in kept if path.is_file()]) > 10, "the regions of the models"
         server.process.kill()
         _, alive = psutil.wait_procs(family, timeout=60)
@@ -101,15 +83,23 @@ def test_killed_outright_it_leaves_no_process_and_its_memory_to_the_next(
         assert not [path for path in kept if path.exists()]
 
 
-def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) -> None:
+def test_a_plain_tritonserver_serves_a_bundle_and_the_models_written_for_its_controlnets(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """Those are in a repository of their own; all others need nothing but the bundle."""
+    written = tmp_path / "models"
+    subprocess.run([SERVE, str(bundle), f"--write-models={written}"], check=True)
     with plain_serving(
-        [model_repository()], tmp_path / "log", TESSERA_BUNDLE=str(bundle)
+        [model_repository(), written], tmp_path / "log", TESSERA_BUNDLE=str(bundle)
     ) as server:
         with Client(server.http) as client:
             assert client.generate("a red circle", steps=2, job_id="plain").info.ticks == 2
             assert client.status("plain").phase == "done"
+            controls = [Control(name, noise_blocks(1), end=0.6) for name in ("edges", "silhouette")]
+            guided = client.generate("a", seed=1, steps=4, controls=controls)
+            assert guided.info.control_ticks == 2
         kept = list(Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"))
-        assert sorted(path.suffix for path in kept) == ["", ".costs"]
+        assert {"", ".costs"} <= {path.suffix for path in kept}
     sweep_boards()
     assert not [path for path in kept if path.exists()]
 
@@ -117,8 +107,7 @@ def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) ->
 def test_without_a_bundle_the_log_says_what_to_set(tmp_path: Path) -> None:
     found = find_server(tmp_path)
     http, grpc, metrics = free_ports(3)
-    line = command(found, [model_repository()], Ports(http, grpc, metrics), load=[])
-    line = [a for a in line if "model-control-mode" not in a]
+    line = command(found, [model_repository()], Ports(http, grpc, metrics), load=["encode"])
     variables = {k: v for k, v in environment(found).items() if k != "TESSERA_BUNDLE"}
     with (tmp_path / "log").open("wb") as log:
         ended = subprocess.run(line, env=variables, stdout=log, stderr=log, timeout=300)
@@ -128,7 +117,7 @@ def test_without_a_bundle_the_log_says_what_to_set(tmp_path: Path) -> None:
     ).read_text(errors="replace")
 
 
-def test_threads_and_address_reach_the_server_and_models_are_its_own(
+def test_threads_and_address_reach_the_server_and_an_interrupt_ends_it(
     bundle: Path, tmp_path: Path
 ) -> None:
     """Only `tessera-serve` may load and unload models: a model may be any code."""
@@ -151,4 +140,12 @@ def test_threads_and_address_reach_the_server_and_models_are_its_own(
         with Client(f"http://127.0.0.2:{server.http_port}") as client:
             assert client.generate("a", steps=1, job_id="after").info.ticks == 1
             assert client.status("after").phase == "done"
+        family = family_of(server)
+        assert len(family) > 10
+        assert shared_memory_of(server)
+        server.process.send_signal(signal.SIGINT)  # for SIGTERM see `ended_whole`
+        assert server.process.wait(150) == 0
+        _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+    assert not shared_memory_of(server)
     assert os.environ.get("TESSERA_THREADS") is None

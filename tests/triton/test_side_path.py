@@ -1,4 +1,6 @@
-"""The low-rank side path on a real server: in company, and against diffusers."""
+"""The low-rank side path on a real server: in company, and against diffusers. The server has pinned
+and placed ControlNets, too.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.server import serving
-from tessera_client import Client, Lora
+from bench.server import Server
+from tessera_client import Client, Control, Lora
 from tests.fakes import lora
+from tests.samples.images import noise_blocks
 from tests.samples.served_loras import FILES, apart, by_diffusers, draw, pipeline
+from tests.samples.servers import ended_whole
+
+PLACES = ("--pin=edges", "--place=edges=cpu", "--place=silhouette=cpu")
+"""Of ControlNets. They have nothing to do with LoRAs: the two share a server to start one less."""
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +33,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def aside(bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a server that uses the side path whenever it can."""
-    flags = ("--lora-path=side", f"--adapters={folder}")
-    log = tmp_path_factory.mktemp("side") / "log"
-    with serving(bundle, log, *flags) as server, Client(server.http, timeout=120) as client:
+def side_server(
+    bundle: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server that uses the side path whenever it can."""
+    flags = ("--lora-path=side", f"--adapters={folder}", *PLACES)
+    with ended_whole(bundle, tmp_path_factory.mktemp("side") / "log", *flags) as server:
+        yield server
+
+
+@pytest.fixture
+def aside(side_server: Server) -> Iterator[Client]:
+    """A client of it."""
+    with Client(side_server.http, timeout=120) as client:
         yield client
 
 
@@ -59,3 +74,10 @@ def test_eight_at_once_with_five_sets_share_steps_and_equal_their_solo_runs(asid
         assert other.info.lora_path == ("side" if own else None)
         assert (other.info.switches, other.info.passed_over) == (0, 0)
     assert max(picture.info.mean_batch for picture in together) > 2
+
+
+def test_a_pinned_controlnet_is_there_from_the_start(side_server: Server, aside: Client) -> None:
+    assert side_server.ready("controlnet_edges")
+    assert not side_server.ready("controlnet_silhouette"), "nobody has asked for it"
+    drawn = aside.generate("a", steps=2, controls=[Control("edges", image=noise_blocks(1))])
+    assert drawn.info.control_load_ms < 50

@@ -15,7 +15,8 @@ import pytest
 from bench.server import Server
 from tessera.errors import Cancelled, InvalidInput
 from tessera_client import AsyncClient, Client, Result
-from tests.samples.inpainting import PROMPT, island, largest, ramp
+from tests.samples.images import island, largest, ramp
+from tests.samples.inpainting import PROMPT
 from tests.samples.jobs import unique
 
 STEPS = 10
@@ -41,7 +42,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it took too long"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def recordings(client: Client, template: str) -> list[dict[str, Any]]:

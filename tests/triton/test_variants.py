@@ -1,25 +1,24 @@
 """Every variant, in small and with random weights: from checkpoint to the pictures that Triton
-serves, against diffusers' pipeline on the same checkpoint.
+serves, against diffusers' pipelines on the same checkpoint. One server for each variant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
-import torch
 
-from bench.server import Server, serving
-from tessera.contract import SCHEDULERS
-from tessera.manifest import read_manifest
+from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera.variants import VARIANTS
-from tessera_client import Client
+from tessera_client import Client, Control
 from tests.samples.bundles import Small
-from tests.samples.inpainting import dense_edit_equals_diffusers
+from tests.samples.images import island, largest, noise_blocks, ramp
+from tests.samples.inpainting import by_diffusers
+from tests.samples.references import PROMPT, References
+from tests.samples.servers import ended_whole
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing said": {},
@@ -28,48 +27,75 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no guidance": {"guidance": 1.0, "scheduler": "ddim"},
     "another size": {"width": 96, "height": 200, "scheduler": "euler"},
 }
+CONTROLS: dict[str, list[Control]] = {
+    "one": [Control("edges", image=noise_blocks(1))],
+    "weaker": [Control("edges", image=noise_blocks(2), scale=0.4)],
+    "window": [Control("edges", image=noise_blocks(3), start=0.25, end=0.75)],
+    "two": [
+        Control("edges", image=noise_blocks(4), scale=0.6, end=0.5),
+        Control("edges", image=noise_blocks(5), scale=-0.3, start=0.2),
+    ],
+}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_served_pictures_and_edits_equal_diffusers(
-    small: Callable[[str], Small], variant: str, tmp_path: Path
-) -> None:
-    made = small(variant)
-    with serving(made.bundle, tmp_path / "log", "--threads=2") as server:
-        for name, options in OPTIONS.items():
-            wanted = {"seed": 7, **options}
-            difference = served_minus_expected(server, made, wanted)
-            assert np.abs(difference).max() <= 2, name
-            assert np.abs(difference).mean() <= 0.1, name
-        dense_edit_equals_diffusers(server, made)
+@dataclass(frozen=True)
+class Served:
+    """A variant's server, and diffusers on the same weights."""
+
+    client: Client
+    references: References
+    plain: Any
+    """The picture without ControlNets."""
 
 
-def served_minus_expected(server: Server, made: Small, wanted: dict[str, Any]) -> Any:
-    prompt = "a large blue star at the top on a green background"
-    with Client(server.http, timeout=120) as client:
-        result = client.generate(prompt, **wanted)
-    expected = by_diffusers(made, prompt, **wanted)
+@pytest.fixture(scope="module", params=VARIANTS)
+def served(
+    request: pytest.FixtureRequest,
+    small: Callable[[str], Small],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Served]:
+    made = small(request.param)
+    log = tmp_path_factory.mktemp(request.param) / "log"
+    with (
+        ended_whole(made.bundle, log, "--threads=2") as server,
+        Client(server.http, timeout=120) as client,
+    ):
+        plain = np.asarray(client.generate(PROMPT, seed=7).image, np.int16)
+        yield Served(client, References(made), plain)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_pictures_equal_diffusers(served: Served, options: dict[str, Any]) -> None:
+    wanted = {"seed": 7, **options}
+    expected = served.references.picture(**wanted)
     assert expected.std() > 5, "a flat picture would prove nothing"
-    return np.asarray(result.image, np.int16) - expected
+    assert_near(served.client.generate(PROMPT, **wanted).image, expected)
 
 
-def by_diffusers(made: Small, prompt: str, *, seed: int, **options: Any) -> Any:
-    """The picture, with the bundle's defaults for what is left out."""
-    defaults = read_manifest(made.bundle).defaults
-    spec = SCHEDULERS[options.pop("scheduler", defaults.scheduler)]
-    kind = getattr(diffusers, VARIANTS[made.variant].pipeline)
-    off = {} if VARIANTS[made.variant].pooled else {"safety_checker": None}
-    pipe = kind.from_pretrained(str(made.checkpoint), dtype=torch.float32, **off)
-    pipe.set_progress_bar_config(disable=True)
-    scheduler = getattr(diffusers, spec.cls)
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **dict(spec.settings))
-    result = pipe(
-        prompt,
-        num_inference_steps=defaults.steps,
-        guidance_scale=options.pop("guidance", defaults.guidance),
-        width=options.pop("width", defaults.width),
-        height=options.pop("height", defaults.height),
-        generator=torch.Generator("cpu").manual_seed(seed),
-        **options,
-    )
-    return np.asarray(result.images[0], np.int16)
+@pytest.mark.parametrize("controls", CONTROLS.values(), ids=CONTROLS.keys())
+def test_pictures_with_controlnets_equal_diffusers(served: Served, controls: list[Control]) -> None:
+    result = served.client.generate(PROMPT, seed=7, controls=controls)
+    assert_near(result.image, served.references.controlled(controls, seed=7))
+    change = np.abs(np.asarray(result.image, np.int16) - served.plain)
+    assert change.max() > 10, "the control changed nothing"
+    assert [c["name"] for c in result.info.controls] == [c.name for c in controls]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+def test_dense_edits_equal_diffusers_inpainting(served: Served, strength: float) -> None:
+    """At a size that is no square."""
+    image, mask = ramp(120, 96), island(120, 96)
+    wanted: dict[str, Any] = {"scheduler": "euler", "strength": strength}
+    options: dict[str, Any] = {"seed": TEMPLATE_SEED, "steps": 6, "guidance": 3.0, "mode": "dense"}
+    result = served.client.edit(image, mask, PROMPT, **options, **wanted)
+    pipe = served.references.inpainting()
+    expected = by_diffusers(pipe, image, mask, num_inference_steps=6, guidance_scale=3.0, **wanted)
+    assert (expected != image).mean() > 0.1
+    assert largest(result, expected) <= 2
+
+
+def assert_near(image: Any, expected: Any) -> None:
+    """Up to rounding, the same picture."""
+    difference = np.abs(np.asarray(image, np.int16) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() <= 0.1

@@ -19,6 +19,7 @@ from tessera.manifest import (
     read_manifest,
 )
 from tessera.variants import VARIANTS
+from tessera_build import exporter
 from tessera_build.addons import AddOns
 from tessera_build.bundle import Choices, build_bundle, is_current
 from tests.samples.bundles import Small
@@ -105,7 +106,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     checkpoint = small("sd15").checkpoint
-    monkeypatch.setattr(module, "export_graph", full)
+    monkeypatch.setattr(exporter, "export_graph", full)
     with pytest.raises(BundleError, match=r"could not be written: No space left on device"):
         build(checkpoint, tmp_path / "out" / "small")
     assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]

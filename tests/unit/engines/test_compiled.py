@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from tessera.engines.base import EngineInfo
-from tessera.engines.compiled import CompiledKey, find_compiled, read_record
+from tessera.engines.compiled import FOLDER, CompiledKey, find_compiled, read_record
 from tessera.engines.registry import Source
 from tessera.errors import BundleError
 from tessera.manifest import read_manifest
@@ -89,6 +89,39 @@ def bundle(small: Make, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def planned(small: Make) -> dict[str, Job]:
+    """Jobs of a bundle that nothing is compiled for."""
+    return jobs(small("sd15").bundle)
+
+
+@pytest.fixture
+def job_of(bundle: Path, planned: dict[str, Job]) -> Callable[[str], Job]:
+    """A graph's job in the bundle of this test, which is planned as the one it is a copy of."""
+
+    def get(graph: str) -> Job:
+        job = planned[graph]
+        source = Source.of(bundle, read_manifest(bundle), graph)
+        return dataclasses.replace(job, source=source, path=bundle / FOLDER / job.path.name)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def _compiled_once(small: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with one compiled engine, of `vae_decoder`; `compiled` is a copy to spoil."""
+    folder = tmp_path_factory.mktemp("compiled") / "bundle"
+    shutil.copytree(small("sd15").bundle, folder)
+    compile_job(jobs(folder)["vae_decoder"], FakeCompiler(), folder)
+    return folder
+
+
+@pytest.fixture
+def compiled(_compiled_once: Path, tmp_path: Path) -> Path:
+    shutil.copytree(_compiled_once, tmp_path / "compiled")
+    return tmp_path / "compiled"
+
+
 def jobs(bundle: Path, precision: str = "fp32", **changes: Any) -> dict[str, Job]:
     planned = plan_jobs(bundle, precision=precision, **(MACHINE | changes))
     return {job.key.graph: job for job in planned}
@@ -98,8 +131,7 @@ def find(bundle: Path, **changes: str) -> Path:
     return find_compiled(bundle, read_manifest(bundle), "vae_decoder", **(MACHINE | changes))
 
 
-def test_profiles_follow_from_the_bundles_limits(bundle: Path) -> None:
-    planned = jobs(bundle)
+def test_profiles_follow_from_the_bundles_limits(bundle: Path, planned: dict[str, Job]) -> None:
     sample = planned["unet_encoder"].key.profile["sample"]
     assert dataclasses.astuple(sample) == ((1, 4, 8, 8), (2, 4, 16, 16), (16, 4, 32, 32))
     mid = planned["unet_decoder"].key.profile["mid"]
@@ -116,8 +148,8 @@ def test_profiles_follow_from_the_bundles_limits(bundle: Path) -> None:
     assert set(planned) == set(read_manifest(bundle).graphs)
 
 
-def test_a_name_is_made_of_everything_that_went_into_the_plan(bundle: Path) -> None:
-    key = jobs(bundle)["vae_decoder"].key
+def test_a_name_is_made_of_everything_that_went_into_the_plan(planned: dict[str, Job]) -> None:
+    key = planned["vae_decoder"].key
     other_shapes = {"latents": dataclasses.replace(key.profile["latents"], largest=(2, 4, 64, 64))}
     changes: list[dict[str, Any]] = [
         {"weights": "0"},
@@ -131,8 +163,10 @@ def test_a_name_is_made_of_everything_that_went_into_the_plan(bundle: Path) -> N
     assert len(names) == 1 + len(changes)
 
 
-def test_a_plan_is_compared_with_torch_and_found_again(bundle: Path) -> None:
-    job = jobs(bundle)["vae_decoder"]
+def test_a_plan_is_compared_with_torch_and_found_again(
+    bundle: Path, job_of: Callable[[str], Job]
+) -> None:
+    job = job_of("vae_decoder")
     with pytest.raises(
         BundleError, match=r"no compiled engine of vae_decoder for sm_90 .* run: tessera-build"
     ):
@@ -148,8 +182,10 @@ def test_a_plan_is_compared_with_torch_and_found_again(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_halves_with_low_rank_inputs_are_compiled_like_the_others(bundle: Path, half: str) -> None:
-    record = compile_job(jobs(bundle)[f"unet_{half}_lowrank"], FakeCompiler(), bundle)
+def test_halves_with_low_rank_inputs_are_compiled_like_the_others(
+    bundle: Path, job_of: Callable[[str], Job], half: str
+) -> None:
+    record = compile_job(job_of(f"unet_{half}_lowrank"), FakeCompiler(), bundle)
     assert record.canary_built < 1e-4
     assert record.canary_refitted < 1e-4
 
@@ -157,30 +193,31 @@ def test_halves_with_low_rank_inputs_are_compiled_like_the_others(bundle: Path, 
 @pytest.mark.parametrize(
     "changes", [{"architecture": "sm_89"}, {"tensorrt": "10.8.0"}], ids=["GPU", "version"]
 )
-def test_a_plan_for_another_machine_is_never_opened(bundle: Path, changes: dict[str, str]) -> None:
-    compile_job(jobs(bundle)["vae_decoder"], FakeCompiler(), bundle)
+def test_a_plan_for_another_machine_is_never_opened(
+    compiled: Path, changes: dict[str, str]
+) -> None:
+    find(compiled)
     with pytest.raises(BundleError, match=r", only for sm_90 with TensorRT 11\.4\.0; run:"):
-        find(bundle, **changes)
+        find(compiled, **changes)
 
 
-def test_a_plan_of_other_weights_is_never_opened(bundle: Path) -> None:
-    compile_job(jobs(bundle)["vae_decoder"], FakeCompiler(), bundle)
-    manifest = json.loads((bundle / "bundle.json").read_text())
+def test_a_plan_of_other_weights_is_never_opened(compiled: Path) -> None:
+    find(compiled)
+    manifest = json.loads((compiled / "bundle.json").read_text())
     manifest["files"]["graphs/vae_decoder.onnx"]["sha256"] = "0" * 64
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    (compiled / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="has no compiled engine of vae_decoder"):
-        find(bundle)
+        find(compiled)
 
 
-def test_a_damaged_plan_is_never_opened(bundle: Path) -> None:
-    job = jobs(bundle)["vae_decoder"]
-    compile_job(job, FakeCompiler(), bundle)
-    job.path.write_bytes(b"plan")
+def test_a_damaged_plan_is_never_opened(compiled: Path) -> None:
+    path = find(compiled)
+    path.write_bytes(b"plan")
     with pytest.raises(BundleError, match=r"plan is damaged \(SHA-256 differs\)"):
-        find(bundle)
-    job.path.with_suffix(".json").write_text("{}")
+        find(compiled)
+    path.with_suffix(".json").write_text("{}")
     with pytest.raises(BundleError, match=r"json is damaged"):
-        find(bundle)
+        find(compiled)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +226,9 @@ def test_a_damaged_plan_is_never_opened(bundle: Path) -> None:
     ids=["wrong from the start", "deaf to a refit"],
 )
 def test_a_plan_that_computes_something_else_is_not_used(
-    bundle: Path, compiler: FakeCompiler, when: str
+    bundle: Path, job_of: Callable[[str], Job], compiler: FakeCompiler, when: str
 ) -> None:
-    job = jobs(bundle)["vae_decoder"]
+    job = job_of("vae_decoder")
     with pytest.raises(BundleError, match=rf"away from torch {when}.*it is not used"):
         compile_job(job, compiler, bundle)
     assert not job.done

@@ -1,0 +1,85 @@
+"""Pictures that diffusers' own pipelines make of a small checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from tessera.contract import SCHEDULERS
+from tessera.manifest import read_manifest
+from tessera.variants import VARIANTS
+from tessera_client import Control
+from tests.samples.bundles import Small
+
+PROMPT = "a large blue star at the top on a green background"
+
+
+class References:
+    """The pipelines of a checkpoint: its networks are read once, by diffusers, for all of them."""
+
+    def __init__(self, small: Small) -> None:
+        self._small = small
+        self._kind = VARIANTS[small.variant].pipeline
+        self._defaults = read_manifest(small.bundle).defaults
+        off = {} if VARIANTS[small.variant].pooled else {"safety_checker": None}
+        kind = getattr(diffusers, self._kind)
+        self._plain = kind.from_pretrained(str(small.checkpoint), dtype=torch.float32, **off)
+        self._plain.set_progress_bar_config(disable=True)
+        self._scheduler = self._plain.scheduler.config
+
+    def picture(self, *, seed: int, **options: Any) -> Any:
+        """A picture, with the bundle's defaults for what is left out."""
+        return self._draw(self._plain, seed=seed, **options)
+
+    def controlled(self, controls: Sequence[Control], *, seed: int) -> Any:
+        """A picture with ControlNets, all of them `edges`."""
+        network, several = self._small.control, len(controls) > 1
+        pipe = self._pipeline(
+            "ControlNet", controlnet=[network] * len(controls) if several else network
+        )
+        values: dict[str, Any] = {
+            "image": [c.image for c in controls],
+            "controlnet_conditioning_scale": [c.scale for c in controls],
+            "control_guidance_start": [c.start for c in controls],
+            "control_guidance_end": [c.end for c in controls],
+        }
+        return self._draw(
+            pipe, seed=seed, **(values if several else {k: v[0] for k, v in values.items()})
+        )
+
+    def inpainting(self) -> DiffusionPipeline:
+        """The pipeline for edits."""
+        pipe = self._pipeline("Inpaint")
+        self._set_scheduler(pipe, self._defaults.scheduler)
+        return pipe
+
+    def _pipeline(self, what: str, **networks: Any) -> DiffusionPipeline:
+        kind = getattr(diffusers, self._kind.replace("Pipeline", f"{what}Pipeline"))
+        pipe = kind.from_pipe(self._plain, **networks)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _set_scheduler(self, pipe: DiffusionPipeline, name: str) -> None:
+        spec = SCHEDULERS[name]
+        pipe.scheduler = getattr(diffusers, spec.cls).from_config(
+            self._scheduler, **dict(spec.settings)
+        )
+
+    def _draw(self, pipe: DiffusionPipeline, *, seed: int, **options: Any) -> Any:
+        defaults = self._defaults
+        self._set_scheduler(pipe, options.pop("scheduler", defaults.scheduler))
+        result = pipe(
+            PROMPT,
+            num_inference_steps=defaults.steps,
+            guidance_scale=options.pop("guidance", defaults.guidance),
+            width=options.pop("width", defaults.width),
+            height=options.pop("height", defaults.height),
+            generator=torch.Generator("cpu").manual_seed(seed),
+            **options,
+        )
+        return np.asarray(result.images[0], np.int16)
