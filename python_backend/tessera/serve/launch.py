@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.status import Status
 from tessera.controls.models import Placement, engine_is_half, write_models
 from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
+from tessera.serve.drain import drain
 from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
@@ -71,6 +73,9 @@ class Launch:
         return url_of(self.host, self.ports.http)
 
     def _supervisor(self, folder: Path, console: Console, pinned: Sequence[str]) -> Supervisor:
+        def say(text: str) -> None:
+            console.print(f"tessera-serve: {text}", soft_wrap=True)
+
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
         secret = secrets.token_hex()
         half = engine_is_half(self.variables["TESSERA_ENGINE"])
@@ -92,8 +97,10 @@ class Launch:
             line,
             environment(server, **variables),
             self._url,
-            lambda text: console.print(f"tessera-serve: {text}", soft_wrap=True),
+            say,
             {CONTROL_HEADER: secret},
+            partial(drain, folder / "board", (self.ports.http, self.ports.grpc), say=say),
+            patient=any(flag.startswith("--trace") for flag in self.flags),
         )
 
     def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:

@@ -55,7 +55,9 @@ class Phase(IntEnum):
 CACHE_FIELDS = ("hits", "misses", "evictions", "bytes", "entries")
 """Of the recorded activations in `denoise`'s memory."""
 
-_HEADER = np.dtype([("ticket", "i8"), ("tick", "i8"), *((name, "i8") for name in CACHE_FIELDS)])
+_HEADER = np.dtype(
+    [(name, "i8") for name in ("ticket", "tick", "stopping")] + [(n, "i8") for n in CACHE_FIELDS]
+)
 _ROW = np.dtype(
     [
         ("job_id", "S64"),
@@ -88,6 +90,11 @@ def board_path() -> Path:
 def control_table_path() -> Path:
     """Where this server's processes keep which ControlNets are loaded: beside the board."""
     return Path(f"{board_path()}.controls")
+
+
+def activity_path(board: Path) -> Path:
+    """The lock by which a server's processes tell that they answer a request: beside its board."""
+    return Path(f"{board}.activity")
 
 
 def costs_path() -> Path:
@@ -145,8 +152,9 @@ class Board:
 
         Raises:
             InvalidInput: a job of that id is running.
-            Unavailable: every row belongs to a running job.
+            Unavailable: every row belongs to a running job, or the server is being stopped.
         """
+        self.check_serving()
         with self._locked():
             slot = self._place_for(job_id)
             ticket = int(self._header["ticket"]) + 1
@@ -193,6 +201,24 @@ class Board:
             if not Phase(int(row["phase"])).final:
                 row["cancel"] = 1
             return _status(row)
+
+    def refuse(self) -> None:
+        """Take no more jobs: the server is being stopped."""
+        self._header["stopping"] = 1
+
+    def check_serving(self) -> None:
+        """See whether jobs are taken.
+
+        Raises:
+            Unavailable: the server is being stopped.
+        """
+        if self._header["stopping"]:
+            raise Unavailable("the server is being stopped; try again later")
+
+    def cancel_all(self) -> None:
+        """Raise the cancel flag of every job that has not ended."""
+        with self._locked():
+            self._rows["cancel"][self._rows["phase"] < Phase.DONE] = 1
 
     def status(self, job_id: str) -> JobStatus:
         """How far a job is.
