@@ -6,11 +6,13 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tessera.controls.models import Placement, engine_is_half, write_models
 from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
+from tessera.serve.drain import drain
 from tessera.serve.log import has_driver
 from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
@@ -74,11 +76,16 @@ class Launch:
         return url_of(self.host, self.ports.http)
 
     def _supervisor(self, folder: Path, console: Console) -> Supervisor:
+        def say(text: str) -> None:
+            console.say(f"tessera-serve: {text}")
+
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
         secret = secrets.token_hex()
         half = engine_is_half(self.settings.engine)
         write_models(controlnets, self.manifest.controlnets, self.placements, half=half)
-        variables = replace(self.settings, board=folder / "board").to_environment()
+        ports = (self.ports.http, self.ports.grpc)
+        settings = replace(self.settings, board=folder / "board")
+        variables = settings.to_environment()
         pinned = self.settings.controls.pinned
         line = command(
             server,
@@ -92,9 +99,11 @@ class Launch:
             line,
             environment(server, **variables),
             self._url,
-            lambda text: console.say(f"tessera-serve: {text}"),
+            say,
             {CONTROL_HEADER: secret},
-            None if self.verbose or has_driver() else console.say,
+            partial(drain, settings.board, settings.activity, ports, say=say),
+            patient=any(flag.startswith("--trace") for flag in self.flags),
+            log=None if self.verbose or has_driver() else console.say,
         )
 
     def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:

@@ -135,6 +135,11 @@ class ServerSettings:
         return Path(f"{self.board}.controls")
 
     @property
+    def activity(self) -> Path:
+        """The lock by which a server's processes tell that they answer a request."""
+        return Path(f"{self.board}.activity")
+
+    @property
     def costs(self) -> Path:
         """Where the server keeps what it has measured of its steps: beside the board."""
         return Path(f"{self.board}.costs")
