@@ -15,7 +15,9 @@ URL = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("TESSERA_URL", "http:
 PICTURE = sys.argv[2] if len(sys.argv) > 2 else "edit.png"
 
 with Client(URL) as client:
-    before = client.generate("a large red circle at the left on a blue background", seed=1, steps=10)
+    before = client.generate(
+        "a large red circle at the left on a blue background", seed=1, steps=10
+    )
 
     # A mask is light where the picture may change. It covers the whole circle, with a margin.
     mask = np.zeros((before.image.height, before.image.width), np.uint8)
