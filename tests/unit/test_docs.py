@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
@@ -221,6 +222,19 @@ def test_the_reference_has_the_models_of_the_contract() -> None:
         "jobs",
     ]
     assert set(contract.MODELS) == {"generate", "edit", "templates", "adapters", "jobs"}
+
+
+def test_the_reference_has_every_field_of_info() -> None:
+    rows = _rows(_section(DOCS / "user" / "api.md", "INFO"))
+    named = [name for first, *_ in rows for name in SPAN.findall(first)]
+    assert sorted(named) == sorted(f.name for f in dataclasses.fields(contract.Info))
+
+
+def test_the_reference_has_every_field_of_a_jobs_status() -> None:
+    section = _section(DOCS / "user" / "api.md", "jobs")
+    (row,) = [cells for cells in _rows(section) if cells[0] == "`RESULT`"]
+    named = SPAN.findall(row[-1])
+    assert named == [f.name for f in dataclasses.fields(contract.JobStatus)]
 
 
 def test_the_reference_has_the_schedulers_of_the_contract() -> None:
