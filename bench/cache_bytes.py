@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 
-from tessera.networks.program import Program
+from tessera.networks.walk import program_of
 from tessera.templates.recorder import numbers_per_step
 from tessera.templates.storage import CHOICES, Storage
 from tests.fakes.true_configs import CONFIGS
@@ -44,7 +44,7 @@ def numbers_of(config: str, pixels: int) -> int:
     """How many numbers are recorded of one step."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**CONFIGS[config]["unet"])
-    program = Program(unet)
+    program = program_of(unet)
     sites = tuple(s for s in program.sites if s.name != "halo.conv_in")
     return numbers_per_step(program, sites, (pixels // PIXELS, pixels // PIXELS))
 

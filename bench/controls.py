@@ -27,11 +27,10 @@ from rich.table import Table
 
 from bench.run import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT, Server, plain_serving
-from tessera import trace
 from tessera.controls.models import write_models
 from tessera.manifest import CONTROLNET, HINT, read_manifest, write_manifest
 from tessera.networks import graphs
-from tessera.networks.program import Program
+from tessera.networks.walk import program_of
 from tessera.serve.tritonserver import model_repository
 from tessera.sparse.tables import level_sizes
 from tessera_client import Client, Control
@@ -80,7 +79,7 @@ def overlap() -> tuple[list[dict[str, float]], list[Event]]:
             _stand_in(repository / f"{CONTROLNET}{name}", "sleeper", numbers=str(numbers))
         traced = Path(folder) / "trace.json"
         variables = {"TESSERA_BUNDLE": str(bundle), "TESSERA_THREADS": "1"}
-        variables |= {"TESSERA_BOARD": f"{folder}/board", trace.VARIABLE: str(traced)}
+        variables |= {"TESSERA_BOARD": f"{folder}/board", "TESSERA_TRACE": str(traced)}
         repositories = [model_repository(), repository]
         with plain_serving(repositories, LOG, explicit=True, **variables) as server:
             for count in track(range(len(SLEEPS) + 1), description="overlap"):
@@ -216,7 +215,7 @@ def _transfers(
 
 def residual_shapes(config: Mapping[str, Any], size: tuple[int, int]) -> list[tuple[int, int, int]]:
     """(c, h, w) of each residual of a ControlNet for a UNet of that configuration."""
-    program = Program(graphs.new_network("unet", dict(config)))
+    program = program_of(graphs.new_network("unet", dict(config)))
     sizes = level_sizes(size, program.paddings)
     return [(width, *sizes[level]) for level, width in program.residuals.values()]
 

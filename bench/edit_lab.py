@@ -30,8 +30,9 @@ from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.record import record
 from tessera.sparse.tables import make_tables
 from tessera.templates.cache import StepCache
+from tessera.templates.packing import pack
 from tessera.templates.recorder import Networks, open_networks
-from tessera.templates.storage import Storage, pack
+from tessera.templates.storage import Storage
 from tessera.types import Array, Tensors
 from tessera.variants import VARIANTS
 
@@ -108,9 +109,7 @@ class Lab:
 
     @cached_property
     def _program(self) -> Any:
-        from tessera.networks.program import Program
-
-        return Program(self._networks.encoder.source)
+        return self._bundle.outline("unet").program
 
     @torch.inference_mode()
     def dense(self, edit: Edit) -> Made:

@@ -40,8 +40,8 @@ from tessera.denoise.running import Running
 from tessera.denoise.sampler import Sampler
 from tessera.denoise.unet import UNet
 from tessera.engines.bundle import Bundle
-from tessera.engines.registry import ENGINE_VARIABLE, KINDS
 from tessera.plan import AdapterUse, Plan
+from tessera.shared.settings import EngineKind
 
 SETS = (1, 2, 4, 8)
 RANKS = (4, 8, 16, 32, 64)
@@ -77,10 +77,12 @@ class Sides:
 
     Args:
         folder: of the LoRAs.
+        threads: of an engine call.
+        engine: what runs the UNet.
     """
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        bundle = Bundle(DEMO_BUNDLE, threads=threads)
+    def __init__(self, folder: Path, threads: int, engine: EngineKind) -> None:
+        bundle = Bundle(DEMO_BUNDLE, threads=threads, engine=engine)
         halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
         targets = targets_of(bundle)
         self._store = AdapterStore(Library([folder]), targets, parts=["unet"], budget=2 * 10**9)
@@ -132,16 +134,15 @@ class Sides:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="side path against refits in turns")
-    parser.add_argument("--engine", choices=KINDS, default="auto")
+    parser.add_argument("--engine", choices=tuple(EngineKind), default=EngineKind.AUTO)
     parser.add_argument("--steps", type=int, default=20, help="of a request")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    os.environ[ENGINE_VARIABLE] = options.engine
     machine = describe_machine(options.threads)
     names = write_files()
-    sides = Sides(FOLDER, options.threads)
+    sides = Sides(FOLDER, options.threads, EngineKind(options.engine))
     cases = [(k, r, n) for k in KINDS_OF_LORA for r in RANKS for n in SETS]
     levels = [
         measure(sides, names[kind, rank], kind, rank, count, options)

@@ -34,9 +34,10 @@ from bench.server import ROOT
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patchable, Patcher
 from tessera.adapters.store import Adapter, AdapterStore
-from tessera.adapters.targets import Targets, weights_of
+from tessera.adapters.targets import Targets
 from tessera.engines.torch import TorchEngine
 from tessera.networks.modules import UNetDecoder, UNetEncoder
+from tessera.networks.walk import weights_of
 from tessera.plan import AdapterUse
 from tests.fakes.true_configs import CONFIGS
 

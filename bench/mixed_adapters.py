@@ -33,7 +33,7 @@ from rich.table import Table
 from bench.lora_files import write_loras
 from bench.run import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT, Server, serving
-from tessera.adapters.settings import PATHS
+from tessera.shared.settings import LoraPath
 from tessera_client import Client, Info, Lora
 
 PROMPT = "a large red circle at the left on a blue background"
@@ -87,12 +87,12 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         flags = (f"--threads={options.threads}", f"--adapters={options.adapters}")
         servers = {
-            path: stack.enter_context(
+            str(path): stack.enter_context(
                 serving(DEMO_BUNDLE, FOLDER / f"{path}.log", *flags, f"--lora-path={path}")
             )
-            for path in PATHS
+            for path in LoraPath
         }
-        capacity = measure_capacity(servers["refit"], options.steps)
+        capacity = measure_capacity(servers[LoraPath.REFIT], options.steps)
         rate = options.share * capacity
         console.print(f"without LoRAs {capacity:.2f} pictures/s; arrivals {rate:.2f}/s")
         for server in servers.values():

@@ -30,10 +30,11 @@ from tessera.manifest import (
     Limits,
     Manifest,
     file_digest,
+    network_of,
     read_manifest,
     write_manifest,
 )
-from tessera.networks.graphs import network_of, new_network, wrap
+from tessera.networks.graphs import new_network, wrap
 from tessera.networks.weights import load_weights
 from tessera.variants import VARIANTS
 from tessera_build.demo.scenes import vocabulary

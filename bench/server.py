@@ -14,12 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.serve.tritonserver import Ports, command, environment, find_server, models_of
-from tessera_client.client import NEEDED_MODELS
+from tessera.serve.tritonserver import (
+    Ports,
+    command,
+    environment,
+    find_server,
+    model_repository,
+    models_of,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_BUNDLE = ROOT / "bundles" / "demo"
 DEMO_CHECKPOINT = ROOT / "build" / "demo_model" / "base"
+ALL_MODELS = tuple(models_of(model_repository()))
 _STARTS_WITHIN_S = 180.0
 _ENDS_WITHIN_S = 150.0  # tessera-serve gives its server 60
 
@@ -54,9 +61,9 @@ class Server:
             return False
 
     def wait_ready(
-        self, seconds: float = _STARTS_WITHIN_S, models: Sequence[str] = NEEDED_MODELS
+        self, seconds: float = _STARTS_WITHIN_S, models: Sequence[str] = ALL_MODELS
     ) -> None:
-        """Wait until the models say that they are ready.
+        """Wait until the models say that they are ready, the internal ones too.
 
         Raises:
             RuntimeError: it has ended, or one is not ready in time; the message is its log.

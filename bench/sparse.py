@@ -35,8 +35,8 @@ from tessera.denoise.unet import UNet
 from tessera.engines.onnxruntime import OnnxRuntimeEngine
 from tessera.manifest import Latents
 from tessera.networks import graphs, modules
-from tessera.networks.program import Program
 from tessera.networks.sparse_unet import SparseUNet, TextProjections
+from tessera.networks.walk import program_of
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.record import Recording, record
@@ -110,7 +110,7 @@ def prepare() -> None:
     export_graph(text, signature_of(text, words), FOLDER / "unet_text.onnx")
     torch.save(unet.state_dict(), FOLDER / "weights.pt")
     inputs = example_inputs(encoder, _LATENTS, rows=STEPS, height=SIDE, width=SIDE)
-    recording, answers = record(encoder, decoder, inputs, sites=Program(unet).sites)
+    recording, answers = record(encoder, decoder, inputs, sites=program_of(unet).sites)
     torch.save((inputs, recording, answers), FOLDER / "recording.pt")
     (FOLDER / "done").write_text(stamp)
 
@@ -127,7 +127,7 @@ class Sides:
         self.unet: Any = graphs.new_network("unet", CONFIG).eval()
         weights = torch.load(FOLDER / "weights.pt", mmap=True)
         self.unet.load_state_dict(weights, assign=True)
-        self.program = Program(self.unet)
+        self.program = program_of(self.unet)
         found = torch.load(FOLDER / "recording.pt")
         self.inputs: Tensors = found[0]
         self.answers: torch.Tensor = found[2]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tessera import trace
+from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 
 
@@ -18,6 +19,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, Any]) -> None:
         """Read the duration off the name, and how many numbers a row of residuals has."""
         torch.set_num_threads(1)
+        trace.write_to(ServerSettings.from_environment().trace)
         config = json.loads(args["model_config"])
         self._seconds = int(config["name"].removeprefix("controlnet_sleep")) / 1e3
         self._numbers = int(config["parameters"]["numbers"]["string_value"])

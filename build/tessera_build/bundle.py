@@ -24,6 +24,7 @@ from torch import nn
 
 import tessera.networks
 from tessera import __version__
+from tessera.adapters.formats import PARTS
 from tessera.contract import SCHEDULERS, SIZE_STEP
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import (
@@ -36,10 +37,12 @@ from tessera.manifest import (
     Manifest,
     check_files,
     file_digest,
+    network_of,
     read_manifest,
     write_manifest,
 )
-from tessera.networks.graphs import network_of
+from tessera.networks.outline import OUTLINE
+from tessera.networks.walk import outline_of
 from tessera.variants import VARIANTS
 from tessera_build.addons import AddOns, install_loras, open_controlnet
 from tessera_build.checkpoint import open_checkpoint
@@ -238,6 +241,9 @@ def _write_graphs(
                 share_weights(folder / file, folder / graphs[shares].file)
             graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout, shares)
             _save_config(spec.module.source, folder / "networks" / part)
+            if part in PARTS:
+                outline = outline_of(spec.module.source).to_json()
+                (folder / "networks" / part / OUTLINE).write_text(outline)
     progress("done", len(specs), len(specs))
     return graphs
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from tessera.errors import BundleError, TesseraError
+from tessera.terminal.console import Console
+from tessera_build import options as o
 
 if TYPE_CHECKING:
     from tessera_build.addons import AddOns
     from tessera_build.bundle import Choices
-    from tessera_build.compile import Compiler, Job
+    from tessera_build.compile import Compiler
 
 app = typer.Typer(help="Build bundles for Tessera.", no_args_is_help=True, add_completion=False)
 console = Console()
@@ -26,18 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "build" / "demo_model" / "base"
 
 
-Place = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=PLACE", help="Where a ControlNet runs: cpu, or a GPU as gpu:1."),
-]
-
-
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the bundle.")] = Path(
-        "bundles/demo"
-    ),
-    force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
+    out: o.Out = Path("bundles/demo"),
+    force: o.Force = False,
 ) -> None:
     """Build the demo bundle from the checkpoint in the repository."""
     from tessera_build.addons import AddOns
@@ -53,52 +44,27 @@ def demo(
 
 @app.command()
 def bundle(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(help='A diffusers folder, a .safetensors file, or a hub\'s "owner/name".'),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the bundle.")],
-    config: Annotated[
-        Path | None,
-        typer.Option(help="For a single file without a hub: a diffusers folder with its configs."),
-    ] = None,
-    controlnet: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=PATH", help="A ControlNet to build in; may be given several times."
-        ),
-    ] = None,
-    place: Place = None,
-    lora: Annotated[
-        list[Path] | None,
-        typer.Option(help="A LoRA (.safetensors) to copy in; may be given several times."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Default of STEPS.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="Default of GUIDANCE.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Default of SCHEDULER.")] = None,
-    size: Annotated[int | None, typer.Option(help="Default of WIDTH and HEIGHT.")] = None,
-    min_size: Annotated[int | None, typer.Option(help="Smallest width and height.")] = None,
-    max_size: Annotated[int | None, typer.Option(help="Largest width and height.")] = None,
-    max_rows: Annotated[
-        int, typer.Option(min=1, help="Largest batch of one UNet call (2 rows for a request).")
-    ] = 16,
-    lora_bound: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Share of the steps that lora_policy bounded may do without LoRAs."
-        ),
-    ] = 0.2,
-    lora_rank: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Largest rank of a request's LoRAs together for the low-rank side path; 0 leaves "
-            "its graphs out.",
-        ),
-    ] = 64,
-    force: Annotated[bool, typer.Option(help="Build even if the bundle is up to date.")] = False,
+    checkpoint: o.Checkpoint,
+    out: o.Out,
+    config: o.Config = None,
+    force: o.Force = False,
+    controlnet: o.ControlNets = None,
+    place: o.Places = None,
+    lora: o.Loras = None,
+    steps: o.Steps = None,
+    guidance: o.Guidance = None,
+    scheduler: o.Scheduler = None,
+    size: o.Size = None,
+    lora_bound: o.LoraBound = 0.2,
+    min_size: o.MinSize = None,
+    max_size: o.MaxSize = None,
+    max_rows: o.MaxRows = 16,
+    lora_rank: o.LoraRank = 64,
 ) -> None:
-    """Build a bundle from a diffusers checkpoint; what is left out follows from the checkpoint."""
+    """Build a bundle from a diffusers checkpoint.
+
+    Defaults and limits that are left out follow from the checkpoint.
+    """
     from tessera_build.addons import AddOns, read_controlnets
     from tessera_build.bundle import Choices
 
@@ -110,53 +76,47 @@ def bundle(
 
 
 @app.command()
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder that tessera-build wrote.")],
-) -> None:
-    """Compare every graph in ONNX Runtime, and on a GPU in its engine, with torch; exit code 1 if
-    one differs.
-    """
+def verify(bundle: o.Folder) -> None:
+    """Compare every graph in its engines with torch; exit with 1 if one differs."""
     _quiet()
+    from tessera_build.reports import verification_table
     from tessera_build.verify import kinds_here, tolerance_of, verify_bundle
 
-    with console.status("checking the files ...") as status:
+    with console.doing("checking the files ...") as news:
         found = verify_bundle(
             bundle,
             kinds=kinds_here(bundle),
-            progress=lambda graph: status.update(f"running {graph} ..."),
+            progress=lambda graph: news(f"running {graph} ..."),
         )
-    table = Table(title=f"{bundle}: engines against torch on the CPU")
-    for column in ("graph", "random inputs", "largest difference", "accepted", ""):
-        table.add_column(column)
-    good = {name: result.difference <= tolerance_of(name) for name, result in found.items()}
-    for name, result in found.items():
-        verdict = "[green]well" if good[name] else "[red]differs"
-        cases, limit = str(result.cases), f"{tolerance_of(name):.0e}"
-        table.add_row(name, cases, f"{result.difference:.1e}", limit, verdict)
-    console.print(table)
-    if not all(good.values()):
+    accepted = {name: tolerance_of(name) for name in found}
+    title = f"{bundle}: engines against torch on the CPU"
+    console.print(verification_table(title, found, accepted))
+    if any(result.difference > accepted[name] for name, result in found.items()):
         raise typer.Exit(1)
 
 
 @app.command("compile")
 def compile_plans(
-    bundle: Annotated[Path, typer.Argument(help="Folder that tessera-build wrote.")],
-    precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    bundle: o.Folder,
+    precision: Annotated[
+        o.Precision, typer.Option(help="Number format of weights and activations.")
+    ] = o.Precision.FP16,
     stripped: Annotated[
-        bool, typer.Option("--stripped", help="Leave the weights out; they are refitted on load.")
+        bool, typer.Option("--stripped", help="Leave weights out, and refit them on load.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be built.")] = False,
-    architecture: Annotated[
-        str, typer.Option(help="With --dry-run: of the GPU, as in sm_90.")
-    ] = "sm_90",
-    tensorrt: Annotated[str, typer.Option(help="With --dry-run: TensorRT's version.")] = "11.4.0",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be compiled, and exit.")
+    ] = False,
+    architecture: Annotated[str, typer.Option(help="GPU to plan for, with --dry-run.")] = "sm_90",
+    tensorrt: Annotated[str, typer.Option(help="TensorRT to plan for, with --dry-run.")] = "11.4.0",
 ) -> None:
-    """Compile a bundle's graphs into TensorRT engines for this machine's GPU.
+    """Compile a bundle's graphs with TensorRT for this machine's GPU.
 
-    Plans that are there already are kept; an interrupted run goes on where it stopped.
+    Keeps what is there already; an interrupted run goes on where it stopped.
     """
     _quiet()
     from tessera_build.compile import compile_job, plan_jobs
+    from tessera_build.reports import jobs_lines
 
     compiler: Compiler | None = None
     if not dry_run:
@@ -164,19 +124,21 @@ def compile_plans(
         architecture, tensorrt = compiler.architecture, compiler.version
     jobs = plan_jobs(
         bundle,
-        precision=precision,
+        precision=precision.value,
         architecture=architecture,
         tensorrt=tensorrt,
         stripped=stripped,
     )
-    console.print(_jobs_table(jobs, f"{bundle}: {architecture}, TensorRT {tensorrt}"))
+    console.say(f"{bundle}: {architecture}, TensorRT {tensorrt}")
+    for line in jobs_lines(jobs):
+        console.say(line)
     if compiler is None:
         return
     missing = [job for job in jobs if not job.done]
     for number, job in enumerate(missing, 1):
-        with console.status(f"compiling {job.key.graph}, {number} of {len(missing)} ..."):
+        with console.doing(f"compiling {job.key.graph}, {number} of {len(missing)} ..."):
             record = compile_job(job, compiler, bundle)
-        console.print(
+        console.say(
             f"{job.key.graph}: {record.canary_built:.1e} from torch as built, "
             f"{record.canary_refitted:.1e} after a refit"
         )
@@ -194,35 +156,17 @@ def _compiler() -> Compiler:
     return PolygraphyCompiler()
 
 
-def _jobs_table(jobs: list[Job], title: str) -> Table:
-    table = Table(title=title)
-    for column in ("graph", "precision", "input", "smallest", "likeliest", "largest", "file"):
-        table.add_column(column, no_wrap=column != "file")
-    for job in jobs:
-        first = [job.key.graph, job.key.precision]
-        for name, shapes in job.key.profile.items():
-            if name.startswith("skip_"):
-                continue  # they follow from the others
-            sizes = (shapes.smallest, shapes.likeliest, shapes.largest)
-            state = "there" if job.done else "to build"
-            table.add_row(
-                *first, name, *("x".join(map(str, s)) for s in sizes), state if first[0] else ""
-            )
-            first = ["", ""]
-    return table
-
-
 @app.command("train-demo")
 def train_demo(
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where to write the checkpoint.")
+        Path, typer.Option("--out", "-o", help="Folder to write the checkpoint to.")
     ] = DEMO_MODEL,
     work: Annotated[
-        Path, typer.Option(help="Checkpoints and sample sheets; training resumes from here.")
+        Path, typer.Option(help="Folder of checkpoints and sample sheets; training resumes there.")
     ] = Path("out/train-demo"),
     steps: Annotated[int, typer.Option(help="Training steps of the UNet.")] = 12_000,
     start: Annotated[
-        Path | None, typer.Option(help="A checkpoint of the demo model to go on from.")
+        Path | None, typer.Option(help="Go on from a checkpoint of the demo model.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     only_loras: Annotated[
@@ -230,12 +174,12 @@ def train_demo(
     ] = False,
     only_controlnets: Annotated[
         bool,
-        typer.Option("--only-controlnets", help="Train its ControlNets, likewise."),
+        typer.Option(
+            "--only-controlnets", help="Train its ControlNets on a checkpoint that is there."
+        ),
     ] = False,
 ) -> None:
-    """Train the demo model, from nothing or from a checkpoint, its LoRAs and its ControlNets: hours
-    on a laptop.
-    """
+    """Train the demo model, its LoRAs and its ControlNets; takes hours on a laptop."""
     _quiet()
     everything = not (only_loras or only_controlnets)
     if everything:
@@ -251,9 +195,9 @@ def _train_checkpoint(out: Path, work: Path, *, steps: int, start: Path | None, 
     from tessera_build.demo.training import train_demo as train
 
     score = train(Recipe(unet_steps=steps, seed=seed, start=start), out, work)
-    console.print(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
+    console.say(f"{out}: {100 * score.fraction:.1f} % of attributes right on unseen prompts")
     for name, (right, asked) in score.right.items():
-        console.print(f"  {name:<10} {right}/{asked}")
+        console.say(f"  {name:<10} {right}/{asked}")
 
 
 def _train_loras(out: Path, work: Path, *, seed: int) -> None:
@@ -261,7 +205,7 @@ def _train_loras(out: Path, work: Path, *, seed: int) -> None:
 
     found = train_loras(out, out.parent / "loras", work / "loras", seed=seed)
     for style, (without, having) in found.items():
-        console.print(f"{style}: {having} of {JUDGED} pictures in its style, {without} without it")
+        console.say(f"{style}: {having} of {JUDGED} pictures in its style, {without} without it")
 
 
 def _train_controlnets(out: Path, work: Path, *, seed: int) -> None:
@@ -269,9 +213,9 @@ def _train_controlnets(out: Path, work: Path, *, seed: int) -> None:
 
     found = train_controlnets(out, out.parent / "controlnets", work / "controlnets", seed=seed)
     for name, (without, having) in found.items():
-        console.print(f"{name}: {having}; without it {without}")
+        console.say(f"{name}: {having}; without it {without}")
         for key, (right, asked) in having.score.right.items():
-            console.print(f"  {key:<10} {right}/{asked}, {without.score.right[key][0]} without it")
+            console.say(f"  {key:<10} {right}/{asked}, {without.score.right[key][0]} without it")
 
 
 def main() -> None:
@@ -279,7 +223,7 @@ def main() -> None:
     try:
         app()
     except TesseraError as error:
-        Console(stderr=True).print(f"tessera-build: {error}", style="red", soft_wrap=True)
+        Console(stderr=True).say(f"tessera-build: {error}", style="red")
         sys.exit(1)
 
 
@@ -301,15 +245,9 @@ def _build(
     addons.check()
     if not force and is_current(out, checkpoint, choices, addons):
         install_loras(out, addons.loras)
-        console.print(f"{out} is up to date")
+        console.say(f"{out} is up to date")
         return
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    with console.bar() as bar:
         task = bar.add_task("loading")
 
         def progress(what: str, done: int, total: int) -> None:
@@ -319,7 +257,7 @@ def _build(
             checkpoint, out, choices=choices, progress=progress, config=config, addons=addons
         )
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
-    console.print(
+    console.say(
         f"{out}: {manifest.variant}, {len(manifest.graphs)} graphs, {size:.0f} MB, "
         f"digest {manifest.digest[:12]}"
     )

@@ -29,7 +29,7 @@ from tessera.engines.compiled import (
 )
 from tessera.engines.registry import Source, open_module, overflows_in_half
 from tessera.errors import BundleError, listing
-from tessera.manifest import CONTROLNET, HINT, Manifest, file_digest, read_manifest
+from tessera.manifest import CONTROLNET, HINT, Manifest, file_digest, network_of, read_manifest
 from tessera.networks import graphs
 from tessera.networks.modules import GraphModule, keeps_type
 from tessera.networks.sparse_unet import SparseUNet
@@ -220,7 +220,7 @@ def _sparse_profile(
 
 
 def _meta_module(source: Source, graph: str) -> GraphModule:
-    network = graphs.new_network(graphs.network_of(graph), json.loads(source.config.read_text()))
+    network = graphs.new_network(network_of(graph), json.loads(source.config.read_text()))
     return graphs.wrap(graph, network, VARIANTS[source.variant])
 
 

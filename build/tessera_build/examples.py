@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from tessera.manifest import Latents
-from tessera.networks.lowrank import FACTORS, LowRank, widths_of
+from tessera.networks.lowrank import LowRank
 from tessera.networks.modules import GraphModule, UNetEncoder
+from tessera.networks.slots import FACTORS, widths_of
 from tessera.networks.sparse_unet import SparseUNet
 from tessera.types import Tensors
 from tessera_build.sparse import sparse_inputs

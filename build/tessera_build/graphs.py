@@ -14,8 +14,9 @@ from torch import nn
 
 from tessera.manifest import CONTROLNET, HINT, LOWRANK, Latents
 from tessera.networks import graphs
-from tessera.networks.lowrank import FACTORS, LINEAR, LowRank
+from tessera.networks.lowrank import LowRank
 from tessera.networks.modules import GraphModule
+from tessera.networks.slots import FACTORS, LINEAR
 from tessera.networks.sparse_unet import SparseUNet
 from tessera.variants import Variant
 from tessera_build.examples import decoder_inputs, example_inputs, factor_inputs, is_picture, run

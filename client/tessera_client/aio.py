@@ -15,7 +15,7 @@ from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
 from tessera.types import Array
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
 from tessera_client.aio_transport import AsyncTransport, connect_async
-from tessera_client.client import COMES_WITHIN_S, JOB_TIMEOUT, NEEDED_MODELS, POLL_S, RETRY_S
+from tessera_client.client import COMES_WITHIN_S, JOB_TIMEOUT, POLL_S, PUBLIC_MODELS, RETRY_S
 from tessera_client.edits import Mask, edit_call
 from tessera_client.messages import (
     EditOptions,
@@ -147,7 +147,7 @@ class AsyncClient:
     async def health(self) -> Health:
         """See `Client.health`."""
         server = await self._transport.ready()
-        return Health(server, {m: await self._transport.ready(m) for m in NEEDED_MODELS})
+        return Health(server, {m: await self._transport.ready(m) for m in PUBLIC_MODELS})
 
     async def _ask(
         self, call: Call, timeout: float | None = None, job: str | None = None

@@ -11,24 +11,29 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from tessera.errors import TesseraError
 from tessera_client import cli_adapters, cli_edit, cli_templates
-from tessera_client.cli_adapters import LoraPolicy, Loras, read_loras
+from tessera_client.cli_adapters import Loras, read_loras
 from tessera_client.cli_controls import Controls, read_controls
 from tessera_client.client import Client
 from tessera_client.messages import GenerateOptions
 from tessera_client.terminal import (
     LOCAL,
+    PICTURE,
+    SAMPLING,
     AsJson,
     Guidance,
     JobId,
+    LoraPolicy,
     NegativePrompt,
     Scheduler,
     Steps,
     Timeout,
     Url,
     fail,
+    option,
     output,
     save,
     with_progress,
@@ -40,31 +45,44 @@ app.add_typer(cli_templates.app, name="templates")
 app.add_typer(cli_adapters.app, name="adapters")
 
 
+Out = Annotated[
+    Path,
+    option(
+        PICTURE,
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Write the picture to this file; with --n, -1, -2 ... is added to the name.",
+    ),
+]
+Number = Annotated[int, option(PICTURE, "--n", min=1, help="How many pictures to make.")]
+Side = Annotated[int | None, option(PICTURE, metavar="PIXELS", help="A multiple of 8.")]
+Seed = Annotated[
+    int | None, option(SAMPLING, help="Seed of the first picture; further ones count up.")
+]
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Picture to write; -1, -2 ... is added with --n.")
-    ] = Path("out.png"),
+    out: Out = Path("out.png"),
+    n: Number = 1,
     negative_prompt: NegativePrompt = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the first picture; further ones count up.")
-    ] = None,
+    width: Side = None,
+    height: Side = None,
+    seed: Seed = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     scheduler: Scheduler = None,
     lora: Loras = None,
     lora_policy: LoraPolicy = None,
     control: Controls = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many pictures.")] = 1,
     job_id: JobId = None,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
 ) -> None:
-    """Text to image."""
+    """Make pictures of a prompt."""
     options = GenerateOptions(
         negative_prompt=negative_prompt,
         seed=seed,
@@ -92,11 +110,11 @@ def generate(
 @app.command()
 def jobs(
     job_id: Annotated[str, typer.Argument(help="The job's id: --job-id, or what the bar shows.")],
-    cancel: Annotated[bool, typer.Option("--cancel", help="End the job.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
     url: Url = LOCAL,
     as_json: AsJson = False,
 ) -> None:
-    """How far a job is; with --cancel, end it."""
+    """Show how far a job is, or cancel it."""
     try:
         with Client(url) as client:
             status = client.cancel(job_id) if cancel else client.status(job_id)
@@ -105,18 +123,21 @@ def jobs(
     if as_json:
         typer.echo(json.dumps(vars(status)))
     else:
-        output.print(
+        output.say(
             f"{status.job_id}: {status.phase}, step {status.step} of {status.total}, "
-            f"{status.seconds:.1f} s",
-            soft_wrap=True,
+            f"{status.seconds:.1f} s"
         )
         if status.cancelled and not status.ended:
-            output.print("it ends at the next step")
+            output.say("it ends at the next step")
 
 
 @app.command()
 def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
-    """Whether the server and its models are ready; exit code 3 if not."""
+    """Ask whether the server and its public models are ready; exit with 3 if not.
+
+    What a gateway shows is asked for, no more: the operator's probe is /v2/health/ready, and the
+    internal models'.
+    """
     try:
         with Client(url) as client:
             report = client.health()
@@ -129,7 +150,7 @@ def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
     else:
         table = Table("what", "ready", box=None)
         for name, ready in {"server": report.server, **report.models}.items():
-            table.add_row(name, "[green]yes[/]" if ready else "[red]no[/]")
+            table.add_row(name, Text("yes", "green") if ready else Text("no", "red"))
         output.print(table)
     if not report.ready:
         raise typer.Exit(3)

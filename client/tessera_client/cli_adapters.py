@@ -14,23 +14,17 @@ from rich.table import Table
 from tessera.errors import TesseraError
 from tessera_client.client import Client
 from tessera_client.messages import Lora
-from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, fail, output
+from tessera_client.terminal import ADDONS, LOCAL, AsJson, Timeout, Url, fail, option, output
 
-app = typer.Typer(help="The LoRAs that pictures may be made with.", no_args_is_help=True)
+app = typer.Typer(help="List LoRAs.", no_args_is_help=True)
 
 Loras = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        ADDONS,
         "--lora",
         metavar="NAME[:WEIGHT[:TEXT_WEIGHT]]",
-        help="A LoRA, its weight (1), and its weight in the text encoders (the same); "
-        "may be given several times.",
-    ),
-]
-LoraPolicy = Annotated[
-    str | None,
-    typer.Option(
-        "--lora-policy", help="exact, or bounded: may begin without LoRAs that are not at hand."
+        help="Apply a LoRA; its weight is 1, in the text encoders the same (repeatable).",
     ),
 ]
 
@@ -42,7 +36,7 @@ def _group() -> None:
 
 @app.command("list")
 def list_all(url: Url = LOCAL, timeout: Timeout = 300.0, as_json: AsJson = False) -> None:
-    """Every LoRA of the server, and why one cannot be used."""
+    """List the server's LoRAs, and why one cannot be used."""
     try:
         with Client(url, timeout=timeout) as client:
             found = client.adapters()

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from tessera.contract import PREPROCESSORS, RESIZES
 from tessera_client.controls import Control
 from tessera_client.pictures import read_picture
+from tessera_client.terminal import ADDONS, option
 
 _FORM = "NAME=FILE[,scale=S][,start=A][,end=B][,preprocess=P][,resize=R][,low=L][,high=H]"
 _KINDS: dict[str, Callable[[str], Any]] = {
@@ -25,12 +24,13 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 
 Controls = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        ADDONS,
         "--control",
         metavar=_FORM.partition("[")[0] + "[,KEY=VALUE]...",
-        help="A ControlNet and the picture that guides it; keys are scale (1), start and end "
-        f"(shares of the steps), preprocess ({', '.join(PREPROCESSORS)}), low and high (of canny) "
-        f"and resize ({', '.join(RESIZES)}); may be given several times.",
+        help="Apply a ControlNet with its control image (repeatable). Keys: scale (1), start and "
+        f"end (shares of the steps), preprocess ({', '.join(PREPROCESSORS)}), low and high (of "
+        f"canny), resize ({', '.join(RESIZES)}).",
     ),
 ]
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from PIL import Image
 
+from tessera import contract
 from tessera.errors import TesseraError
-from tessera_client.cli_adapters import LoraPolicy, Loras, read_loras
+from tessera_client.cli_adapters import Loras, read_loras
 from tessera_client.cli_controls import Controls, read_controls
 from tessera_client.client import Client
 from tessera_client.edits import Mask, Rectangle, mask_of
@@ -18,9 +19,12 @@ from tessera_client.pictures import read_picture
 from tessera_client.sheet import before_and_after
 from tessera_client.terminal import (
     LOCAL,
+    PICTURE,
+    SAMPLING,
     AsJson,
     Guidance,
     JobId,
+    LoraPolicy,
     NegativePrompt,
     Scheduler,
     Steps,
@@ -28,32 +32,56 @@ from tessera_client.terminal import (
     Url,
     console,
     fail,
+    option,
     save,
     with_progress,
 )
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Picture to write.")]
-Sheet = Annotated[Path | None, typer.Option(help="Also write before, mask and after side by side.")]
+Out = Annotated[
+    Path, option(PICTURE, "--out", "-o", metavar="FILE", help="Write the picture to this file.")
+]
+Sheet = Annotated[
+    Path | None,
+    option(PICTURE, metavar="FILE", help="Also write before, mask and after side by side."),
+]
+Strength = Annotated[
+    float | None,
+    option(SAMPLING, help="Above 0 and up to 1; less stays closer to the picture."),
+]
+Mode = Annotated[
+    contract.Mode | None,
+    option(
+        SAMPLING,
+        help="Compute active tokens only (sparse), all (dense), or what is faster (auto).",
+    ),
+]
+MaskFile = Annotated[
+    Path | None,
+    option(
+        PICTURE,
+        metavar="FILE",
+        help="Edit where this picture is light.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Rect = Annotated[
+    str | None, option(PICTURE, metavar="X,Y,WIDTH,HEIGHT", help="Edit this rectangle.")
+]
+Seed = Annotated[int | None, option(SAMPLING, help="Seed of the noise.")]
 
 
 def edit(
     image: Annotated[Path, typer.Argument(help="Picture to edit.", exists=True, dir_okay=False)],
-    prompt: Annotated[str, typer.Argument(help="What it shall show.")],
-    mask: Annotated[
-        Path | None,
-        typer.Option(help="Picture whose light part is edited.", exists=True, dir_okay=False),
-    ] = None,
-    rect: Annotated[
-        str | None, typer.Option(help="Rectangle to edit instead of a mask: x,y,width,height.")
-    ] = None,
+    prompt: Annotated[str, typer.Argument(help="What the picture shall show.")],
+    mask: MaskFile = None,
+    rect: Rect = None,
     out: Out = Path("edited.png"),
     sheet: Sheet = None,
-    strength: Annotated[
-        float | None, typer.Option(help="Above 0 and up to 1; less stays closer to the picture.")
-    ] = None,
-    mode: Annotated[str | None, typer.Option(help="auto, sparse or dense.")] = None,
+    strength: Strength = None,
+    mode: Mode = None,
     negative_prompt: NegativePrompt = None,
-    seed: Annotated[int | None, typer.Option(help="Seed.")] = None,
+    seed: Seed = None,
     steps: Steps = None,
     guidance: Guidance = None,
     scheduler: Scheduler = None,
@@ -65,8 +93,8 @@ def edit(
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
 ) -> None:
-    """An image anew inside a mask: a file (--mask), a rectangle (--rect), or its transparent
-    part.
+    """Edit the masked part of an image: a file's light part (--mask), a rectangle (--rect), or the
+    image's transparent part.
     """
     options = EditOptions(
         strength=strength,
@@ -100,7 +128,7 @@ def edit(
 def _save_sheet(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
-    console.print(f"{path}  before and after", soft_wrap=True)
+    console.say(f"{path}  before and after")
 
 
 def _mask(file: Path | None, rect: str | None) -> Mask:

@@ -10,18 +10,21 @@ import typer
 from PIL import Image
 from rich.table import Table
 
+from tessera.contract import Scheduler
 from tessera.errors import TesseraError
 from tessera_client.client import Client
 from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, console, fail, output
 
-app = typer.Typer(help="The pictures that edits start from.", no_args_is_help=True)
+app = typer.Typer(
+    help="Record, list and evict the pictures that edits start from.", no_args_is_help=True
+)
 
 
 @app.command()
 def add(
     image: Annotated[Path, typer.Argument(help="Picture to record.", exists=True, dir_okay=False)],
     steps: Annotated[int | None, typer.Option(help="Denoising steps of its edits.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Scheduler of its edits.")] = None,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="Sampler of its edits.")] = None,
     url: Url = LOCAL,
     timeout: Timeout = 600.0,
     as_json: AsJson = False,
@@ -31,7 +34,7 @@ def add(
         with (
             Image.open(image) as picture,
             Client(url, timeout=timeout) as client,
-            console.status("recording ..."),
+            console.doing("recording ..."),
         ):
             done = client.register_template(picture, steps=steps, scheduler=scheduler)
     except (TesseraError, OSError, KeyboardInterrupt) as error:
@@ -40,16 +43,15 @@ def add(
         typer.echo(json.dumps(vars(done)))
         return
     how = f"recorded in {done.seconds:.1f} s" if done.recorded else "was recorded before"
-    output.print(
+    output.say(
         f"{done.template}  {how}: {done.steps} steps of {done.scheduler}, "
-        f"{done.bytes / 1e6:.0f} MB ({done.storage})",
-        soft_wrap=True,
+        f"{done.bytes / 1e6:.0f} MB ({done.storage})"
     )
 
 
 @app.command("list")
 def list_all(url: Url = LOCAL, as_json: AsJson = False) -> None:
-    """What is known, what is recorded, and how full disk and memory are."""
+    """List what is known and recorded, and how full disk and memory are."""
     try:
         with Client(url) as client:
             found = client.templates()
@@ -66,9 +68,9 @@ def list_all(url: Url = LOCAL, as_json: AsJson = False) -> None:
     output.print(table)
     for name in ("disk", "memory"):
         tier = found[name]
-        output.print(f"{name}: {tier['bytes'] / 1e6:.0f} of {tier['budget'] / 1e6:.0f} MB")
+        output.say(f"{name}: {tier['bytes'] / 1e6:.0f} of {tier['budget'] / 1e6:.0f} MB")
     if found["memory"]["hit_rate"] is not None:
-        output.print(f"reads that memory answered: {100 * found['memory']['hit_rate']:.1f} %")
+        output.say(f"reads that memory answered: {100 * found['memory']['hit_rate']:.1f} %")
 
 
 @app.command()
@@ -86,7 +88,7 @@ def evict(
     if as_json:
         typer.echo(json.dumps({"template": template, "bytes": freed}))
     else:
-        output.print(f"{template}  evicted, {freed / 1e6:.0f} MB free", soft_wrap=True)
+        output.say(f"{template}  evicted, {freed / 1e6:.0f} MB free")
 
 
 def _cells(row: dict[str, Any] | None) -> list[str]:

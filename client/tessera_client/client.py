@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from tessera.contract import JobStatus
+from tessera.contract import MODELS, JobStatus
 from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
 from tessera.types import Array
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
@@ -36,17 +36,8 @@ from tessera_client.templates import (
 from tessera_client.transport import Transport, connect
 from tessera_client.wire import Call
 
-NEEDED_MODELS = (
-    "generate",
-    "edit",
-    "encode",
-    "render",
-    "denoise",
-    "decode",
-    "jobs",
-    "templates",
-    "adapters",
-)
+PUBLIC_MODELS = tuple(MODELS)
+"""Names of the models that clients may call; a gateway may hide the others."""
 POLL_S = 0.1
 RETRY_S = 0.5
 JOB_TIMEOUT = 10.0
@@ -224,7 +215,7 @@ class Client:
 
     def health(self) -> Health:
         """Readiness of the server and its models; never raises."""
-        return Health(self._transport.ready(), {m: self._transport.ready(m) for m in NEEDED_MODELS})
+        return Health(self._transport.ready(), {m: self._transport.ready(m) for m in PUBLIC_MODELS})
 
     def _ask(
         self, call: Call, timeout: float | None = None, job: str | None = None

@@ -7,31 +7,57 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tessera import contract
 from tessera.contract import JobStatus
 from tessera.errors import Cancelled, InvalidInput, TimedOut, Unavailable, UnknownJob
+from tessera.terminal.console import Console
 from tessera_client.messages import Result
 
-console = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+console = Console(stderr=True)
+output = Console()
+
+PICTURE = "Picture"
+SAMPLING = "Sampling"
+ADDONS = "LoRAs and ControlNets"
+SERVER = "Server and output"
+"""Panels of the help."""
+
+
+def option(panel: str, *names: str, **details: Any) -> Any:
+    """An option in a panel of the help."""
+    return typer.Option(*names, rich_help_panel=panel, **details)
+
 
 Url = Annotated[
     str,
-    typer.Option("--url", "-u", envvar="TESSERA_URL", help="http://host:port or grpc://host:port."),
+    option(
+        SERVER, "--url", "-u", envvar="TESSERA_URL", help="http://host:port or grpc://host:port."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for one picture.")]
-NegativePrompt = Annotated[str | None, typer.Option("--negative", help="What not to draw.")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps; of an edit, at full strength.")]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale.")]
-Scheduler = Annotated[str | None, typer.Option(help="euler, ddim, unipc ...")]
+AsJson = Annotated[bool, option(SERVER, "--json", help="Print one JSON object per line.")]
+Timeout = Annotated[float, option(SERVER, metavar="SECONDS", help="Longest wait for one answer.")]
 JobId = Annotated[
-    str | None, typer.Option(help="Name of the job, for `tessera jobs`; else one is made up.")
+    str | None,
+    option(SERVER, metavar="ID", help="Name the job, for `tessera jobs`; else it gets a name."),
+]
+NegativePrompt = Annotated[
+    str | None, option(PICTURE, "--negative", metavar="PROMPT", help="Name what not to draw.")
+]
+Steps = Annotated[
+    int | None, option(SAMPLING, help="Denoising steps; of an edit, at full strength.")
+]
+Guidance = Annotated[float | None, option(SAMPLING, help="Guidance scale.")]
+Scheduler = Annotated[contract.Scheduler | None, option(SAMPLING, help="Sampler to denoise with.")]
+LoraPolicy = Annotated[
+    contract.LoraPolicy | None,
+    option(
+        ADDONS,
+        help="Wait for LoRAs that are not at hand (exact), or begin without them (bounded).",
+    ),
 ]
 LOCAL = "http://localhost:8000"
 
@@ -45,17 +71,12 @@ def with_progress(
     the id if they are known.
     """
     job = job_id or uuid.uuid4().hex
-    columns = (
-        TextColumn(f"{job} {{task.description:<10}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("queued", total=steps)
+    with console.bar(transient=True) as bar:
+        task = bar.add_task(f"{job} {'queued':<10}", total=steps)
 
         def show(status: JobStatus) -> None:
-            bar.update(task, description=status.phase, completed=status.step, total=status.total)
+            words = f"{job} {status.phase:<10}"
+            bar.update(task, description=words, completed=status.step, total=status.total)
 
         return ask(job, show)
 
@@ -71,19 +92,18 @@ def save(result: Result, path: Path, as_json: bool) -> None:
     ratio = (
         "" if info.mask_ratio is None else f", {info.mode}, {100 * info.mask_ratio:.1f} % edited"
     )
-    output.print(
+    output.say(
         f"{path}  seed {info.seed}, {info.steps} steps of {info.scheduler}{ratio}, "
-        f"{info.total_ms:.0f} ms",
-        soft_wrap=True,
+        f"{info.total_ms:.0f} ms"
     )
 
 
 def fail(error: BaseException) -> NoReturn:
     """Say what went wrong and leave with its exit code."""
     if isinstance(error, KeyboardInterrupt | Cancelled):
-        console.print("cancelled")
+        console.say("cancelled")
         raise typer.Exit(130)
-    console.print(f"tessera: {error}", style="red", soft_wrap=True, markup=False)
+    console.say(f"tessera: {error}", style="red")
     codes: list[tuple[type[Exception], int]] = [
         (TypeError, 2),
         (ValueError, 2),

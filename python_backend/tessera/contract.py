@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Self
 
 
@@ -99,14 +100,28 @@ MODELS = {
     "adapters": ADAPTERS,
 }
 
-SCHEDULERS = {
-    "euler": SchedulerSpec("EulerDiscreteScheduler"),
-    "euler_ancestral": SchedulerSpec("EulerAncestralDiscreteScheduler"),
-    "ddim": SchedulerSpec("DDIMScheduler"),
-    "dpmpp_2m": SchedulerSpec("DPMSolverMultistepScheduler"),
-    "dpmpp_2m_karras": SchedulerSpec("DPMSolverMultistepScheduler", (("use_karras_sigmas", True),)),
-    "unipc": SchedulerSpec("UniPCMultistepScheduler"),
-    "lcm": SchedulerSpec("LCMScheduler", max_steps=50),
+
+class Scheduler(StrEnum):
+    """Values of SCHEDULER."""
+
+    EULER = "euler"
+    EULER_ANCESTRAL = "euler_ancestral"
+    DDIM = "ddim"
+    DPMPP_2M = "dpmpp_2m"
+    DPMPP_2M_KARRAS = "dpmpp_2m_karras"
+    UNIPC = "unipc"
+    LCM = "lcm"
+
+
+_KARRAS = (("use_karras_sigmas", True),)
+SCHEDULERS: dict[str, SchedulerSpec] = {
+    Scheduler.EULER: SchedulerSpec("EulerDiscreteScheduler"),
+    Scheduler.EULER_ANCESTRAL: SchedulerSpec("EulerAncestralDiscreteScheduler"),
+    Scheduler.DDIM: SchedulerSpec("DDIMScheduler"),
+    Scheduler.DPMPP_2M: SchedulerSpec("DPMSolverMultistepScheduler"),
+    Scheduler.DPMPP_2M_KARRAS: SchedulerSpec("DPMSolverMultistepScheduler", _KARRAS),
+    Scheduler.UNIPC: SchedulerSpec("UniPCMultistepScheduler"),
+    Scheduler.LCM: SchedulerSpec("LCMScheduler", max_steps=50),
 }
 """Value of SCHEDULER -> sampler.
 
@@ -124,14 +139,34 @@ SIZE_STEP = 8
 EDITED = 128
 """Pixels of MASK from this value on are edited."""
 
-MODES = ("auto", "sparse", "dense")
-"""Values of MODE; the first is the default."""
+
+class Mode(StrEnum):
+    """Values of MODE."""
+
+    AUTO = "auto"
+    SPARSE = "sparse"
+    DENSE = "dense"
+
+
+MODES = tuple(Mode)
+"""The first is the default."""
 
 MAX_LORAS = 8
 MAX_LORA_WEIGHT = 100.0
-LORA_POLICIES = ("exact", "bounded")
-"""Values of the request parameter `lora_policy`: LoRAs from the first step on, or without them for
-some steps if they are not at hand."""
+
+
+class LoraPolicy(StrEnum):
+    """Values of the request parameter `lora_policy`: LoRAs from the first step on, or without them
+    for some steps if they are not at hand.
+    """
+
+    EXACT = "exact"
+    BOUNDED = "bounded"
+
+
+LORA_POLICIES = tuple(LoraPolicy)
+"""The first is the default."""
+
 MAX_CONTROLS = 4
 MAX_CONTROL_SCALE = 100.0
 MAX_CONTROL_SIDE = 8192

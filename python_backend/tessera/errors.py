@@ -23,6 +23,9 @@ from collections.abc import Collection, Iterable
 _LISTED = 20
 """How many names an error lists."""
 
+_LITERAL = r"(?:['\"\[{(\d-]|(?:nan|inf|None|True|False)$)"
+"""How a value begins in a sentence."""
+
 
 class TesseraError(Exception):
     """Base of the tree; `str(error)` is one sentence for the caller."""
@@ -31,12 +34,15 @@ class TesseraError(Exception):
 
 
 class InvalidInput(TesseraError):
-    """A field of a request holds a value that is not accepted.
+    """A field of a request is not accepted: it has a wrong value, or another problem (`described`).
 
     Args:
         field: name of the input, as in the contract (`STEPS`, `LORAS[0].weight`).
         value: what was given; long values are cut.
         accepted: what would have been accepted.
+
+    Attributes:
+        problem: what is wrong, if that is not the value as it stands (`is missing`); else empty.
     """
 
     status = "INVALID_ARG"
@@ -46,12 +52,31 @@ class InvalidInput(TesseraError):
         self.field = field
         self.value = value
         self.accepted = accepted
+        self.problem = ""
+
+    @classmethod
+    def described(cls, field: str, problem: str, accepted: str) -> InvalidInput:
+        """The error of a field whose value says nothing, or is not there: `MASK has no pixel of 128
+        or more`. The problem goes on after the field's name, in a sentence.
+        """
+        error = cls(field, None, accepted)
+        error.problem = problem
+        error.args = (f"{field} {problem}; accepted: {accepted}",)
+        return error
 
     @classmethod
     def received(cls, sentence: str) -> InvalidInput:
-        """The error that a server's sentence stands for; parts that it does not name are empty."""
-        match = re.fullmatch(r"(\S+) is (.*); accepted: (.*)", sentence, re.DOTALL)
-        error = cls(*match.groups()) if match else cls("", "", "")
+        """The error that a server's sentence stands for; parts that it does not name are empty.
+
+        A value is as `brief` writes it; whatever else stands there describes a problem.
+        """
+        match = re.fullmatch(r"(\S+) (.*); accepted: (.*)", sentence, re.DOTALL)
+        field, problem, accepted = match.groups() if match else ("", "", "")
+        value = re.fullmatch(rf"is ({_LITERAL}.*)", problem, re.DOTALL)
+        if value or not match:
+            error = cls(field, value[1] if value else "", accepted)
+        else:
+            error = cls.described(field, problem, accepted)
         error.args = (sentence,)
         return error
 
@@ -102,9 +127,16 @@ def brief(value: object, limit: int = 80) -> str:
     """A value as it appears in an error: quoted if text, one line, at most `limit` characters of
     it.
     """
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _written(value)
     cut = text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
     return repr(cut) if isinstance(value, str) else cut
+
+
+def _written(value: object) -> str:
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
+        return f"<{type(value).__name__}>"
 
 
 def listing(names: Iterable[str]) -> str:

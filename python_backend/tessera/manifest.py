@@ -17,7 +17,6 @@ from typing import Any
 from tessera.contract import SPARSE_GRAPHS
 from tessera.errors import BundleError
 
-BUNDLE_VARIABLE = "TESSERA_BUNDLE"
 SCHEMA = 3
 FILE_NAME = "bundle.json"
 ADAPTERS = "adapters"
@@ -158,16 +157,13 @@ class Manifest:
         return sum(e.bytes for file, e in self.files.items() if file.startswith(prefixes))
 
 
-def served_folder() -> Path:
-    """The folder of the bundle that is served, as `TESSERA_BUNDLE` names it.
-
-    Raises:
-        BundleError: the variable is not set.
+def network_of(graph: str) -> str:
+    """The part of a checkpoint that a graph belongs to: `unet`, `vae`, `text_encoder` ...; for a
+    ControlNet the name of its graph.
     """
-    folder = os.environ.get(BUNDLE_VARIABLE)
-    if not folder:
-        raise BundleError(f"{BUNDLE_VARIABLE} is not set; set it to the folder of a bundle")
-    return Path(folder)
+    if graph.startswith(CONTROLNET):
+        return graph.removesuffix(HINT)
+    return graph if graph.startswith("text_encoder") else graph.split("_")[0]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
 """Where the time of a tick goes: spans of all model processes in one file, in the format of
 Chrome's tracing, which Perfetto opens.
 
-Nothing is written unless `TESSERA_TRACE` names a file, nor beyond `LIMIT` bytes of it or once it
+Nothing is written unless `write_to` has named a file, nor beyond `LIMIT` bytes of it or once it
 cannot be written: requests matter more. Standard library only.
 """
 
@@ -14,14 +14,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
-VARIABLE = "TESSERA_TRACE"
 LIMIT = 10**9
 _NOTHING = contextlib.nullcontext()
-_path = os.environ.get(VARIABLE)
+_path: Path | None = None
 _lock = threading.Lock()
 _descriptor = -1
+
+
+def write_to(file: Path | None) -> None:
+    """Have this process write its spans to a file, or to none; called once, before the first."""
+    global _path
+    _path = file
 
 
 def span(name: str, **details: Any) -> AbstractContextManager[None]:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
 from tessera.templates.storage import Storage
 from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tests.fakes.engine import FakeEngine, text_engine, unet_engines, vae_encoder_engine, vae_engine
@@ -47,8 +45,7 @@ class FakeTokenizer:
     def __call__(self, text: str | list[str], **options: object) -> SimpleNamespace:
         if isinstance(text, str):
             return SimpleNamespace(input_ids=[ord(c) for c in text])
-        rows = [[ord(c) for c in t[:16].ljust(16)] for t in text]
-        return SimpleNamespace(input_ids=torch.tensor(rows))
+        return SimpleNamespace(input_ids=[[ord(c) for c in t[:16].ljust(16)] for t in text])
 
 
 class FakeRecorder:

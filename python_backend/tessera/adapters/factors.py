@@ -10,7 +10,7 @@ from tessera.adapters.formats import Update
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.merge import AdapterSet
 from tessera.adapters.store import Adapter
-from tessera.networks.lowrank import CONV, FACTORS, LINEAR, Slot, widths_of
+from tessera.networks.slots import CONV, FACTORS, LINEAR, Slot, widths_of
 from tessera.plan import AdapterUse
 
 Factors = dict[str, torch.Tensor]

@@ -14,20 +14,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
-from diffusers.utils.state_dict_utils import (
+from safetensors import SafetensorError
+
+from tessera.networks.light_diffusers import (
     DIFFUSERS_OLD_TO_PEFT,
     DIFFUSERS_TO_PEFT,
     UNET_TO_DIFFUSERS,
     convert_state_dict,
+    lora_state_dict,
 )
-from safetensors import SafetensorError
-
 from tessera.types import Tensors
 
 MAX_BYTES = 4 * 2**30
@@ -129,7 +128,7 @@ def read_adapter(path: Path, *, layers_per_block: int | None = None) -> ParsedAd
     _check_values(tensors)
     layout = _layout(tensors)
     try:
-        state, alphas = _converted(tensors, layers_per_block)
+        state, alphas = lora_state_dict(tensors, layers_per_block=layers_per_block)
     except (ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise Unusable(f"has keys that diffusers cannot convert: {_first_line(error)}") from error
     updates = {}
@@ -200,15 +199,6 @@ def _layout(tensors: Tensors) -> str:
             f"has the key {stray}, which is of none of the layouts kohya, diffusers and PEFT"
         )
     return "peft" if any(".lora_A." in key for key in tensors) else "diffusers"
-
-
-def _converted(tensors: Tensors, layers_per_block: int | None) -> tuple[Tensors, dict[str, float]]:
-    """As diffusers prefixes them, with kohya's alphas."""
-    config = layers_per_block and SimpleNamespace(layers_per_block=layers_per_block)
-    state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
-        dict(tensors), unet_config=config
-    )
-    return state, alphas or {}
 
 
 def _part(part: str, state: Tensors) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.adapters.settings import AdapterSettings
 from tessera.errors import unknown_name
 from tessera.manifest import ADAPTERS
 
@@ -39,9 +38,9 @@ class Library:
         self._folders = tuple(folders)
 
     @classmethod
-    def of_bundle(cls, folder: Path) -> Library:
-        """The folder of a bundle's own, then those that `AdapterSettings` names."""
-        return cls([folder / ADAPTERS, *AdapterSettings.from_environment().folders])
+    def of_bundle(cls, folder: Path, further: Sequence[Path] = ()) -> Library:
+        """The folder of a bundle's own, then further ones."""
+        return cls([folder / ADAPTERS, *further])
 
     def entries(self) -> dict[str, AdapterFile]:
         """Every file, by name, in alphabetical order."""

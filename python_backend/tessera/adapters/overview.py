@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tessera.adapters.library import AdapterFile, Library
@@ -12,12 +14,15 @@ from tessera.errors import InvalidInput
 
 
 class Overview:
-    """The LoRAs of a bundle, each file read once as long as it stays the same."""
+    """The LoRAs of a bundle and of further folders, each file read once as long as it stays the
+    same.
+    """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, further: Sequence[Path] = ()) -> None:
         targets = targets_of(bundle)
         self._family = targets.family
-        self._store = AdapterStore(Library.of_bundle(bundle.folder), targets, parts=(), budget=0)
+        library = Library.of_bundle(bundle.folder, further)
+        self._store = AdapterStore(library, targets, parts=(), budget=0)
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each file, by name: `name`, `bytes`, `family`, `problem`, and of those that can

@@ -15,7 +15,7 @@ from tessera.adapters.merge import Patchable
 from tessera.adapters.targets import Targets
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
-from tessera.networks import graphs
+from tessera.manifest import network_of
 from tessera.networks.weights import Initializers, Layout
 
 
@@ -26,7 +26,7 @@ def patchables_of(
     made = []
     for graph, engine in engines.items():
         entry = bundle.manifest.graphs[graph]
-        shapes = targets.shapes[graphs.network_of(graph)]
+        shapes = targets.shapes[network_of(graph)]
         base = _reader(bundle.folder / entry.file, entry.layout, shapes)
         made.append(Patchable(engine, engine.describe().refittable & shapes.keys(), base))
     return made

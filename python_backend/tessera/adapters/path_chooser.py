@@ -12,13 +12,14 @@ from tessera.adapters.merge import BASE, AdapterSet
 from tessera.adapters.side import Member, SidePath
 from tessera.adapters.turns import Turns
 from tessera.denoise.running import Running
+from tessera.shared.settings import LoraPath
 
 
 class Paths:
     """Decides for every tick.
 
     Args:
-        setting: one of `settings.PATHS`.
+        setting: what the operator chose.
         slots: requests that can be denoised at a time.
         side: `None` if the bundle has no graphs for it.
 
@@ -26,10 +27,9 @@ class Paths:
         costs: of ticks, as `observe` was told.
     """
 
-    def __init__(self, setting: str, side: SidePath | None, *, slots: int) -> None:
+    def __init__(self, setting: LoraPath, side: SidePath | None, *, slots: int) -> None:
         self._slots = slots
-        self._setting = setting
-        self.side = None if setting == "refit" else side
+        self._setting, self.side = setting, None if setting == LoraPath.REFIT else side
         self.costs = Costs()
         self._tick = _Tick()
         self._settled = False
@@ -49,7 +49,7 @@ class Paths:
             return []
         members = [(request, own) for request, own in candidates if side.takes(own)]
         sets = list(dict.fromkeys(own for _, own in members))
-        if self._setting == "side":
+        if self._setting == LoraPath.SIDE:
             return members if any(own != BASE for own in sets) and side.opened() else []
         if len(sets) > 1:
             side.open()

@@ -6,7 +6,6 @@ refits. They are opened when they are first adapter_set.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,17 +15,14 @@ import torch
 from tessera.adapters.factors import Factors, FactorStore, Ranks, join, padded_rank
 from tessera.adapters.merge import AdapterSet
 from tessera.adapters.store import Adapter
-from tessera.adapters.targets import outline_of
 from tessera.denoise.running import Running
 from tessera.denoise.tick import Predict
 from tessera.denoise.unet import UNet
 from tessera.engines.base import Engine, EngineInfo
 from tessera.engines.bundle import Bundle
 from tessera.manifest import LOWRANK
-from tessera.networks import graphs
-from tessera.networks.lowrank import slots_of
+from tessera.networks.slots import slots_of
 from tessera.plan import AdapterUse
-from tessera.variants import VARIANTS
 
 SET = "lora_set"
 """Further input of a call: (n,) the number of each row's adapter set in the tick."""
@@ -79,10 +75,8 @@ class SidePath:
         manifest = bundle.manifest
         if any(graph not in manifest.graphs for graph in GRAPHS):
             return None
-        config = json.loads(bundle.file(manifest.graphs[GRAPHS[0]].config).read_text())
-        unet = outline_of("unet", config)
-        variant = VARIANTS[manifest.variant]
-        halves = [slots_of(graphs.wrap(g.removesuffix(LOWRANK), unet, variant)) for g in GRAPHS]
+        unet = bundle.outline("unet")
+        halves = [slots_of(unet.half(graph.removesuffix(LOWRANK))) for graph in GRAPHS]
         on_gpu = device.startswith("cuda")
         dtype = torch.float16 if on_gpu else torch.float32
         return cls(

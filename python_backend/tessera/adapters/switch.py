@@ -12,7 +12,6 @@ from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patcher
 from tessera.adapters.patchable import patchables_of
 from tessera.adapters.path_chooser import Paths
-from tessera.adapters.settings import AdapterSettings
 from tessera.adapters.side import Member, SidePath
 from tessera.adapters.store import Adapter, AdapterStore
 from tessera.adapters.targets import targets_of
@@ -22,6 +21,7 @@ from tessera.denoise.tick import Predict
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
 from tessera.plan import AdapterUse
+from tessera.shared.settings import AdapterSettings
 
 SIDE = "side path"
 """Takes turns as if it were one adapter set."""
@@ -55,7 +55,7 @@ class AdapterSwitch:
         """For the engines of a bundle's UNet, by graph; `slots` requests are denoised at a time."""
         targets = targets_of(bundle)
         patchables = patchables_of(bundle, targets, engines)
-        library = Library.of_bundle(bundle.folder)
+        library = Library.of_bundle(bundle.folder, settings.folders)
         store = AdapterStore(library, targets, parts=["unet"], budget=settings.memory)
         side = SidePath.of_bundle(
             bundle,

@@ -6,16 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
-
-import torch
-from diffusers import UNet2DConditionModel
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tessera.adapters.formats import PARTS, ParsedAdapter, Unusable, Update
 from tessera.engines.bundle import Bundle
-from tessera.networks import graphs
+from tessera.manifest import network_of
 from tessera.variants import VARIANTS
 
 Updates = dict[str, dict[str, Update]]
@@ -71,34 +65,14 @@ def targets_of(bundle: Bundle) -> Targets:
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     layers = None
     for part in PARTS:
-        own = [g for g in manifest.graphs if graphs.network_of(g) == part]
+        own = [g for g in manifest.graphs if network_of(g) == part]
         if not own:
             continue
-        config = json.loads(bundle.file(manifest.graphs[own[0]].config).read_text())
         if part == "unet" and variant.pooled:
+            config = json.loads(bundle.file(manifest.graphs[own[0]].config).read_text())
             layers = config["layers_per_block"]
-        shapes[part] = weights_of(outline_of(part, config))
+        shapes[part] = bundle.outline(part).weights
     return Targets(shapes, variant.title, layers)
-
-
-def outline_of(part: str, config: dict[str, Any]) -> nn.Module:
-    """A network without weights. Unlike `graphs.new_network`, which has every thread make modules
-    without weights meanwhile, this may be done beside other threads.
-    """
-    kinds = {c.__name__: c for c in (CLIPTextModel, CLIPTextModelWithProjection)}
-    with torch.device("meta"):
-        if part == "unet":
-            return UNet2DConditionModel.from_config(config)
-        return kinds[config["architectures"][0]](CLIPTextConfig.from_dict(config))
-
-
-def weights_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the weights of linear layers and convolutions, by name."""
-    return {
-        f"{name}.weight": tuple(module.weight.shape)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
 
 
 def _own_name(name: str, shapes: Mapping[str, object]) -> str | None:

@@ -16,6 +16,7 @@ from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
 from tessera.plan import AdapterUse
 from tessera.requests.request import Lora
+from tessera.shared.settings import AdapterSettings
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class TextAdapters:
     Args:
         bundle: whose.
         engines: of its text encoders, by graph.
-        budget: bytes of parsed LoRAs, and again of merged weights, to keep.
+        settings: the server's, of LoRAs.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine], *, budget: int) -> None:
-        targets = targets_of(bundle)
-        library = Library.of_bundle(bundle.folder)
+    def __init__(
+        self, bundle: Bundle, engines: Mapping[str, Engine], settings: AdapterSettings
+    ) -> None:
+        targets, budget = targets_of(bundle), settings.memory
+        library = Library.of_bundle(bundle.folder, settings.folders)
         self._store = AdapterStore(library, targets, parts=list(engines), budget=budget)
         self._patchers = {
             part: Patcher(part, patchables_of(bundle, targets, {part: engine}), budget=budget)

@@ -9,11 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tessera.adapters.prefetch import send_prefetch
-from tessera.adapters.settings import AdapterSettings
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
 from tessera.requests.request import Lora
-from tessera.shared.board import board_path
+from tessera.shared.settings import ServerSettings
 
 if TYPE_CHECKING:
     from tessera.adapters.text import TextAdapters
@@ -25,18 +24,20 @@ class TextEncoderAdapters:
     Args:
         bundle: the server's.
         engines: of its text encoders, by graph.
+        settings: the server's.
     """
 
-    def __init__(self, bundle: Bundle, engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self, bundle: Bundle, engines: Mapping[str, Engine], settings: ServerSettings
+    ) -> None:
         def open_adapters() -> TextAdapters:
-            from tessera.adapters.text import TextAdapters  # imports diffusers' loaders: seconds
+            from tessera.adapters.text import TextAdapters  # imports diffusers
 
-            return TextAdapters(bundle, engines, budget=AdapterSettings.from_environment().memory)
+            return TextAdapters(bundle, engines, settings.adapters)
 
         self._adapters: Future[TextAdapters] = ThreadPoolExecutor(1).submit(open_adapters)
-        self._used = False
-        self._bound = bundle.manifest.defaults.lora_bound
-        self._board = board_path()
+        self._used, self._bound = False, bundle.manifest.defaults.lora_bound
+        self._board = settings.board
 
     def apply(self, loras: Sequence[Lora], *, policy: str, steps: int) -> dict[str, Any]:
         """Make the text encoders a request's, and have `denoise` read ahead; the fields of its

@@ -7,19 +7,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from tessera.adapters.prefetch import PrefetchListener
-from tessera.adapters.settings import AdapterSettings
+from tessera.adapters.switch import AdapterSwitch
 from tessera.denoise.running import Running
 from tessera.denoise.tick import Controls, Observer, Predict, Sparse, tick
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
 from tessera.plan import AdapterUse
-from tessera.shared.board import board_path
-
-if TYPE_CHECKING:
-    from tessera.adapters.switch import AdapterSwitch
+from tessera.shared.settings import ServerSettings
 
 
 class UNetAdapters:
@@ -28,6 +24,7 @@ class UNetAdapters:
     Args:
         bundle: the server's.
         engines: of the UNet, by graph.
+        settings: the server's.
         slots: requests that are denoised at a time.
         log: writes a line into the server's log.
     """
@@ -36,21 +33,18 @@ class UNetAdapters:
         self,
         bundle: Bundle,
         engines: Mapping[str, Engine],
+        settings: ServerSettings,
         *,
         slots: int,
         log: Callable[[str], None],
     ) -> None:
-        settings = AdapterSettings.from_environment()
-
         def open_switch() -> AdapterSwitch:
-            from tessera.adapters.switch import AdapterSwitch  # imports diffusers' loaders: seconds
-
-            return AdapterSwitch.of_bundle(bundle, engines, settings, slots=slots)
+            return AdapterSwitch.of_bundle(bundle, engines, settings.adapters, slots=slots)
 
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
         self._used = False
         try:
-            self._hints = PrefetchListener(board_path(), self._read_ahead_of_queue)
+            self._hints = PrefetchListener(settings.board, self._read_ahead_of_queue)
         except OSError as error:
             log(f"LoRAs are not read ahead of their requests: {error}")
 

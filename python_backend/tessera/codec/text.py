@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
+from tessera.codec.tokenizer import open_tokenizer
 from tessera.engines.base import Engine
 
 
@@ -42,20 +42,14 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Path, engine: Engine) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self._tokenizer = open_tokenizer(tokenizer)
         self._engine = engine
 
     def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states and pooled embeddings; prompts are padded and cut to the encoder's
         window.
         """
-        ids = self._tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self._tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        ids = torch.tensor(self._tokenizer.encode(prompts))
         outputs = self._engine.run({"input_ids": ids})
         hidden = outputs.get("penultimate_hidden_state", outputs.get("last_hidden_state"))
         assert hidden is not None, "a text encoder gives one of the two"
@@ -64,8 +58,7 @@ class TextEncoder:
 
     def dropped_tokens(self, prompt: str) -> int:
         """How many of a prompt's tokens lie beyond the encoder's window."""
-        count = len(self._tokenizer(prompt, truncation=False).input_ids)
-        return max(0, count - int(self._tokenizer.model_max_length))
+        return self._tokenizer.dropped(prompt)
 
 
 def embed(encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> Embeddings:

@@ -17,6 +17,7 @@ import torch
 
 from tessera import trace
 from tessera.contract import MAX_CONTROLS
+from tessera.controls.network import CONDITIONS
 from tessera.denoise.running import Running, RunningControl
 from tessera.denoise.tick import Regroup
 from tessera.errors import InternalError, TesseraError, Unavailable
@@ -29,10 +30,6 @@ Raises `TesseraError`; of status `FORGOTTEN` if a key is not known."""
 
 FORGOTTEN = "NOT_FOUND"
 """Status of a ControlNet's answer when it does not know a key: it is then told anew."""
-
-CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES": "time_ids"}
-"""Inputs of a ControlNet's model that stay the same from step to step, and what they are called in
-the network."""
 
 WORKERS = 4 * MAX_CONTROLS
 LOOK_S = 0.25

@@ -16,6 +16,10 @@ from tessera.engines.base import Engine
 from tessera.errors import TesseraError
 from tessera.types import Tensors
 
+CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES": "time_ids"}
+"""Inputs of a ControlNet's model that stay the same from step to step, and what they are called in
+the network."""
+
 KEPT = 8 * MAX_CONTROLS
 """Requests that a ControlNet remembers: as many as can ask it in one call, since a model of eight
 slots may give every one of them as many uses of it as a request can have."""

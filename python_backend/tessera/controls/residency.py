@@ -149,7 +149,7 @@ class Residency:
         if self._room(names) > self._budget:
             pinned = f" beside the pinned {listing(self._pinned)}" if self._pinned else ""
             accepted = f"ControlNets of at most {self._budget / 1e9:g} GB together{pinned}"
-            raise InvalidInput("CONTROLS", listing(names), accepted)
+            raise InvalidInput.described("CONTROLS", f"names {listing(names)}", accepted)
 
     def _room(self, names: Iterable[str]) -> int:
         """Bytes of these and the pinned ones."""

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import diffusers
 import torch
 
 from tessera.contract import SCHEDULERS
+from tessera.networks.light_diffusers import scheduler_class
 
 
 class Sampler:
@@ -86,7 +86,7 @@ class Sampler:
 def _scheduler(name: str, config: str) -> Any:
     """A scheduler to copy: to build one from its config takes five times as long."""
     spec = SCHEDULERS[name]
-    return getattr(diffusers, spec.cls).from_config(json.loads(config), **dict(spec.settings))
+    return scheduler_class(spec.cls).from_config(json.loads(config), **dict(spec.settings))
 
 
 def _begin_at(scheduler: Any, index: int) -> None:

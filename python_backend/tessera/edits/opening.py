@@ -18,14 +18,12 @@ from tessera.edits.chooser import Size, StepChooser, measure
 from tessera.edits.steps import SparseSteps
 from tessera.engines.bundle import Bundle
 from tessera.manifest import Manifest
-from tessera.networks import graphs
 from tessera.networks.program import Program
-from tessera.shared.board import costs_path
+from tessera.shared.settings import ServerSettings, TemplateSettings
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.tables import level_sizes, make_tables
 from tessera.templates.memory import DeviceMemory, StepMemory
-from tessera.templates.settings import TemplateSettings
 from tessera.templates.store import TemplateStore
 from tessera.types import Conditions
 
@@ -38,7 +36,7 @@ SHARES = (0.05, 0.125, 0.25, 0.5, 1.0)
 
 
 def open_sparse(
-    bundle: Bundle, unet: UNet, controls: Controls
+    bundle: Bundle, unet: UNet, controls: Controls, settings: ServerSettings
 ) -> tuple[SparseSteps | None, StepChooser | None]:
     """The sparse steps of a bundle and a chooser for them; nothing if the bundle has no graphs for
     it.
@@ -47,21 +45,20 @@ def open_sparse(
     if not manifest.can_be_sparse:
         return None, None
     config = json.loads(bundle.file(manifest.graphs["unet_sparse"].config).read_text())
-    network = graphs.new_network("unet", config)
     engines = SparseUNetEngines(bundle.engine("unet_sparse"), bundle.engine("unet_text"))
-    settings = TemplateSettings.from_environment()
-    program = Program(network)
+    program = bundle.outline("unet").program
+    assert program is not None, "it is a UNet's"
     steps = SparseSteps(
         engines,
         program,
-        TemplateStore(settings.folder, budget=settings.disk),
-        _memory(settings, engines.device),
+        TemplateStore(settings.templates.folder, budget=settings.templates.disk),
+        _memory(settings.templates, engines.device),
         bundle=manifest.digest,
         max_rows=manifest.limits.max_rows,
         controls=controls,
     )
     bench = partial(_Bench, unet, engines, program, config, manifest.latents.channels)
-    return steps, _remembered(costs_path(), lambda: _chooser(bench, manifest))
+    return steps, _remembered(settings.costs, lambda: _chooser(bench, manifest))
 
 
 def _memory(settings: TemplateSettings, device: str) -> StepMemory:

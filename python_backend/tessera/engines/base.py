@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from tessera.errors import BundleError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 from tessera.engines.base import Engine
 from tessera.engines.registry import Source, chosen_kind, open_engine
 from tessera.errors import BundleError
-from tessera.manifest import Manifest, check_file, read_manifest, served_folder
-
-THREADS_VARIABLE = "TESSERA_THREADS"
+from tessera.manifest import Manifest, check_file, network_of, read_manifest
+from tessera.networks.outline import OUTLINE, Outline
+from tessera.shared.settings import EngineKind, ServerSettings
 
 
 class Bundle:
@@ -22,15 +22,26 @@ class Bundle:
     Args:
         folder: where `bundle.json` is.
         threads: threads per engine call; 0 is one per core.
+        engine: what runs its graphs.
+        compiled: whether torch engines compile the UNet.
 
     Raises:
         BundleError: it has no manifest, or one that this Tessera does not read.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int = 0,
+        engine: EngineKind = EngineKind.AUTO,
+        compiled: bool = False,
+    ) -> None:
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
         self._threads = threads
+        self._engine = engine
+        self._compiled = compiled
 
     @property
     def threads(self) -> int:
@@ -38,13 +49,18 @@ class Bundle:
         return self._threads or len(os.sched_getaffinity(0))
 
     @classmethod
-    def from_environment(cls) -> Bundle:
-        """The bundle that `TESSERA_BUNDLE` names, with `TESSERA_THREADS` threads.
+    def of(cls, settings: ServerSettings) -> Bundle:
+        """The bundle that a server is to serve.
 
         Raises:
-            BundleError: the variable is not set, or the bundle cannot be served.
+            BundleError: it cannot be served.
         """
-        return cls(served_folder(), threads=int(os.environ.get(THREADS_VARIABLE) or 0))
+        return cls(
+            settings.bundle,
+            threads=settings.threads,
+            engine=settings.engine,
+            compiled=settings.torch_compile,
+        )
 
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files, after comparing its digest with the manifest.
@@ -58,17 +74,35 @@ class Bundle:
         return self.folder / name
 
     def engine(self, graph: str, kind: str | None = None) -> Engine:
-        """The engine that runs one of the bundle's graphs, of that kind or the one that
-        `TESSERA_ENGINE` names.
-        """
+        """The engine that runs one of the bundle's graphs, of that kind or the bundle's."""
         if graph not in self.manifest.graphs:
             raise BundleError(f"the bundle {self.folder} has no graph {graph!r}")
         entry = self.manifest.graphs[graph]
         for name in self.manifest.files_of(graph):
             self.file(name)
         self.file(entry.config)
-        source = Source.of(self.folder, self.manifest, graph, threads=self._threads)
-        return open_engine(kind or chosen_kind(self.folder), source)
+        source = Source.of(
+            self.folder, self.manifest, graph, threads=self._threads, compiled=self._compiled
+        )
+        return open_engine(kind or chosen_kind(self.folder, self._engine), source)
+
+    def outline(self, part: str) -> Outline:
+        """Structure of the UNet or a text encoder (see `manifest.network_of`); a bundle of an older
+        Tessera does not hold it, and finding it out then takes seconds.
+
+        Raises:
+            BundleError: the bundle has no such network.
+        """
+        graphs = self.manifest.graphs
+        config = next((e.config for g, e in graphs.items() if network_of(g) == part), None)
+        if config is None:
+            raise BundleError(f"the bundle {self.folder} has no network {part!r}")
+        name = str(Path(config).with_name(OUTLINE))
+        if name in self.manifest.files:
+            return Outline.from_json(self.file(name).read_text())
+        from tessera.networks.walk import outline_from_config
+
+        return outline_from_config(part, json.loads(self.file(config).read_text()))
 
     def tokenizer(self, folder: str) -> Path:
         """The folder with a tokenizer's files, each compared with the manifest."""

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from tessera.engines.base import Engine
 from tessera.engines.compiled import FOLDER, canary_path, find_compiled, read_record
 from tessera.errors import BundleError, listing
-from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, read_manifest
+from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, network_of, read_manifest
+from tessera.shared.settings import EngineKind
 
 if TYPE_CHECKING:
     from tessera.networks.modules import GraphModule
 
-ENGINE_VARIABLE = "TESSERA_ENGINE"
-COMPILE_VARIABLE = "TESSERA_TORCH_COMPILE"
 _TAKES_LORAS = ("text_encoder", "unet")
 _HALVES = ("unet_encoder", "unet_decoder")
 _GRAPHS = 8
@@ -38,6 +37,7 @@ class Source:
         config: the configuration file of the network that the graph is a part of.
         variant: the bundle's.
         threads: threads of one call on the CPU; 0 is one per core.
+        compiled: whether a torch engine compiles it, if it runs at every step.
     """
 
     graph: str
@@ -46,13 +46,22 @@ class Source:
     config: Path
     variant: str
     threads: int = 0
+    compiled: bool = False
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest, graph: str, *, threads: int = 0) -> Source:
+    def of(
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        graph: str,
+        *,
+        threads: int = 0,
+        compiled: bool = False,
+    ) -> Source:
         """A graph of the bundle in `folder`, its files unchecked."""
         entry = manifest.graphs[graph]
         path, config = folder / entry.file, folder / entry.config
-        return cls(graph, path, entry.layout, config, manifest.variant, threads)
+        return cls(graph, path, entry.layout, config, manifest.variant, threads, compiled)
 
 
 def _onnxruntime(source: Source) -> Engine:
@@ -73,7 +82,7 @@ def open_module(source: Source) -> GraphModule:
     from tessera.variants import VARIANTS
 
     config = json.loads(source.config.read_text())
-    network = graphs.new_network(graphs.network_of(source.graph), config)
+    network = graphs.new_network(network_of(source.graph), config)
     module = graphs.wrap(source.graph, network, VARIANTS[source.variant])
     weights.load_weights(module, source.path, source.layout)
     return module
@@ -86,7 +95,7 @@ def _torch(source: Source) -> Engine:
 
     module = open_module(source)
     every_step = _runs_every_step(source.graph)
-    compiled = every_step and _switched_on(COMPILE_VARIABLE)
+    compiled = every_step and source.compiled
     if not torch.cuda.is_available():
         torch.set_num_threads(source.threads or len(os.sched_getaffinity(0)))
         return TorchEngine(module, compiled=compiled)
@@ -147,44 +156,25 @@ def _runs_every_step(graph: str) -> bool:
     return dense or (graph.startswith(CONTROLNET) and not graph.endswith(HINT))
 
 
-def _switched_on(variable: str) -> bool:
-    """Whether an environment variable is 1.
-
-    Raises:
-        BundleError: it is neither 0 nor 1.
-    """
-    value = os.environ.get(variable) or "0"
-    if value not in ("0", "1"):
-        raise BundleError(f"{variable} is {value!r}; accepted: 0, 1")
-    return value == "1"
-
-
 _KINDS: dict[str, Callable[[Source], Engine]] = {
-    "onnxruntime": _onnxruntime,
-    "tensorrt": _tensorrt,
-    "torch": _torch,
+    EngineKind.ONNXRUNTIME: _onnxruntime,
+    EngineKind.TENSORRT: _tensorrt,
+    EngineKind.TORCH: _torch,
 }
-KINDS = ("auto", *_KINDS)
 
 
-def chosen_kind(folder: Path) -> str:
-    """The kind that `TESSERA_ENGINE` names; by default (`auto`) ONNX Runtime where there is no GPU,
-    else TensorRT if the bundle in `folder` has been compiled, else torch.
-
-    Raises:
-        BundleError: there is no such kind.
+def chosen_kind(folder: Path, setting: EngineKind = EngineKind.AUTO) -> EngineKind:
+    """The kind that a setting stands for; `auto` is ONNX Runtime where there is no GPU, else
+    TensorRT if the bundle in `folder` has been compiled, else torch.
     """
-    kind = os.environ.get(ENGINE_VARIABLE) or "auto"
-    if kind not in KINDS:
-        raise BundleError(f"{ENGINE_VARIABLE} is {kind!r}; accepted: {listing(KINDS)}")
-    if kind != "auto":
-        return kind
+    if setting is not EngineKind.AUTO:
+        return setting
     import torch
 
     if not torch.cuda.is_available():
-        return "onnxruntime"
+        return EngineKind.ONNXRUNTIME
     compiled = any((folder / FOLDER).glob("*.plan"))
-    return "tensorrt" if compiled and find_spec("tensorrt") else "torch"
+    return EngineKind.TENSORRT if compiled and find_spec("tensorrt") else EngineKind.TORCH
 
 
 def open_engine(kind: str, source: Source) -> Engine:

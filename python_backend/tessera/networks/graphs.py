@@ -48,20 +48,11 @@ def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
     return kind(network).eval()
 
 
-def network_of(graph: str) -> str:
-    """The part of a checkpoint that a graph belongs to: `unet`, `vae`, `text_encoder` ...; for a
-    ControlNet the name of its graph.
-    """
-    if graph.startswith(CONTROLNET):
-        return graph.removesuffix(HINT)
-    return graph if graph.startswith("text_encoder") else graph.split("_")[0]
-
-
 def new_network(part: str, config: dict[str, Any]) -> nn.Module:
     """A network with that configuration and no weights: its parameters are on the meta device.
 
     Args:
-        part: see `network_of`.
+        part: see `manifest.network_of`.
         config: content of the checkpoint's `config.json` for that part.
     """
     with init_empty_weights(include_buffers=False):

@@ -12,8 +12,6 @@ pixel there, the usual way of unfolding the input 9 c.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import TypeAlias
 
@@ -22,62 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from tessera.networks.modules import GraphModule
+from tessera.networks.slots import FACTORS, Slot, slots_of
+from tessera.networks.walk import weights_of
 
-FACTORS = ("lora_down", "lora_up", "lora_conv_down", "lora_conv_up")
-"""Inputs beside the half's own: (n, rank, sum of inner widths) and (n, rank, sum of outer widths),
-for layers of one point and for convolutions of several. All rows have the same rank, at least 1,
-the two pairs perhaps different ones.
-"""
-LINEAR, CONV = FACTORS[:2], FACTORS[2:]
 Layer: TypeAlias = nn.Linear | nn.Conv2d
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a layer's factors lie in their stacks.
-
-    Attributes:
-        stacks: names of the two, `LINEAR` or `CONV`.
-        down: columns of A: points x channels, channels fastest.
-        up: columns of B's transpose.
-        points: of the kernel: (height, width).
-    """
-
-    stacks: tuple[str, ...]
-    down: slice
-    up: slice
-    points: tuple[int, int] = (1, 1)
-
-
-def slots_of(half: nn.Module) -> dict[str, Slot]:
-    """The slots of a half's linear layers and convolutions, by the layer's name."""
-    slots, ends = {}, dict.fromkeys(FACTORS, 0)
-    for name, layer in half.named_modules():
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
-            continue
-        points = _points(layer)
-        stacks = LINEAR if points == (1, 1) else CONV
-        inner, outer = layer.weight[0].numel(), layer.weight.shape[0]
-        starts = [ends[stack] for stack in stacks]
-        ends[stacks[0]] += inner
-        ends[stacks[1]] += outer
-        slots[name] = Slot(
-            stacks,
-            slice(starts[0], starts[0] + inner),
-            slice(starts[1], starts[1] + outer),
-            points,
-        )
-    return slots
-
-
-def widths_of(slots: Mapping[str, Slot]) -> dict[str, int]:
-    """Last dimension of each of `FACTORS`; a stack that no layer is in has one unused column."""
-    widths = dict.fromkeys(FACTORS, 1)
-    for slot in slots.values():
-        down, up = slot.stacks
-        widths[down] = max(widths[down], slot.down.stop)
-        widths[up] = max(widths[up], slot.up.stop)
-    return widths
 
 
 class LowRank(GraphModule):
@@ -96,7 +42,7 @@ class LowRank(GraphModule):
         object.__setattr__(self, "half", half)  # its layers are registered here already
         self.inputs = (*half.inputs, *FACTORS)
         self.outputs = half.outputs
-        self.slots = slots_of(half)
+        self.slots = slots_of(weights_of(half))
         self._factors: dict[str, torch.Tensor] = {}
         for name, slot in self.slots.items():
             self.get_submodule(name).register_forward_hook(partial(self._add, slot))

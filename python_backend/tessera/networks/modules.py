@@ -16,17 +16,9 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-_ENCODER_PARTS = (
-    "conv_in",
-    "time_proj",
-    "time_embedding",
-    "add_time_proj",
-    "add_embedding",
-    "down_blocks",
-    "mid_block",
-)
+from tessera.networks.outline import UNET_HALVES
+
 _CONTROL_PARTS = ("controlnet_down_blocks", "controlnet_mid_block")
-_DECODER_PARTS = ("up_blocks", "conv_norm_out", "conv_act", "conv_out")
 
 
 class GraphModule(nn.Module):
@@ -106,7 +98,7 @@ class UNetEncoder(GraphModule):
     source: UNet2DConditionModel
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__(unet, _ENCODER_PARTS)
+        super().__init__(unet, UNET_HALVES["unet_encoder"])
         self.inputs = _conditioned(unet)
         self.outputs = ("mid", "emb", *_skips(unet))
 
@@ -136,7 +128,7 @@ class UNetDecoder(GraphModule):
     source: UNet2DConditionModel
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__(unet, _DECODER_PARTS)
+        super().__init__(unet, UNET_HALVES["unet_decoder"])
         self.inputs = ("mid", "emb", "encoder_hidden_states", *_skips(unet))
         self.outputs = ("prediction",)
 
@@ -173,7 +165,7 @@ class ControlNet(GraphModule):
     source: ControlNetModel
 
     def __init__(self, network: ControlNetModel) -> None:
-        super().__init__(network, (*_ENCODER_PARTS, *_CONTROL_PARTS))
+        super().__init__(network, (*UNET_HALVES["unet_encoder"], *_CONTROL_PARTS))
         self.inputs = (*_conditioned(network), "hint")
         count = len(network.controlnet_down_blocks)
         self.outputs = (*(f"residual_{i}" for i in range(count)), "residual_mid")

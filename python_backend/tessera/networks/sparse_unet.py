@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from tessera.networks.modules import GraphModule, embed_conditions
 from tessera.networks.program import Op, Program
+from tessera.networks.walk import program_of
 
 _LIVE = ("sample", "timestep")
 
@@ -38,7 +39,7 @@ class SparseUNet(GraphModule):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(unet, tree=_pruned(unet, lambda name: not _projects_text(name)))
-        self.program = Program(unet)
+        self.program = program_of(unet)
         self.inputs = input_names(unet, self.program)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ class TextProjections(GraphModule):
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(unet, tree=_pruned(unet, _projects_text))
-        self._blocks = [name for name, _ in Program(unet).attentions]
+        self._blocks = [name for name, _ in program_of(unet).attentions]
         self.outputs = text_names(self._blocks)
 
     def forward(self, encoder_hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:

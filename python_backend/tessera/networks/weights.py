@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 
-from tessera.networks.modules import GraphModule
+if TYPE_CHECKING:
+    from tessera.networks.modules import GraphModule
 
 Layout = Mapping[str, Mapping[str, list[int]]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,9 +12,15 @@ from tessera import contract
 from tessera.errors import InvalidInput, unknown_name
 from tessera.manifest import Manifest
 from tessera.plan import ControlUse
-from tessera.requests.fields import Inputs, choices_of, pixels_of
+from tessera.requests.elements import elements_of
+from tessera.requests.fields import Inputs, pixels_of
 from tessera.requests.preprocess import Preparation
 from tessera.types import Array
+
+
+def _one_of(names: tuple[str, ...]) -> Any:
+    """A text out of a list, by default its first; others are refused by `_preparation`."""
+    return Field(default=names[0], json_schema_extra={"enum": list(names)})
 
 
 class ControlElement(BaseModel):
@@ -29,8 +36,8 @@ class ControlElement(BaseModel):
     )
     start: float = Field(default=0.0, ge=0, le=1)
     end: float = Field(default=1.0, ge=0, le=1)
-    preprocess: str = contract.PREPROCESSORS[0]
-    resize: str = contract.RESIZES[0]
+    preprocess: str = _one_of(contract.PREPROCESSORS)
+    resize: str = _one_of(contract.RESIZES)
     low: float | None = Field(default=None, ge=0, le=contract.MAX_CANNY)
     high: float | None = Field(default=None, ge=0, le=contract.MAX_CANNY)
 
@@ -54,7 +61,7 @@ def read_controls(
     Raises:
         InvalidInput: the first field whose value is not accepted.
     """
-    choices = choices_of(inputs, "CONTROLS", ControlElement, contract.MAX_CONTROLS)
+    choices = elements_of(inputs, "CONTROLS", ControlElement, contract.MAX_CONTROLS)
     fields = [f"CONTROLS[{index}]" for index in range(len(choices))]
     uses = [_use(*of, manifest) for of in zip(fields, choices, strict=True)]
     preparations = [_preparation(*of) for of in zip(fields, choices, strict=True)]
@@ -105,16 +112,17 @@ def _images(inputs: Inputs, count: int) -> Array:
     accepted = f"one image for each element of CONTROLS, which has {count or 'none'}"
     if "CONTROL_IMAGES" not in inputs:
         if count:
-            raise InvalidInput("CONTROL_IMAGES", "left out", accepted)
+            raise InvalidInput.described("CONTROL_IMAGES", "is missing", accepted)
         return np.zeros((0, 1, 1, 3), np.uint8)
     images = inputs["CONTROL_IMAGES"][0]
     if len(images) != count:
         plural = "" if len(images) == 1 else "s"
-        raise InvalidInput("CONTROL_IMAGES", f"{len(images)} image{plural}", accepted)
+        problem = f"has {len(images)} image{plural}"
+        raise InvalidInput.described("CONTROL_IMAGES", problem, accepted)
     most = contract.MAX_CONTROL_SIDE
     if count and not all(1 <= side <= most for side in images.shape[1:3]):
         accepted = f"sides of 1 to {most} pixels"
-        raise InvalidInput("CONTROL_IMAGES", pixels_of(images[0]), accepted)
+        raise InvalidInput.described("CONTROL_IMAGES", f"has {pixels_of(images[0])}", accepted)
     return images
 
 
@@ -125,4 +133,4 @@ def _check_size(image: Array, preparation: Preparation, size: tuple[int, int], f
         accepted = (
             f"the picture's size, {width} x {height} pixels, or another and {field}.resize: {modes}"
         )
-        raise InvalidInput("CONTROL_IMAGES", pixels_of(image), accepted)
+        raise InvalidInput.described("CONTROL_IMAGES", f"has {pixels_of(image)}", accepted)

@@ -73,15 +73,15 @@ def read_image(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) 
     """
     given = [name for name in ("IMAGE", "TEMPLATE") if name in inputs]
     if len(given) != 1:
-        value = "given as well as TEMPLATE" if given else "left out, and so is TEMPLATE"
-        raise InvalidInput("IMAGE", value, "one of the two, IMAGE or TEMPLATE")
+        problem = "is given as well as TEMPLATE" if given else "is missing, and so is TEMPLATE"
+        raise InvalidInput.described("IMAGE", problem, "one of the two, IMAGE or TEMPLATE")
     (name,) = given
     known = name == "TEMPLATE"
     image = find_template(text_of(inputs, name, "", 100)) if known else inputs[name][0]
     low, high, step = manifest.limits.min_size, manifest.limits.max_size, contract.SIZE_STEP
     if any(not low <= side <= high or side % step for side in image.shape[:2]):
         accepted = f"sides that are multiples of {step} from {low} to {high} pixels"
-        raise InvalidInput(name, pixels_of(image), accepted)
+        raise InvalidInput.described(name, f"has {pixels_of(image)}", accepted)
     return image
 
 
@@ -125,10 +125,12 @@ def no_templates(identity: str) -> Array:
 def _mask(inputs: Inputs, image: Array) -> Array:
     mask = inputs["MASK"][0]
     if mask.shape != image.shape[:2]:
-        raise InvalidInput("MASK", pixels_of(mask), f"the size of the image, {pixels_of(image)}")
+        accepted = f"the size of the image, {pixels_of(image)}"
+        raise InvalidInput.described("MASK", f"has {pixels_of(mask)}", accepted)
     if not (mask >= contract.EDITED).any():
-        accepted = f"at least one pixel of {contract.EDITED} or more"
-        raise InvalidInput("MASK", f"nowhere above {int(mask.max())}", accepted)
+        problem = f"has no pixel of {contract.EDITED} or more"
+        accepted = f"{contract.EDITED} to 255 where the image is edited, less elsewhere"
+        raise InvalidInput.described("MASK", problem, accepted)
     return mask
 
 

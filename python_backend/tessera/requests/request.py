@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import secrets
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,7 +20,9 @@ from tessera.errors import InvalidInput
 from tessera.manifest import Manifest
 from tessera.requests.controls import Control, read_controls
 from tessera.requests.edit import EditChoice, FindTemplate, no_templates, read_edit, size_of_edit
-from tessera.requests.fields import Inputs, choices_of, scalar_of, text_of
+from tessera.requests.elements import elements_of
+from tessera.requests.fields import Inputs, scalar_of, text_of
+from tessera.requests.parameters import JOB_IDS, checked_job_id
 
 LoraWeight = Annotated[
     float,
@@ -82,7 +83,7 @@ def read_request(
     edit = read_edit(inputs, manifest, steps, find_template) if "MASK" in inputs else None
     if edit is not None:
         width, height = size_of_edit(inputs, edit)
-    loras = tuple(choices_of(inputs, "LORAS", Lora, contract.MAX_LORAS))
+    loras = tuple(elements_of(inputs, "LORAS", Lora, contract.MAX_LORAS))
     return Request(
         prompt=prompt,
         negative_prompt=_negative_prompt(inputs),
@@ -114,23 +115,8 @@ def read_job_id(inputs: Inputs) -> str:
     """
     if "JOB_ID" not in inputs:
         return ""
-    accepted = f"1 to {contract.MAX_JOB_ID} printable ASCII characters"
-    job_id = text_of(inputs, "JOB_ID", "", contract.MAX_JOB_ID, accepted)
-    if not job_id or not job_id.isascii() or not job_id.isprintable():
-        raise InvalidInput("JOB_ID", job_id, accepted)
-    return job_id
-
-
-def read_lora_policy(parameters: Mapping[str, object]) -> str:
-    """The request parameter `lora_policy`.
-
-    Raises:
-        InvalidInput: it is another word than those accepted.
-    """
-    policy = parameters.get("lora_policy", contract.LORA_POLICIES[0])
-    if policy not in contract.LORA_POLICIES:
-        raise InvalidInput("lora_policy", policy, ", ".join(contract.LORA_POLICIES))
-    return str(policy)
+    job_id = text_of(inputs, "JOB_ID", "", contract.MAX_JOB_ID, JOB_IDS)
+    return checked_job_id("JOB_ID", job_id)
 
 
 def read_action(inputs: Inputs, accepted: tuple[str, ...]) -> str:

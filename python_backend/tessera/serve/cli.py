@@ -4,84 +4,100 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.status import Status
 
-from tessera import trace
-from tessera.adapters.settings import PATHS, AdapterSettings
 from tessera.controls.models import engine_is_half, read_placements, write_models
-from tessera.controls.settings import ControlSettings
 from tessera.errors import BundleError, TesseraError, brief, listing
 from tessera.manifest import Manifest, check_files, read_manifest
 from tessera.serve import options as o
 from tessera.serve.launch import Launch
 from tessera.serve.tritonserver import Ports
-from tessera.templates.settings import TemplateSettings, default_folder
+from tessera.shared.settings import (
+    AdapterSettings,
+    ControlSettings,
+    LoraPath,
+    ServerSettings,
+    TemplateSettings,
+)
+from tessera.terminal.console import Console
 from tessera.variants import VARIANTS
 
-console = Console(stderr=True, highlight=False)
-ENGINES = ("auto", "onnxruntime", "torch", "tensorrt")
-DEFAULTS = Ports()
-TEMPLATES = TemplateSettings(default_folder())
+console = Console(stderr=True)
+GB = 1e9
 
 
 def serve(
     bundle: o.Bundle,
-    http_port: o.HttpPort = DEFAULTS.http,
-    grpc_port: o.GrpcPort = DEFAULTS.grpc,
-    metrics_port: o.MetricsPort = DEFAULTS.metrics,
+    triton_args: o.TritonArgs = None,
     host: o.Host = "0.0.0.0",
-    threads: o.Threads = 0,
-    engine: o.Engine = "auto",
+    http_port: o.HttpPort = Ports.http,
+    grpc_port: o.GrpcPort = Ports.grpc,
+    metrics_port: o.MetricsPort = Ports.metrics,
+    engine: o.Engine = ServerSettings.engine,
+    threads: o.Threads = ServerSettings.threads,
+    torch_compile: o.TorchCompile = ServerSettings.torch_compile,
     adapters: o.Adapters = None,
-    adapter_memory: o.AdapterMemory = AdapterSettings.memory / 1e9,
+    adapter_memory: o.AdapterMemory = AdapterSettings.memory / GB,
     lora_path: o.LoraPath = AdapterSettings.path,
     place: o.Place = None,
     pin: o.Pin = None,
-    control_memory: o.ControlMemory = ControlSettings.memory / 1e9,
+    control_memory: o.ControlMemory = ControlSettings.memory / GB,
     write_models_to: o.WriteModelsTo = None,
     templates: o.Templates = None,
-    template_disk: o.TemplateDisk = TEMPLATES.disk / 1e9,
-    template_memory: o.TemplateMemory = TEMPLATES.memory / 1e9,
-    template_size: o.TemplateSize = TEMPLATES.size / 1e9,
-    template_device: o.TemplateDevice = TEMPLATES.device / 1e9,
+    template_disk: o.TemplateDisk = TemplateSettings.disk / GB,
+    template_memory: o.TemplateMemory = TemplateSettings.memory / GB,
+    template_size: o.TemplateSize = TemplateSettings.size / GB,
+    template_device: o.TemplateDevice = TemplateSettings.device / GB,
     start_timeout: o.StartTimeout = 600.0,
     trace_to: o.TraceTo = None,
     verbose: o.Verbose = False,
-    triton_args: o.TritonArgs = None,
 ) -> None:
     """Serve a bundle with tritonserver until a signal ends it."""
-    ports = Ports(http_port, grpc_port, metrics_port)
-    log_flags = [] if verbose else ["--log-info=false"]
     try:
         sizes = (template_disk, template_memory, template_size, template_device)
-        kept = TemplateSettings((templates or TEMPLATES.folder).resolve(), *map(_bytes, sizes))
-        loras = AdapterSettings(tuple(adapters or ()), _bytes(adapter_memory), lora_path)
+        settings = ServerSettings(
+            bundle.resolve(),
+            threads,
+            engine,
+            torch_compile,
+            trace=trace_to and trace_to.resolve(),
+            templates=_templates(templates, sizes),
+            adapters=AdapterSettings(_resolved(adapters), _bytes(adapter_memory), lora_path),
+            controls=ControlSettings(_bytes(control_memory), tuple(dict.fromkeys(pin or ()))),
+        )
+        settings.to_environment()  # says now what a variable cannot hold
         manifest = _checked(bundle)
-        _check_engine(engine)
         check_lora_path(lora_path, manifest)
         bundled = [f"{name}={text}" for name, text in manifest.placements.items()]
         placements = read_placements([*bundled, *(place or [])], manifest.controlnets)
-        pinned = _pinned(pin or [], manifest, control_memory)
+        _check_pinned(settings.controls, manifest)
         if write_models_to:
             half = engine_is_half(engine)
             write_models(write_models_to, manifest.controlnets, placements, half=half)
             raise typer.Exit
+        ports = Ports(http_port, grpc_port, metrics_port)
         _check_ports(ports, host)
-        variables = {"TESSERA_THREADS": str(threads), "TESSERA_ENGINE": engine}
-        variables |= _trace(trace_to)
-        for settings in (kept, loras, ControlSettings(_bytes(control_memory), pinned)):
-            variables |= settings.to_environment()
-        flags = [*log_flags, *(triton_args or [])]
-        launch = Launch(bundle, manifest, ports, host, variables, placements, flags)
-        code = launch.run(console, pinned=pinned, timeout=start_timeout)
+        _begin_trace(trace_to)
+        flags = [*([] if verbose else ["--log-info=false"]), *(triton_args or [])]
+        code = Launch(settings, manifest, ports, host, placements, flags).run(
+            console, timeout=start_timeout
+        )
     except TesseraError as error:
-        console.print(f"tessera-serve: {error}", style="red", soft_wrap=True)
+        console.say(f"tessera-serve: {error}", style="red")
         raise typer.Exit(1) from None
     raise typer.Exit(code)
+
+
+def _resolved(folders: Iterable[Path] | None) -> tuple[Path, ...]:
+    return tuple(folder.resolve() for folder in folders or ())
+
+
+def _templates(folder: Path | None, gigabytes: Iterable[float]) -> TemplateSettings:
+    kept = folder or TemplateSettings().folder
+    return TemplateSettings(kept.resolve(), *map(_bytes, gigabytes))
 
 
 def _checked(bundle: Path) -> Manifest:
@@ -96,8 +112,8 @@ def _checked(bundle: Path) -> Manifest:
             f"{bundle} is of variant {manifest.variant!r}; this Tessera serves "
             f"{', '.join(VARIANTS)}"
         )
-    with Status("checking the bundle ...", console=console) as status:
-        check_files(bundle, manifest, lambda name: status.update(f"checking the bundle: {name}"))
+    with console.doing("checking the bundle ...") as news:
+        check_files(bundle, manifest, lambda name: news(f"checking the bundle: {name}"))
     return manifest
 
 
@@ -109,52 +125,43 @@ def _bytes(gigabytes: float) -> int:
     """
     if not math.isfinite(gigabytes):
         raise TesseraError(f"{gigabytes} GB is no size; accepted: numbers from 0")
-    return int(1e9 * gigabytes)
+    return int(GB * gigabytes)
 
 
-def _trace(file: Path | None) -> dict[str, str]:
-    """The environment that has a trace written, to a file that is empty now.
+def _begin_trace(file: Path | None) -> None:
+    """Make the file of a trace empty.
 
     Raises:
         TesseraError: it cannot be written.
     """
     if file is None:
-        return {}
+        return
     try:
         file.write_text("")
     except OSError as error:
         raise TesseraError(f"--trace {file} cannot be written: {error}") from None
-    return {trace.VARIABLE: str(file.resolve())}
 
 
-def _pinned(names: list[str], manifest: Manifest, memory: float) -> tuple[str, ...]:
-    for name in names:
+def _check_pinned(settings: ControlSettings, manifest: Manifest) -> None:
+    for name in settings.pinned:
         if name not in manifest.controlnets:
             accepted = listing(manifest.controlnets)
             raise TesseraError(f"--pin names the ControlNet {brief(name)}; accepted: {accepted}")
-    together = sum(manifest.controlnet_bytes(name) for name in set(names)) / 1e9
-    if together > memory:
+    together = sum(map(manifest.controlnet_bytes, settings.pinned))
+    if together > settings.memory:
         raise TesseraError(
-            f"--control-memory is {memory:g} GB; accepted: at least {together:.2g} GB for what "
-            f"--pin names, {listing(set(names))}"
+            f"--control-memory is {settings.memory / GB:g} GB; accepted: at least "
+            f"{together / GB:.2g} GB for what --pin names, {listing(settings.pinned)}"
         )
-    return tuple(dict.fromkeys(names))
 
 
-def _check_engine(kind: str) -> None:
-    if kind not in ENGINES:
-        raise TesseraError(f"--engine {kind} is unknown; accepted: {listing(ENGINES)}")
-
-
-def check_lora_path(path: str, manifest: Manifest) -> None:
-    """Refuse a way of LoRAs that is unknown, or that the bundle was not built for.
+def check_lora_path(path: LoraPath, manifest: Manifest) -> None:
+    """Refuse a way of LoRAs that the bundle was not built for.
 
     Raises:
-        TesseraError: it is one of these.
+        TesseraError: it has no graphs for it.
     """
-    if path not in PATHS:
-        raise TesseraError(f"--lora-path {path} is unknown; accepted: {', '.join(PATHS)}")
-    if path == "side" and not manifest.limits.lora_rank:
+    if path is LoraPath.SIDE and not manifest.limits.lora_rank:
         raise TesseraError(
             f"--lora-path side: bundle {manifest.name} has no graphs for it; build it with "
             "--lora-rank above 0"

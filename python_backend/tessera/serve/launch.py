@@ -5,11 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from rich.console import Console
-from rich.status import Status
 
 from tessera.controls.models import Placement, engine_is_half, write_models
 from tessera.errors import TesseraError
@@ -28,6 +25,8 @@ from tessera.serve.tritonserver import (
     url_of,
 )
 from tessera.serve.warmup import warm_up
+from tessera.shared.settings import ServerSettings
+from tessera.terminal.console import Console
 
 
 @dataclass(frozen=True)
@@ -35,32 +34,29 @@ class Launch:
     """What is started, and how.
 
     Attributes:
-        variables: of the model processes' environment.
         placements: of ControlNets, by name.
         flags: further ones of tritonserver.
     """
 
-    bundle: Path
+    settings: ServerSettings
     manifest: Manifest
     ports: Ports
     host: str
-    variables: Mapping[str, str]
     placements: Mapping[str, Placement]
     flags: Sequence[str]
 
-    def run(self, console: Console, *, pinned: Sequence[str], timeout: float) -> int:
+    def run(self, console: Console, *, timeout: float) -> int:
         """Serve until a signal ends it; tritonserver's exit status.
 
         Args:
             console: for what the operator should know.
-            pinned: ControlNets that are loaded with the server.
             timeout: seconds to wait for readiness.
 
         Raises:
             TesseraError: there is no server, or it does not become ready.
         """
         with run_folder() as folder:
-            supervisor = self._supervisor(folder, console, pinned)
+            supervisor = self._supervisor(folder, console)
             try:
                 return self._run(supervisor, console, timeout)
             finally:
@@ -70,16 +66,13 @@ class Launch:
     def _url(self) -> str:
         return url_of(self.host, self.ports.http)
 
-    def _supervisor(self, folder: Path, console: Console, pinned: Sequence[str]) -> Supervisor:
+    def _supervisor(self, folder: Path, console: Console) -> Supervisor:
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
         secret = secrets.token_hex()
-        half = engine_is_half(self.variables["TESSERA_ENGINE"])
+        half = engine_is_half(self.settings.engine)
         write_models(controlnets, self.manifest.controlnets, self.placements, half=half)
-        variables = {
-            "TESSERA_BUNDLE": str(self.bundle.resolve()),
-            "TESSERA_BOARD": str(folder / "board"),
-            **self.variables,
-        }
+        variables = replace(self.settings, board=folder / "board").to_environment()
+        pinned = self.settings.controls.pinned
         line = command(
             server,
             [plain, controlnets],
@@ -92,17 +85,16 @@ class Launch:
             line,
             environment(server, **variables),
             self._url,
-            lambda text: console.print(f"tessera-serve: {text}", soft_wrap=True),
+            lambda text: console.say(f"tessera-serve: {text}"),
             {CONTROL_HEADER: secret},
         )
 
     def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:
         began, name = time.monotonic(), self.manifest.name
         supervisor.start()
-        with Status(f"starting tritonserver on bundle {name} ...", console=console) as status:
+        with console.doing(f"starting tritonserver on bundle {name} ...") as news:
             ready = supervisor.wait_ready(
-                timeout,
-                lambda s: status.update(f"loading the models of bundle {name} ... {s:.0f} s"),
+                timeout, lambda s: news(f"loading the models of bundle {name} ... {s:.0f} s")
             )
         if supervisor.interrupted:
             return supervisor.watch()  # until it has ended
@@ -110,17 +102,16 @@ class Launch:
             raise TesseraError(
                 "tritonserver did not become ready; its log above says why (-v shows all of it)"
             )
-        with Status("making the first pictures ...", console=console):
+        with console.doing("making the first pictures ..."):
             try:
                 warm_up(self._url, self.manifest.limits.min_size)
             except TesseraError:
                 if not supervisor.interrupted:
                     raise
                 return supervisor.watch()
-        console.print(
+        console.say(
             f"tessera-serve: bundle {name} ({self.manifest.digest[:12]}) is ready after "
             f"{time.monotonic() - began:.1f} s: HTTP {self.ports.http}, gRPC {self.ports.grpc}, "
-            f"metrics {self.ports.metrics}",
-            soft_wrap=True,
+            f"metrics {self.ports.metrics}"
         )
         return supervisor.watch()

@@ -1,67 +1,120 @@
-"""The options of `tessera-serve`, as typer shows them."""
+"""The options of `tessera-serve`, as typer shows them.
+
+Their defaults are those of `ServerSettings`, in gigabytes where that has bytes.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tessera.shared.settings import EngineKind
+from tessera.shared.settings import LoraPath as LoraPaths
+
+
+def _option(panel: str, *names: str, **details: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **details)
+
+
+def _gigabytes(panel: str, what: str) -> Any:
+    return _option(panel, min=0, metavar="GB", help=what)
+
+
+_LISTEN = "Addresses"
+_ENGINES = "Engines"
+_LORAS = "LoRAs"
+_CONTROLS = "ControlNets"
+_TEMPLATES = "Templates of edits"
+_RUN = "Start and log"
+
 Bundle = Annotated[Path, typer.Argument(help="Folder that tessera-build wrote.")]
-HttpPort = Annotated[int, typer.Option(help="HTTP endpoint.")]
-GrpcPort = Annotated[int, typer.Option(help="gRPC endpoint.")]
-MetricsPort = Annotated[int, typer.Option(help="Prometheus endpoint.")]
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads per engine call; 0 is one per core.")]
-Engine = Annotated[str, typer.Option(help="auto, onnxruntime, tensorrt or torch.")]
-Adapters = Annotated[
-    list[Path] | None,
-    typer.Option(help="A folder of LoRAs beside the bundle's own; may be given several times."),
+TritonArgs = Annotated[
+    list[str] | None, typer.Argument(help="Further tritonserver flags, after --.")
 ]
-AdapterMemory = Annotated[
-    float,
-    typer.Option(min=0, help="GB of LoRAs in memory, and again of weights merged with them."),
+
+Host = Annotated[str, _option(_LISTEN, help="Address to listen on.")]
+HttpPort = Annotated[int, _option(_LISTEN, help="Port for HTTP.")]
+GrpcPort = Annotated[int, _option(_LISTEN, help="Port for gRPC.")]
+MetricsPort = Annotated[int, _option(_LISTEN, help="Port for Prometheus metrics.")]
+
+Engine = Annotated[
+    EngineKind, _option(_ENGINES, help="What runs the graphs; auto picks what this machine has.")
 ]
-LoraPath = Annotated[
-    str,
-    typer.Option(
-        help="How LoRAs get into the UNet: refit (sets take turns), side (in one batch, where the "
-        "low-rank side path takes them), auto (what costs less)."
+Threads = Annotated[
+    int, _option(_ENGINES, min=0, help="Threads of one engine call; 0 is one per core.")
+]
+TorchCompile = Annotated[
+    bool,
+    _option(
+        _ENGINES,
+        "--torch-compile/--no-torch-compile",
+        envvar="TESSERA_TORCH_COMPILE",
+        help="Compile the UNet of torch engines; minutes for each new set of shapes.",
     ),
 ]
+
+Adapters = Annotated[
+    list[Path] | None,
+    _option(_LORAS, help="Folder of LoRAs beside the bundle's own (repeatable)."),
+]
+AdapterMemory = Annotated[
+    float, _gigabytes(_LORAS, "Memory for LoRAs, and again for weights merged with them.")
+]
+LoraPath = Annotated[
+    LoraPaths,
+    _option(
+        _LORAS,
+        help="How requests with different LoRAs share the UNet: refit lets them take turns, side "
+        "puts them in one batch where it can, auto picks what costs less.",
+    ),
+]
+
 Place = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Where a ControlNet runs, instead of where the bundle says: NAME=cpu or NAME=gpu:1."
+    _option(
+        _CONTROLS,
+        metavar="NAME=PLACE",
+        help="Run a ControlNet elsewhere than the bundle says: cpu, gpu:0, gpu:1 ... (repeatable).",
     ),
 ]
 Pin = Annotated[
     list[str] | None,
-    typer.Option(help="A ControlNet that is loaded at once and stays; may be given again."),
-]
-ControlMemory = Annotated[float, typer.Option(min=0, help="GB of loaded ControlNets.")]
-WriteModelsTo = Annotated[
-    Path | None,
-    typer.Option(
-        "--write-models",
-        help="Write the ControlNets' models there and end: for a plain tritonserver.",
+    _option(
+        _CONTROLS,
+        metavar="NAME",
+        help="Load a ControlNet at startup and never unload it (repeatable).",
     ),
 ]
+ControlMemory = Annotated[float, _gigabytes(_CONTROLS, "Memory for loaded ControlNets.")]
+WriteModelsTo = Annotated[
+    Path | None,
+    _option(
+        _CONTROLS,
+        "--write-models",
+        help="Write the ControlNets' Triton models to a folder and exit, for a plain tritonserver.",
+    ),
+]
+
 Templates = Annotated[
-    Path | None, typer.Option(help="Folder of templates; by default in the user's cache.")
+    Path | None, _option(_TEMPLATES, help="Folder of templates; the user's cache if left out.")
 ]
-TemplateDisk = Annotated[float, typer.Option(min=0, help="GB of all recorded templates.")]
-TemplateMemory = Annotated[float, typer.Option(min=0, help="GB of recorded steps held in memory.")]
-TemplateSize = Annotated[float, typer.Option(min=0, help="GB of one recorded template.")]
-TemplateDevice = Annotated[
-    float, typer.Option(min=0, help="GB of recorded steps held on a GPU, where there is one.")
+TemplateDisk = Annotated[float, _gigabytes(_TEMPLATES, "Disk for all recordings.")]
+TemplateMemory = Annotated[float, _gigabytes(_TEMPLATES, "Host memory for recorded steps.")]
+TemplateSize = Annotated[float, _gigabytes(_TEMPLATES, "Largest recording.")]
+TemplateDevice = Annotated[float, _gigabytes(_TEMPLATES, "GPU memory for recorded steps.")]
+
+StartTimeout = Annotated[
+    float, _option(_RUN, metavar="SECONDS", help="Longest wait until the server is ready.")
 ]
-StartTimeout = Annotated[float, typer.Option(help="Seconds to wait for readiness.")]
 TraceTo = Annotated[
     Path | None,
-    typer.Option("--trace", help="Write where the time goes to this file, for Perfetto."),
+    _option(
+        _RUN,
+        "--trace",
+        envvar="TESSERA_TRACE",
+        help="Write where the time goes to a file that Perfetto opens.",
+    ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tritonserver's own log.")]
-TritonArgs = Annotated[
-    list[str] | None, typer.Argument(help="After --: further tritonserver flags.")
-]
+Verbose = Annotated[bool, _option(_RUN, "--verbose", "-v", help="Show tritonserver's own log.")]

@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from tessera.contract import JobStatus
 from tessera.errors import InvalidInput, Unavailable, UnknownJob
-from tessera.shared.processes import SHARED, identity, lives, namespace
+from tessera.shared.processes import SHARED, lives, namespace
+from tessera.shared.settings import BOARD_PREFIX
 
 CAPACITY = 4096
 ARRIVES_WITHIN_S = 5.0
@@ -72,35 +73,12 @@ Rows = npt.NDArray[Any]
 _SIZE = _HEADER.itemsize + CAPACITY * _ROW.itemsize
 
 
-def board_path() -> Path:
-    """Where this server's board is: `TESSERA_BOARD`, or a file named after the server process.
-
-    Model processes are children of tritonserver, so they agree on it without being told. Start time
-    and PID namespace keep two servers apart whose process ids are the same (containers that share
-    /dev/shm, reused ids).
-    """
-    if given := os.environ.get("TESSERA_BOARD"):
-        return Path(given)
-    server = identity(os.getppid()).replace(":", "-")
-    return SHARED / f"tessera-board-{namespace()}-{server}"
-
-
-def control_table_path() -> Path:
-    """Where this server's processes keep which ControlNets are loaded: beside the board."""
-    return Path(f"{board_path()}.controls")
-
-
-def costs_path() -> Path:
-    """Where this server keeps what it has measured of its steps: beside the board."""
-    return Path(f"{board_path()}.costs")
-
-
 def sweep_boards() -> None:
     """Remove the boards of servers that have ended (`tessera-serve` removes its own), and what lies
     beside them.
     """
-    for path in SHARED.glob(f"tessera-board-{namespace()}-*"):
-        named = re.fullmatch(r"tessera-board-\d+-(\d+)-(\d+)(\..*)?", path.name)
+    for path in SHARED.glob(f"{BOARD_PREFIX}{namespace()}-*"):
+        named = re.fullmatch(rf"{BOARD_PREFIX}\d+-(\d+)-(\d+)(\..*)?", path.name)
         if named and not lives(f"{named[1]}:{named[2]}"):
             with contextlib.suppress(OSError):  # another user's
                 path.unlink()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tessera.networks.program import Site
-from tessera.templates.storage import take, unpack
+from tessera.templates.packing import take, unpack
 from tessera.types import Tensors
 
 

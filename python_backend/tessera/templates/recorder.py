@@ -30,6 +30,7 @@ from tessera.errors import Unavailable
 from tessera.manifest import Manifest
 from tessera.networks.modules import UNetDecoder, UNetEncoder
 from tessera.networks.program import Program, Site
+from tessera.networks.walk import program_of
 from tessera.sparse.record import record
 from tessera.sparse.tables import level_sizes
 from tessera.templates.storage import Storage, choose_storage
@@ -138,7 +139,7 @@ class Recorder:
     @cached_property
     def program(self) -> Program:
         """Of the bundle's UNet."""
-        return Program(self._networks.encoder.source)
+        return program_of(self._networks.encoder.source)
 
     @cached_property
     def _networks(self) -> Networks:

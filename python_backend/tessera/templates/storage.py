@@ -2,7 +2,8 @@
 
 A recording has one set of arrays per denoising step. It may keep every step or each k-th, the
 others then use the last one kept; and it may keep numbers as float16 or int8. Both branches of
-guidance always share one recording, since a template has no prompt (docs/templates.md).
+guidance always share one recording, since a template has no prompt (docs/templates.md). How numbers
+are brought into a form: `templates.packing`. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,14 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from tessera.types import Tensors
-
 Kind = Literal["float32", "float16", "int8"]
 
 _BYTES: dict[Kind, int] = {"float32": 4, "float16": 2, "int8": 1}
-_SCALE = ".scale"
 
 
 @dataclass(frozen=True)
@@ -68,33 +64,3 @@ def choose_storage(numbers_per_step: int, steps: int, budget: int) -> Storage | 
     """The best form that fits into `budget` bytes; `None` if none does."""
     fitting = (s for s in CHOICES if s.bytes(numbers_per_step, steps) <= budget)
     return next(fitting, None)
-
-
-def pack(arrays: Tensors, kind: Kind) -> dict[str, torch.Tensor]:
-    """Tensors in the form in which they are kept: int8 with one scale per row of the last axis."""
-    packed: dict[str, torch.Tensor] = {}
-    for name, array in arrays.items():
-        if name.startswith("norm.") or kind == "float32":
-            packed[name] = array.contiguous()
-        elif kind == "float16":
-            packed[name] = array.clamp(-65504, 65504).half().contiguous()
-        else:
-            scale = array.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
-            packed[name] = (array / scale).round().to(torch.int8).contiguous()
-            packed[name + _SCALE] = scale.contiguous()
-    return packed
-
-
-def take(arrays: Tensors, name: str, index: torch.Tensor) -> torch.Tensor:
-    """Rows of a packed array along its first axis, as numbers, where the array lies."""
-    index = index.to(arrays[name].device)
-    rows = arrays[name].index_select(0, index)
-    if rows.dtype != torch.int8:
-        return rows
-    return rows * arrays[name + _SCALE].index_select(0, index)
-
-
-def unpack(arrays: Tensors, name: str) -> torch.Tensor:
-    """A whole packed array, as numbers."""
-    array = arrays[name]
-    return array * arrays[name + _SCALE] if array.dtype == torch.int8 else array

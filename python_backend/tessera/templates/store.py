@@ -29,11 +29,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
-
 from tessera.templates.files import age, locked, sweep, write
 from tessera.templates.pictures import Pictures
-from tessera.templates.storage import Storage, pack
+from tessera.templates.storage import Storage
 from tessera.types import Array, Tensors
 
 _MANIFEST = "recording.json"
@@ -164,6 +162,8 @@ class TemplateStore:
         if len(content) != size or zlib.crc32(content) != checksum:
             self.remove(recording)
             raise Damaged(recording.key.digest, f"{recording.file(step)} is not what was written")
+        import safetensors.torch  # whoever only lists templates needs no torch
+
         return safetensors.torch.load(content)
 
     def read_ahead(self, recording: Recording, steps: Iterable[int]) -> None:
@@ -184,6 +184,10 @@ class TemplateStore:
         Raises:
             OSError: the disk is full, or cannot be written; nothing is left behind.
         """
+        import safetensors.torch
+
+        from tessera.templates.packing import pack
+
         self._sweep()
         target = self.root / "recordings" / key.digest
         folder = Path(tempfile.mkdtemp(prefix=".", dir=target.parent))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tessera.contract import ADAPTER_ACTIONS
 from tessera.engines.bundle import Bundle
 from tessera.requests.request import read_action
+from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle."""
-        self._bundle = Bundle.from_environment()
+        self._settings = ServerSettings.from_environment()
+        self._bundle = Bundle.of(self._settings)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -34,4 +36,4 @@ class TritonPythonModel:
     def _overview(self) -> Overview:
         from tessera.adapters.overview import Overview  # imports diffusers' loaders: seconds
 
-        return Overview(self._bundle)
+        return Overview(self._bundle, self._settings.adapters.folders)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from tessera import trace
-from tessera.controls.fanout import CONDITIONS
-from tessera.controls.network import ControlNetwork
+from tessera.controls.network import CONDITIONS, ControlNetwork
 from tessera.engines.bundle import Bundle
 from tessera.manifest import HINT
+from tessera.shared.settings import EngineKind, ServerSettings
 from tessera.triton import pb
 
 
@@ -31,8 +31,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         graph = config["name"]
         on_cpu = config["parameters"]["placement"]["string_value"] == "cpu"
-        bundle = Bundle.from_environment()
-        kind = "onnxruntime" if on_cpu else None
+        settings = ServerSettings.from_environment()
+        trace.write_to(settings.trace)
+        bundle = Bundle.of(settings)
+        kind = EngineKind.ONNXRUNTIME if on_cpu else None
         self._network = ControlNetwork(
             bundle.engine(graph, kind),
             bundle.engine(f"{graph}{HINT}", kind),

@@ -17,7 +17,8 @@ from tessera.contract import Info, Stats
 from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
-from tessera.shared.board import Board, Phase, board_path
+from tessera.shared.board import Board, Phase
+from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 
 
@@ -29,10 +30,12 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the VAE decoder's engine."""
         torch.set_num_threads(1)
-        bundle = Bundle.from_environment()
+        settings = ServerSettings.from_environment()
+        trace.write_to(settings.trace)
+        bundle = Bundle.of(settings)
         self._manifest = bundle.manifest
         self._engine = TimedEngine(bundle.engine("vae_decoder"))
-        self._board = Board(board_path())
+        self._board = Board(settings.board)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""

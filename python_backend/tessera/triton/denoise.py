@@ -28,8 +28,9 @@ from tessera.engines.bundle import Bundle
 from tessera.errors import Cancelled, Unavailable
 from tessera.manifest import CONTROLNET
 from tessera.plan import Plan
-from tessera.shared.board import Board, Phase, board_path
+from tessera.shared.board import Board, Phase
 from tessera.shared.processes import model_processes
+from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.variants import VARIANTS
 
@@ -51,17 +52,19 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the UNet's engines."""
         torch.set_num_threads(1)
-        bundle = Bundle.from_environment()
+        settings = ServerSettings.from_environment()
+        trace.write_to(settings.trace)
+        bundle = Bundle.of(settings)
         self._manifest = bundle.manifest
         self._variant = VARIANTS[bundle.manifest.variant]
         self._scheduler_config = bundle.scheduler_config
         halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
         self._unet = UNet(*halves.values(), max_rows=bundle.manifest.limits.max_rows)
         self._slots = int(json.loads(args["model_config"])["max_batch_size"])
-        self._adapters = UNetAdapters(bundle, halves, slots=self._slots, log=pb.log)
-        self._board = Board(board_path())
+        self._adapters = UNetAdapters(bundle, halves, settings, slots=self._slots, log=pb.log)
+        self._board = Board(settings.board)
         self._controls = FanOut(_ask, _lives)
-        self._sparse, self._chooser = open_sparse(bundle, self._unet, self._controls)
+        self._sparse, self._chooser = open_sparse(bundle, self._unet, self._controls, settings)
         self._gauges = _gauges(self._sparse.memory.tiers) if self._sparse else {}
         self._running: dict[int, Running] = {}
         self._seen: dict[int, float] = {}

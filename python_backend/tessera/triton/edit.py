@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tessera.errors import InvalidInput
 from tessera.plan import Plan
-from tessera.shared.board import Board, Phase, board_path
+from tessera.requests.parameters import lora_policy_of
+from tessera.shared.board import Board, Phase
+from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 
 _ENCODED = ("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL")
@@ -19,7 +22,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the board."""
-        self._board = Board(board_path())
+        self._board = Board(ServerSettings.from_environment().board)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -27,7 +30,11 @@ class TritonPythonModel:
 
     def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.handles(request)
-        policy = {k: v for k, v in pb.parameters(request).items() if k == "lora_policy"}
+        if (
+            "MASK" not in inputs
+        ):  # Triton counts inputs only, and to encode it would be a generation
+            raise InvalidInput.described("MASK", "is missing", "an array (h, w) of UINT8")
+        policy = {"lora_policy": lora_policy_of(pb.parameters(request))}
         encoded = pb.call(
             "encode",
             list(inputs.values()),

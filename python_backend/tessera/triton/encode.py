@@ -24,10 +24,11 @@ from tessera.errors import Unavailable
 from tessera.plan import Plan
 from tessera.requests.controls import prepared
 from tessera.requests.edit import EditChoice, dense_only
-from tessera.requests.request import Request, read_lora_policy, read_request
-from tessera.shared.board import Board, Phase, board_path, sweep_boards
+from tessera.requests.parameters import lora_policy_of
+from tessera.requests.request import Request, read_request
+from tessera.shared.board import Board, Phase, sweep_boards
+from tessera.shared.settings import ServerSettings
 from tessera.templates.pictures import find_picture
-from tessera.templates.settings import TemplateSettings
 from tessera.templates.store import RecordingKey, TemplateStore
 from tessera.triton import pb
 from tessera.types import Array
@@ -43,16 +44,17 @@ class TritonPythonModel:
         """Open the bundle and the board."""
         torch.set_num_threads(1)
         sweep_boards()
-        bundle = Bundle.from_environment()
+        settings = ServerSettings.from_environment()
+        trace.write_to(settings.trace)
+        bundle = Bundle.of(settings)
         self._manifest = bundle.manifest
-        self._board = Board(board_path())
-        settings = TemplateSettings.from_environment()
-        self._store = TemplateStore(settings.folder, budget=settings.disk)
+        self._board = Board(settings.board)
+        self._store = TemplateStore(settings.templates.folder, budget=settings.templates.disk)
         variant = VARIANTS[bundle.manifest.variant]
         self._engines = [TimedEngine(bundle.engine(name)) for name in variant.text_encoders]
         self._vae = TimedEngine(bundle.engine("vae_encoder"))
         self._adapters = TextEncoderAdapters(
-            bundle, dict(zip(variant.text_encoders, self._engines, strict=True))
+            bundle, dict(zip(variant.text_encoders, self._engines, strict=True)), settings
         )
         folders = [bundle.tokenizer(name) for name in variant.tokenizers]
         self._encoders = [TextEncoder(f, e) for f, e in zip(folders, self._engines, strict=True)]
@@ -67,7 +69,7 @@ class TritonPythonModel:
         request = read_request(
             pb.arrays(message), self._manifest, partial(find_picture, self._store.pictures)
         )
-        policy = read_lora_policy(pb.parameters(message))
+        policy = lora_policy_of(pb.parameters(message))
         edit = request.edit
         steps = request.steps - (edit.first_step if edit else 0)
         adapted = self._adapters.apply(request.loras, policy=policy, steps=steps)

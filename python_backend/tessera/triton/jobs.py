@@ -9,7 +9,8 @@ from typing import Any
 from tessera.contract import JOB_ACTIONS
 from tessera.errors import InvalidInput
 from tessera.requests.request import read_action, read_job_id
-from tessera.shared.board import Board, board_path
+from tessera.shared.board import Board
+from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 
 
@@ -18,7 +19,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the board."""
-        self._board = Board(board_path())
+        self._board = Board(ServerSettings.from_environment().board)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -29,6 +30,8 @@ class TritonPythonModel:
         action = read_action(inputs, JOB_ACTIONS)
         job_id = read_job_id(inputs)
         if not job_id:
-            raise InvalidInput("JOB_ID", job_id, "the id of a running or recent job")
+            raise InvalidInput.described(
+                "JOB_ID", "is missing", "the id of a running or recent job"
+            )
         status = self._board.cancel(job_id) if action == "cancel" else self._board.status(job_id)
         return [pb.tensor("RESULT", json.dumps(dataclasses.asdict(status)).encode())]

@@ -21,12 +21,12 @@ import numpy as np
 
 from tessera import trace
 from tessera.controls.residency import Residency
-from tessera.controls.settings import ControlSettings
 from tessera.errors import Cancelled, TesseraError, Unavailable
-from tessera.manifest import CONTROLNET, read_manifest, served_folder
+from tessera.manifest import CONTROLNET, read_manifest
 from tessera.plan import Plan
-from tessera.shared.board import Board, Phase, board_path, control_table_path
+from tessera.shared.board import Board, Phase
 from tessera.shared.processes import model_processes
+from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 
 POLL_S = 0.02
@@ -42,11 +42,13 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the board."""
-        self._board = Board(board_path())
+        self._settings = ServerSettings.from_environment()
+        trace.write_to(self._settings.trace)
+        self._board = Board(self._settings.board)
 
     @cached_property
     def _residency(self) -> Residency:
-        return open_residency()
+        return open_residency(self._settings)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -144,14 +146,13 @@ class ControlModels:
         return pb.is_ready(f"{CONTROLNET}{name}")
 
 
-def open_residency() -> Residency:
-    """Of the bundle and the settings that the environment names."""
-    manifest = read_manifest(served_folder())
-    settings = ControlSettings.from_environment()
+def open_residency(settings: ServerSettings) -> Residency:
+    """Of the bundle that is served."""
+    manifest = read_manifest(settings.bundle)
     return Residency(
-        control_table_path(),
+        settings.control_table,
         {name: manifest.controlnet_bytes(name) for name in manifest.controlnets},
-        budget=settings.memory,
-        pinned=settings.pinned,
+        budget=settings.controls.memory,
+        pinned=settings.controls.pinned,
         models=ControlModels(),
     )

@@ -10,24 +10,24 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-import torch
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from tessera.contract import SPARSE_GRAPHS, TEMPLATE_ACTIONS
-from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera.engines.bundle import Bundle
 from tessera.errors import Cancelled, InvalidInput, TesseraError
 from tessera.requests.edit import read_image
 from tessera.requests.fields import Inputs, text_of
+from tessera.requests.parameters import job_of
 from tessera.requests.request import read_action, read_schedule
-from tessera.shared.board import Board, board_path
+from tessera.shared.board import Board
+from tessera.shared.settings import ServerSettings
 from tessera.templates.pictures import find_picture, unknown
-from tessera.templates.recorder import Recorder
-from tessera.templates.settings import TemplateSettings
 from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tessera.triton import pb
+
+if TYPE_CHECKING:
+    from tessera.templates.recorder import Recorder
 
 IDLE_S = 1.0
 """How long nothing must have run before a template is recorded that nobody waits for."""
@@ -43,19 +43,28 @@ class TritonPythonModel:
     """ACTION, IMAGE or TEMPLATE, STEPS, SCHEDULER -> RESULT (JSON)."""
 
     def initialize(self, args: dict[str, Any]) -> None:
-        """Open the bundle, the board and the store; networks are opened when one is needed."""
-        bundle = Bundle.from_environment()
-        torch.set_num_threads(bundle.threads)
-        self._manifest = bundle.manifest
-        self._settings = TemplateSettings.from_environment()
+        """Open the bundle, the board and the store; torch and networks wait for a recording."""
+        settings = ServerSettings.from_environment()
+        self._bundle = Bundle.of(settings)
+        self._manifest = self._bundle.manifest
+        self._settings = settings.templates
         self._store = TemplateStore(self._settings.folder, budget=self._settings.disk)
-        self._recorder = Recorder.of(bundle, self._store, budget=self._settings.size)
-        self._board = Board(board_path())
+        self._board = Board(settings.board)
         self._busy = threading.Lock()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._record_when_idle, daemon=True)
         if self._manifest.can_be_sparse:
             self._thread.start()
+
+    @cached_property
+    def _recorder(self) -> Recorder:
+        """Used by whoever holds `_busy`."""
+        import torch
+
+        from tessera.templates.recorder import Recorder  # imports networks: 3 s of CPU time
+
+        torch.set_num_threads(self._bundle.threads)
+        return Recorder.of(self._bundle, self._store, budget=self._settings.size)
 
     def finalize(self) -> None:
         """End the thread."""
@@ -68,7 +77,7 @@ class TritonPythonModel:
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.arrays(request)
         action = read_action(inputs, TEMPLATE_ACTIONS)
-        register = partial(self._register, job_id=pb.parameters(request).get("job_id"))
+        register = partial(self._register, job_id=job_of(pb.parameters(request)))
         answers: dict[str, Callable[[Inputs], dict[str, Any]]] = {
             "register": register,
             "list": self._list,
@@ -84,6 +93,8 @@ class TritonPythonModel:
         began = time.monotonic()
         picture = read_image(inputs, self._manifest, partial(find_picture, self._store.pictures))
         steps, scheduler = read_schedule(inputs, self._manifest)
+        from tessera.denoise.canvas import TEMPLATE_SEED
+
         identity = self._store.keep(picture)
         key = RecordingKey(self._manifest.digest, identity, scheduler, steps, TEMPLATE_SEED)
         with self._busy:

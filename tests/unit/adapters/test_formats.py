@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline
 
 from tessera.adapters.formats import MAX_RANK, Unusable, read_adapter
 from tessera.adapters.merge import merge
-from tessera.adapters.targets import Targets, weights_of
+from tessera.adapters.targets import Targets
+from tessera.networks.walk import weights_of
 from tessera.types import Tensors
 from tests.fakes import lora
 from tests.fakes.checkpoint import topology

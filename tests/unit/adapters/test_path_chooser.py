@@ -11,19 +11,13 @@ import pytest
 
 from tessera.adapters.merge import BASE
 from tessera.adapters.path_chooser import Paths
-from tessera.adapters.settings import PATH_VARIABLE, AdapterSettings
 from tessera.adapters.side import SidePath
 from tessera.adapters.switch import AdapterSwitch
 from tessera.adapters.turns import Turns
-from tessera.errors import BundleError, Unavailable
+from tessera.errors import Unavailable
 from tessera.plan import AdapterUse
+from tessera.shared.settings import LoraPath
 from tests.samples.plans import plan, running
-
-
-def test_an_unknown_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PATH_VARIABLE, "sideways")
-    with pytest.raises(BundleError, match="'sideways'; accepted: auto, refit, side"):
-        AdapterSettings.from_environment()
 
 
 def side_path(open_halves: Callable[[], Any]) -> SidePath:
@@ -31,9 +25,8 @@ def side_path(open_halves: Callable[[], Any]) -> SidePath:
     return SidePath(open_halves, factors, max_rows=2, max_rank=8, background=False)
 
 
-@pytest.mark.parametrize("setting", ["side", "auto"])
-def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: str) -> None:
-
+@pytest.mark.parametrize("setting", [LoraPath.SIDE, LoraPath.AUTO])
+def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: LoraPath) -> None:
     def fail() -> Any:
         raise MemoryError("no memory for another UNet")
 
@@ -48,7 +41,6 @@ def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: str)
 
 
 def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
-
     def lost(own: object) -> Any:
         raise Unavailable("its file has gone")
 
@@ -57,8 +49,8 @@ def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
     side._opening = Future()
     side._opening.set_result(SimpleNamespace(predict=None))  # type: ignore[arg-type]
     store: Any = SimpleNamespace(touch=lambda digest: None, reading=lambda digest: False)
-    patcher: Any = SimpleNamespace(active=BASE)
-    switch = AdapterSwitch(patcher, store, Paths("side", side, slots=8))
+    patcher: Any = SimpleNamespace(current=BASE)
+    switch = AdapterSwitch(patcher, store, Paths(LoraPath.SIDE, side, slots=8))
     request = running(plan(adapters=(AdapterUse("a", "0" * 16, 1.0),)))
 
     def predict(*arguments: object) -> Any:

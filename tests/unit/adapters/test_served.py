@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tessera.adapters.settings import PATH_VARIABLE
 from tessera.engines.bundle import Bundle
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.models import Models, Picture, Refused, models_of
@@ -22,7 +21,7 @@ def sd15(
     folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Models]:
     board = tmp_path_factory.mktemp("board") / "board"
-    with models_of(folders("sd15"), board, **{PATH_VARIABLE: "refit"}) as models:
+    with models_of(folders("sd15"), board, TESSERA_LORA_PATH="refit") as models:
         yield models
 
 

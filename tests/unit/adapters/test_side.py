@@ -14,10 +14,9 @@ import torch
 
 from tessera.adapters.costs import MEASUREMENTS
 from tessera.adapters.merge import BASE
-from tessera.adapters.settings import PATH_VARIABLE
 from tessera.adapters.side import SET, _Half
 from tessera.errors import Unavailable
-from tessera.networks.lowrank import FACTORS
+from tessera.networks.slots import FACTORS
 from tessera.plan import AdapterUse
 from tests.fakes.models import Models, models_of
 from tests.samples.adapters import COMMON, apart, by_diffusers, loras
@@ -35,7 +34,7 @@ def aside(
 ) -> Iterator[Models]:
     """Models that use the side path whenever they can."""
     board = tmp_path_factory.mktemp("board") / "board"
-    with models_of(folders("sd15"), board, **{PATH_VARIABLE: "side"}) as models:
+    with models_of(folders("sd15"), board, TESSERA_LORA_PATH="side") as models:
         yield models
 
 
@@ -46,7 +45,7 @@ def test_pictures_equal_diffusers(
 ) -> None:
     """One LoRA, and two with weights below zero and above one, the text encoders apart."""
     bundle = folders(variant)
-    with models_of(bundle, tmp_path / "board", **{PATH_VARIABLE: "side"}) as models:
+    with models_of(bundle, tmp_path / "board", TESSERA_LORA_PATH="side") as models:
         plain = models.generate(**COMMON, SEED=3, GUIDANCE=4.0).image
         for chosen in ([("a", 0.8, 0.8)], [("b", -0.5, 1.2), ("c", 1.4, 0.3)]):
             served = models.generate(**COMMON, SEED=3, GUIDANCE=4.0, LORAS=loras(*chosen))
@@ -71,7 +70,7 @@ def test_the_side_path_and_refits_make_the_same_pictures(
 ) -> None:
     wanted = {**COMMON, "SEED": 4, "LORAS": loras(("a", 0.7), ("c", 1.0))}
     by_side = aside.generate(**wanted)
-    with models_of(folders("sd15"), tmp_path / "board", **{PATH_VARIABLE: "refit"}) as models:
+    with models_of(folders("sd15"), tmp_path / "board", TESSERA_LORA_PATH="refit") as models:
         by_refit = models.generate(**wanted)
     assert (by_side.info["lora_path"], by_side.info["refit_ms"] > 0) == ("side", True)  # the text
     assert (by_refit.info["lora_path"], by_refit.info["side_ticks"]) == ("refit", 0)
@@ -94,7 +93,7 @@ def test_sets_beyond_the_rank_take_turns(folders: Callable[[str], Path], tmp_pat
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     sets: list[Any] = [(("a", 1.0), ("b", 1.0)), (("a", 1.0),), (("b", 0.5), ("c", 1.0)), ()]
     requests = [{**COMMON, "SEED": i, "LORAS": loras(*s)} for i, s in enumerate(sets)]
-    with models_of(bundle, tmp_path / "board", **{PATH_VARIABLE: "side"}) as models:
+    with models_of(bundle, tmp_path / "board", TESSERA_LORA_PATH="side") as models:
         alone = [models.generate(**r) for r in requests]
         together = models.together([dict(r) for r in requests])
     assert [p.info["lora_path"] for p in together] == ["refit", "side", "side", None]
@@ -106,7 +105,7 @@ def test_sets_beyond_the_rank_take_turns(folders: Callable[[str], Path], tmp_pat
 def test_nothing_is_opened_before_two_sets_meet(
     folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    with models_of(folders("sd15"), tmp_path / "board", **{PATH_VARIABLE: "auto"}) as models:
+    with models_of(folders("sd15"), tmp_path / "board", TESSERA_LORA_PATH="auto") as models:
         models.generate(**COMMON)
         models.generate(**COMMON, LORAS=loras(("a", 1.0)))
         side = models.unet._switch.result()._paths.side
@@ -122,7 +121,7 @@ def test_auto_takes_the_side_path_once_it_is_known_to_be_cheaper(
     folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """With made-up costs of a machine whose calls cost the same whatever their size."""
-    with models_of(folders("sd15"), tmp_path / "board", **{PATH_VARIABLE: "auto"}) as models:
+    with models_of(folders("sd15"), tmp_path / "board", TESSERA_LORA_PATH="auto") as models:
         requests = [{**COMMON, "SEED": i, "LORAS": loras(*own)} for i, own in enumerate(SETS)]
         alone = [models.generate(**r) for r in requests]
         paths = models.unet._switch.result()._paths

@@ -18,7 +18,6 @@ from tessera.adapters.formats import read_adapter
 from tessera.adapters.library import Library
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.prefetch import PrefetchListener, _address, send_prefetch
-from tessera.adapters.settings import AdapterSettings
 from tessera.adapters.store import MAX_AHEAD, AdapterStore
 from tessera.adapters.targets import Targets
 from tessera.errors import InvalidInput, Unavailable
@@ -53,16 +52,11 @@ def test_names_are_stems_of_safetensors_files(tmp_path: Path) -> None:
     assert entries["b"].path.parent.name == "one"
 
 
-def test_further_folders_come_from_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_has_the_bundle_s_folder_and_further_ones(tmp_path: Path) -> None:
     write(tmp_path / "bundle" / "adapters", "a")
     write(tmp_path / "more", "b")
-    settings = AdapterSettings((tmp_path / "more", tmp_path / "other"), 5)
-    for name, value in settings.to_environment().items():
-        monkeypatch.setenv(name, value)
-    assert AdapterSettings.from_environment() == settings
-    assert list(Library.of_bundle(tmp_path / "bundle").entries()) == ["a", "b"]
+    library = Library.of_bundle(tmp_path / "bundle", [tmp_path / "more", tmp_path / "other"])
+    assert list(library.entries()) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

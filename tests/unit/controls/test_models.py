@@ -9,7 +9,6 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from tessera.controls.models import Placement, read_placements, write_models
-from tessera.controls.settings import ControlSettings
 from tessera.errors import BundleError, TesseraError
 from tessera_build.addons import AddOns
 
@@ -65,11 +64,3 @@ def test_bad_placements(pair: str, sentence: str) -> None:
 def test_the_last_placement_of_a_name_holds() -> None:
     found = read_placements(["edges=cpu", "edges=gpu:2"], ["edges"])
     assert found == {"edges": Placement("gpu:2")}
-
-
-def test_settings_reach_the_model_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ControlSettings.from_environment() == ControlSettings()
-    wanted = ControlSettings(7, ("edges", "depth"))
-    for name, value in wanted.to_environment().items():
-        monkeypatch.setenv(name, value)
-    assert ControlSettings.from_environment() == wanted

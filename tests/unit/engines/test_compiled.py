@@ -267,7 +267,7 @@ def test_every_name_that_is_used_of_tensorrt_exists(version: str) -> None:
         "refitter": "Refitter",
         "_refitter": "Refitter",
         "_runtime": "Runtime",
-        "wanted": "Weights",
+        "prototype": "Weights",
     }
     for owner, kind in members.items():
         used = re.findall(rf"\b{owner}\.([a-z]\w*)", source)

@@ -14,10 +14,12 @@ from torch import nn
 from tessera.adapters.factors import Factors, factors_of, join, padded_rank, ranks_of
 from tessera.adapters.library import Library
 from tessera.adapters.store import AdapterStore
-from tessera.adapters.targets import Targets, weights_of
+from tessera.adapters.targets import Targets
 from tessera.manifest import LOWRANK
 from tessera.networks import graphs
-from tessera.networks.lowrank import CONV, FACTORS, LINEAR, LowRank, widths_of
+from tessera.networks.lowrank import LowRank
+from tessera.networks.slots import CONV, FACTORS, LINEAR, widths_of
+from tessera.networks.walk import weights_of
 from tessera.variants import VARIANTS
 from tests.fakes import lora
 from tests.fakes.checkpoint import topology

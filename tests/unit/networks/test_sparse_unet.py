@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tessera.networks import graphs
-from tessera.networks.program import Program
 from tessera.networks.sparse_unet import SparseUNet, TextProjections
+from tessera.networks.walk import program_of
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.tables import level_sizes, make_tables
 from tests.fakes.sparse import (
@@ -65,7 +65,9 @@ def test_residuals_of_controlnets_go_in_at_active_tokens(name: str) -> None:
 def test_branches_may_share_a_cache() -> None:
     unet, mask = small_unet("demo"), mask_of("islands", 16, 16)
     inputs, recording, answer = dense_pass(unet, rows=1, height=16, width=16)
-    batch = Batch(Program(unet), [Part(make_tables(mask, Program(unet).paddings), branches=2)])
+    batch = Batch(
+        program_of(unet), [Part(make_tables(mask, program_of(unet).paddings), branches=2)]
+    )
     twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
     feed = sparse_feed(unet, twice, batch, [ArrayCache(recording)])
     assert feed["key.mid_block.attentions.0.transformer_blocks.0.attn1"].shape[0] == 1
@@ -117,7 +119,7 @@ def test_live_norms_follow_the_rows_and_stale_ones_do_not() -> None:
 def test_sites_describe_what_is_recorded(name: str) -> None:
     unet = small_unet(name)
     _, recording, _ = dense_pass(unet, rows=2, height=9, width=13)
-    program = Program(unet)
+    program = program_of(unet)
     tokens = [h * w for h, w in level_sizes((9, 13), program.paddings)]
     for site in program.sites:
         assert recording[site.name].shape == (2, *site.shape(tokens)), site.name
@@ -138,6 +140,6 @@ def test_a_network_that_is_not_known_is_refused() -> None:
     resnet.output_scale_factor = 2.0
     try:
         with pytest.raises(ValueError, match=r"resnets\.0 of the UNet has output_scale"):
-            Program(unet)
+            program_of(unet)
     finally:
         resnet.output_scale_factor = 1.0

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tessera.engines.registry import KINDS
 from tessera.errors import TesseraError
 from tessera.serve import run_folder as module
 from tessera.serve import tritonserver
-from tessera.serve.cli import ENGINES, check_lora_path
+from tessera.serve.cli import check_lora_path
 from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
@@ -37,6 +36,7 @@ from tessera.serve.tritonserver import (
 )
 from tessera.serve.warmup import warm_up
 from tessera.shared.processes import namespace
+from tessera.shared.settings import LoraPath
 from tests.samples.requests import MANIFEST
 
 SLOTS = 3
@@ -110,26 +110,15 @@ def test_without_any_server_the_ways_to_one_are_told(
         find_server(tmp_path)
 
 
-def test_the_engines_to_choose_from_are_those_there_are() -> None:
-    assert set(ENGINES) == set(KINDS)
-
-
 def test_the_model_repository_is_found() -> None:
     assert (model_repository() / "generate" / "config.pbtxt").exists()
 
 
-@pytest.mark.parametrize(
-    ("path", "rank", "sentence"),
-    [
-        ("sideways", 64, "--lora-path sideways is unknown; accepted: auto, refit, side"),
-        ("side", 0, "bundle .* has no graphs for it; build it with --lora-rank above 0"),
-    ],
-    ids=["unknown", "no graphs"],
-)
-def test_lora_paths_that_cannot_be_served(path: str, rank: int, sentence: str) -> None:
-    limits = dataclasses.replace(MANIFEST.limits, lora_rank=rank)
+def test_a_side_path_needs_its_graphs() -> None:
+    limits = dataclasses.replace(MANIFEST.limits, lora_rank=0)
+    sentence = "bundle .* has no graphs for it; build it with --lora-rank above 0"
     with pytest.raises(TesseraError, match=sentence):
-        check_lora_path(path, dataclasses.replace(MANIFEST, limits=limits))
+        check_lora_path(LoraPath.SIDE, dataclasses.replace(MANIFEST, limits=limits))
 
 
 class _Triton(BaseHTTPRequestHandler):

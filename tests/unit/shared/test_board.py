@@ -12,7 +12,9 @@ import pytest
 
 from tessera.errors import InvalidInput, Unavailable, UnknownJob
 from tessera.shared import board as module
-from tessera.shared.board import Board, Phase, board_path, sweep_boards
+from tessera.shared import settings
+from tessera.shared.board import Board, Phase, sweep_boards
+from tessera.shared.settings import default_board
 
 
 @pytest.fixture
@@ -181,18 +183,17 @@ def test_processes_never_share_a_row(tmp_path: Path) -> None:
     assert len({slot for slot, _ in rows}) == len({ticket for _, ticket in rows}) == 400
 
 
-def test_siblings_agree_on_the_board_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from tessera.shared.board import board_path; print(board_path())"
+def test_siblings_agree_on_the_board_and_others_do_not() -> None:
+    code = "from tessera.shared.settings import default_board as b; print(b())"
     paths = {subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(2)}
     assert len(paths) == 1
-    assert paths != {f"{board_path()}\n"}
-    monkeypatch.setenv("TESSERA_BOARD", "/somewhere/board")
-    assert board_path() == Path("/somewhere/board")
+    assert paths != {f"{default_board()}\n"}
 
 
 def test_boards_of_ended_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARED", tmp_path)
-    alive = board_path()
+    for place in (module, settings):
+        monkeypatch.setattr(place, "SHARED", tmp_path)
+    alive = default_board()
     namespace = os.stat("/proc/self/ns/pid").st_ino
     dead = tmp_path / f"tessera-board-{namespace}-{os.getppid()}-12"
     foreign = tmp_path / f"tessera-board-{namespace + 1}-1-12"

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tessera.templates.storage import CHOICES, Storage, choose_storage, pack, take, unpack
+from tessera.templates.packing import pack, take, unpack
+from tessera.templates.storage import CHOICES, Storage, choose_storage
 from tests.samples.templates import arrays
 
 

@@ -24,6 +24,7 @@ from tests.samples.requests import MANIFEST
 def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """encode, render, denoise, decode, jobs as Triton would load them; BLS reaches denoise."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+    monkeypatch.setenv("TESSERA_BUNDLE", str(tmp_path / "bundle"))
     monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
     monkeypatch.setenv("TESSERA_TEMPLATES", str(tmp_path / "templates"))
     for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
@@ -33,7 +34,7 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     from tessera.engines.bundle import Bundle
 
     bundle = FakeBundle()
-    monkeypatch.setattr(Bundle, "from_environment", classmethod(lambda cls: bundle))
+    monkeypatch.setattr(Bundle, "of", classmethod(lambda cls, settings: bundle))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: FakeTokenizer())
     loaded: dict[str, Any] = {"bundle": bundle, "board": Board(tmp_path / "board")}
     for name in ("edit", "encode", "render", "denoise", "decode", "jobs", "templates"):

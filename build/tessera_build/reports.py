@@ -1,0 +1,58 @@
+"""What `tessera-build` shows of its work, within 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tessera.manifest import Verification
+    from tessera_build.compile import Job
+
+
+def jobs_lines(jobs: Sequence[Job]) -> Iterator[str]:
+    """Each plan in a line, and below it the shapes of its inputs: the smallest, the likeliest and
+    the largest. Skips are left out, since they follow from the others.
+    """
+    rows = [
+        (name, *("x".join(map(str, size)) for size in vars(shapes).values()))
+        for job in jobs
+        for name, shapes in _shown(job).items()
+    ]
+    heading = ("input", "smallest", "likeliest", "largest")
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    cells = iter(rows)
+    yield "  " + _line(heading, widths)
+    for job in jobs:
+        state = "there" if job.done else "to build"
+        yield f"{job.key.graph}, {job.key.precision}: {state}"
+        for _ in _shown(job):
+            yield "  " + _line(next(cells), widths)
+
+
+def _shown(job: Job) -> Mapping[str, object]:
+    shapes = job.key.profile.items()
+    return {name: each for name, each in shapes if not name.startswith("skip_")}
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return "  ".join(padded).rstrip()
+
+
+def verification_table(
+    title: str, found: Mapping[str, Verification], accepted: Mapping[str, float]
+) -> Table:
+    """How far each graph's engine is from torch, beside what is accepted."""
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("graph", "inputs", "difference", "accepted", ""):
+        table.add_column(column)
+    for name, result in found.items():
+        well = result.difference <= accepted[name]
+        verdict = Text("well", "green") if well else Text("differs", "red")
+        numbers = (f"{result.difference:.1e}", f"{accepted[name]:.0e}")
+        table.add_row(name, str(result.cases), *numbers, verdict)
+    return table
