@@ -31,6 +31,7 @@ def demo(
     force: o.Force = False,
 ) -> None:
     """Build the demo bundle from the checkpoint in the repository."""
+    _quiet()
     from tessera_build.addons import AddOns
     from tessera_build.bundle import Choices
 
@@ -65,6 +66,7 @@ def bundle(
 
     Defaults and limits that are left out follow from the checkpoint.
     """
+    _quiet()
     from tessera_build.addons import AddOns, read_controlnets
     from tessera_build.bundle import Choices
 
@@ -236,7 +238,6 @@ def _build(
     force: bool,
     config: Path | None = None,
 ) -> None:
-    _quiet()
     from tessera_build.addons import install_loras
     from tessera_build.bundle import build_bundle, is_current
     from tessera_build.checkpoint import find_checkpoint
@@ -264,7 +265,10 @@ def _build(
 
 
 def _quiet() -> None:
-    """Keep the libraries' own bars and hints off the terminal; their errors still show."""
+    """Keep the libraries' own bars and hints off the terminal; their errors still show.
+
+    Comes before anything that imports them: transformers prints hints while it is imported.
+    """
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     import diffusers

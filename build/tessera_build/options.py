@@ -61,7 +61,14 @@ Loras = Annotated[
 
 Steps = Annotated[int | None, _option(_DEFAULTS, min=1, help="Default of STEPS.")]
 Guidance = Annotated[float | None, _option(_DEFAULTS, min=0, help="Default of GUIDANCE.")]
-Scheduler = Annotated[contract.Scheduler | None, _option(_DEFAULTS, help="Default of SCHEDULER.")]
+Scheduler = Annotated[
+    contract.Scheduler | None,
+    _option(
+        _DEFAULTS,
+        metavar="NAME",
+        help=f"Default of SCHEDULER: {', '.join(contract.SCHEDULERS)}.",
+    ),
+]
 Size = Annotated[
     int | None, _option(_DEFAULTS, metavar="PIXELS", help="Default of WIDTH and HEIGHT.")
 ]

@@ -23,8 +23,9 @@ Loras = Annotated[
     option(
         ADDONS,
         "--lora",
-        metavar="NAME[:WEIGHT[:TEXT_WEIGHT]]",
-        help="Apply a LoRA; its weight is 1, in the text encoders the same (repeatable).",
+        metavar="NAME[:WEIGHT[:WEIGHT]]",
+        help="Apply a LoRA with a weight (1), and another in the text encoders (the same) "
+        "(repeatable).",
     ),
 ]
 

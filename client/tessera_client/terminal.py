@@ -51,7 +51,10 @@ Steps = Annotated[
     int | None, option(SAMPLING, help="Denoising steps; of an edit, at full strength.")
 ]
 Guidance = Annotated[float | None, option(SAMPLING, help="Guidance scale.")]
-Scheduler = Annotated[contract.Scheduler | None, option(SAMPLING, help="Sampler to denoise with.")]
+Scheduler = Annotated[
+    contract.Scheduler | None,
+    option(SAMPLING, metavar="NAME", help=f"Sampler: {', '.join(contract.SCHEDULERS)}."),
+]
 LoraPolicy = Annotated[
     contract.LoraPolicy | None,
     option(

@@ -129,7 +129,7 @@ class FakeTransport:
         return {"IMAGE": image, "INFO": np.array([[json.dumps(INFO).encode()]], object)}
 
     def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
-        return model != "decode"
+        return model != "templates"
 
     def close(self) -> None:
         self.closed = True

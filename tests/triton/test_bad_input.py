@@ -84,7 +84,7 @@ WIRE: dict[str, tuple[dict[str, np.ndarray[Any, Any]], list[str]]] = {
     "unknown input": ({"PROMPT": PROMPT, "STEPZ": np.array([[3]], np.int32)}, ["STEPZ"]),
     "invalid UTF-8": (
         {"PROMPT": np.array([[b"a\xff\xfe"]], object)},
-        ["PROMPT is 'not UTF-8 at byte 1'", "accepted: at most 2000 characters of UTF-8"],
+        ["PROMPT is not UTF-8 at byte 1", "accepted: at most 2000 characters of UTF-8"],
     ),
     "LORAS not JSON": (
         {"PROMPT": PROMPT, "LORAS": np.array([[b"[{"]], object)},
@@ -96,7 +96,7 @@ WIRE: dict[str, tuple[dict[str, np.ndarray[Any, Any]], list[str]]] = {
     ),
     "an image without CONTROLS": (
         {"PROMPT": PROMPT, "CONTROL_IMAGES": np.zeros((1, 1, 64, 64, 3), np.uint8)},
-        ["CONTROL_IMAGES is '1 image'; accepted: one image for each element", "which has none"],
+        ["CONTROL_IMAGES has 1 image; accepted: one image for each element", "which has none"],
     ),
     "a grey image": (
         {"PROMPT": PROMPT, "CONTROL_IMAGES": np.zeros((1, 1, 64, 64, 1), np.uint8)},

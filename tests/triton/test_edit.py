@@ -117,21 +117,21 @@ def test_a_cancelled_edit_ends(http_client: Client) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "empty mask": (
         {"mask": np.zeros((128, 128), np.uint8)},
-        "MASK is 'nowhere above 0'; accepted: at least one pixel of 128 or more",
+        "MASK has no pixel of 128 or more; accepted: 128 to 255 where the image is edited",
     ),
     "mask of another size": (
         {"mask": np.full((128, 64), 255, np.uint8)},
-        "MASK is '64 x 128 pixels'; accepted: the size of the image, 128 x 128 pixels",
+        "MASK has 64 x 128 pixels; accepted: the size of the image, 128 x 128 pixels",
     ),
     "unknown template": ({"image": None, "template": "abc"}, "TEMPLATE is 'abc'; accepted: "),
-    "no image": ({"image": None}, "IMAGE is 'left out, and so is TEMPLATE'; accepted: one"),
+    "no image": ({"image": None}, "IMAGE is missing, and so is TEMPLATE; accepted: one"),
     "too large": (
         {"image": ramp(512, 128), "mask": np.full((128, 512), 255, np.uint8)},
-        "IMAGE is '512 x 128 pixels'; accepted: sides that are multiples of 8 from 64 to 256",
+        "IMAGE has 512 x 128 pixels; accepted: sides that are multiples of 8 from 64 to 256",
     ),
     "not a multiple": (
         {"image": ramp(100, 128), "mask": np.full((128, 100), 255, np.uint8)},
-        "IMAGE is '100 x 128 pixels'; accepted: sides that are multiples of 8",
+        "IMAGE has 100 x 128 pixels; accepted: sides that are multiples of 8",
     ),
     "strength 0": ({"strength": 0.0}, "STRENGTH is 0.0; accepted: a number above 0 and up to 1"),
     "strength 1.5": ({"strength": 1.5}, "STRENGTH is 1.5; accepted: a number above 0"),

@@ -176,11 +176,11 @@ def test_evicting_during_an_edit_does_not_change_it(http_client: Client, picture
 @pytest.mark.parametrize(
     ("action", "sentence"),
     [
-        (lambda c: c.register_template(), "IMAGE is 'left out, and so is TEMPLATE'"),
+        (lambda c: c.register_template(), "IMAGE is missing, and so is TEMPLATE"),
         (lambda c: c.register_template(template="no"), "TEMPLATE is 'no'; accepted: a known"),
         (lambda c: c.register_template(ramp(), steps=0), "STEPS is 0; accepted: an integer"),
         (lambda c: c.register_template(ramp(), scheduler="x"), "SCHEDULER is 'x'; accepted"),
-        (lambda c: c.register_template(ramp(512, 64)), "IMAGE is '512 x 64 pixels'"),
+        (lambda c: c.register_template(ramp(512, 64)), "IMAGE has 512 x 64 pixels"),
         (lambda c: c.evict_template("no"), "TEMPLATE is 'no'; accepted: a known template, one of"),
     ],
     ids=["no image", "unknown", "steps", "scheduler", "large", "evict unknown"],

@@ -13,7 +13,6 @@ Whoever else imports `torch._dynamo`, in another thread or later, gets it.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +22,9 @@ from typing import Any
 
 import torch
 
+from tessera.shared.settings import compiles
+
 _DYNAMO = "torch._dynamo"
-_COMPILE = "TESSERA_TORCH_COMPILE"
 _KOHYA = ("lora_te_", "lora_unet_", "lora_te1_", "lora_te2_")
 
 
@@ -47,7 +47,7 @@ def _without_dynamo() -> Iterator[None]:
     """Keep torch's compiler out, unless it is there or will be used: then the networks of diffusers
     are to be decorated as its authors want.
     """
-    if _DYNAMO in sys.modules or os.environ.get(_COMPILE) == "1":
+    if _DYNAMO in sys.modules or compiles():
         yield
         return
     refusal = _Refusal()

@@ -44,20 +44,19 @@ def elements_of(inputs: Inputs, name: str, model: type[T], most: int) -> list[T]
 
 
 def _element(field: str, item: object, model: type[T]) -> T:
+    if not isinstance(item, dict):
+        raise InvalidInput(field, item, f"an object with the keys {_keys(model)}")
+    for key in item:  # first, since a key that is missing may follow from one that is misspelt
+        if key not in model.model_fields:
+            raise _unknown_key(field, key, model)
     try:
         return model.model_validate(item)
     except ValidationError as error:
-        # A misspelt key comes first: the one that is missing follows from it.
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-        raise _invalid(field, first, model) from None
+        raise _invalid(field, error.errors()[0], model) from None
 
 
 def _invalid(field: str, error: ErrorDetails, model: type[BaseModel]) -> InvalidInput:
-    if not error["loc"]:
-        return InvalidInput(field, error["input"], f"an object with the keys {_keys(model)}")
     key = str(error["loc"][0])
-    if key not in model.model_fields:
-        return _unknown_key(field, key, model)
     schema: Mapping[str, Any] = model.model_json_schema()["properties"][key]
     if error["type"] == "missing":
         return InvalidInput.described(f"{field}.{key}", "is missing", _words(schema))

@@ -81,10 +81,8 @@ def serve(
         ports = Ports(http_port, grpc_port, metrics_port)
         _check_ports(ports, host)
         _begin_trace(trace_to)
-        flags = [*([] if verbose else ["--log-info=false"]), *(triton_args or [])]
-        code = Launch(settings, manifest, ports, host, placements, flags).run(
-            console, timeout=start_timeout
-        )
+        launch = Launch(settings, manifest, ports, host, placements, triton_args or [], verbose)
+        code = launch.run(console, timeout=start_timeout)
     except TesseraError as error:
         console.say(f"tessera-serve: {error}", style="red")
         raise typer.Exit(1) from None

@@ -6,11 +6,14 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tessera.controls.models import Placement, engine_is_half, write_models
 from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
+from tessera.serve.drain import drain
+from tessera.serve.log import has_driver
 from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
@@ -36,6 +39,7 @@ class Launch:
     Attributes:
         placements: of ControlNets, by name.
         flags: further ones of tritonserver.
+        verbose: whether all of its log is shown.
     """
 
     settings: ServerSettings
@@ -44,6 +48,7 @@ class Launch:
     host: str
     placements: Mapping[str, Placement]
     flags: Sequence[str]
+    verbose: bool = False
 
     def run(self, console: Console, *, timeout: float) -> int:
         """Serve until a signal ends it; tritonserver's exit status.
@@ -63,15 +68,24 @@ class Launch:
                 supervisor.stop()
 
     @property
+    def _log_flags(self) -> list[str]:
+        return [] if self.verbose else ["--log-info=false"]
+
+    @property
     def _url(self) -> str:
         return url_of(self.host, self.ports.http)
 
     def _supervisor(self, folder: Path, console: Console) -> Supervisor:
+        def say(text: str) -> None:
+            console.say(f"tessera-serve: {text}")
+
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
         secret = secrets.token_hex()
         half = engine_is_half(self.settings.engine)
         write_models(controlnets, self.manifest.controlnets, self.placements, half=half)
-        variables = replace(self.settings, board=folder / "board").to_environment()
+        ports = (self.ports.http, self.ports.grpc)
+        settings = replace(self.settings, board=folder / "board")
+        variables = settings.to_environment()
         pinned = self.settings.controls.pinned
         line = command(
             server,
@@ -79,14 +93,17 @@ class Launch:
             self.ports,
             load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in pinned)],
             host=self.host,
-            extra=[*restricted(secret), *shared_memory(folder), *self.flags],
+            extra=[*restricted(secret), *shared_memory(folder), *self._log_flags, *self.flags],
         )
         return Supervisor(
             line,
             environment(server, **variables),
             self._url,
-            lambda text: console.say(f"tessera-serve: {text}"),
+            say,
             {CONTROL_HEADER: secret},
+            partial(drain, settings.board, settings.activity, ports, say=say),
+            patient=any(flag.startswith("--trace") for flag in self.flags),
+            log=None if self.verbose or has_driver() else console.say,
         )
 
     def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:

@@ -40,7 +40,13 @@ GrpcPort = Annotated[int, _option(_LISTEN, help="Port for gRPC.")]
 MetricsPort = Annotated[int, _option(_LISTEN, help="Port for Prometheus metrics.")]
 
 Engine = Annotated[
-    EngineKind, _option(_ENGINES, help="What runs the graphs; auto picks what this machine has.")
+    EngineKind,
+    _option(
+        _ENGINES,
+        metavar="KIND",
+        help="What runs the graphs: onnxruntime, tensorrt, torch, or auto for what this machine "
+        "has.",
+    ),
 ]
 Threads = Annotated[
     int, _option(_ENGINES, min=0, help="Threads of one engine call; 0 is one per core.")
@@ -49,7 +55,7 @@ TorchCompile = Annotated[
     bool,
     _option(
         _ENGINES,
-        "--torch-compile/--no-torch-compile",
+        "--torch-compile",
         envvar="TESSERA_TORCH_COMPILE",
         help="Compile the UNet of torch engines; minutes for each new set of shapes.",
     ),
@@ -66,8 +72,9 @@ LoraPath = Annotated[
     LoraPaths,
     _option(
         _LORAS,
-        help="How requests with different LoRAs share the UNet: refit lets them take turns, side "
-        "puts them in one batch where it can, auto picks what costs less.",
+        metavar="PATH",
+        help="How requests with different LoRAs share the UNet: in turns (refit), in one batch "
+        "where that can be (side), or as costs less (auto).",
     ),
 ]
 

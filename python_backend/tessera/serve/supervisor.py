@@ -26,14 +26,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from tessera.serve.log import pass_on
 from tessera.serve.tritonserver import DIRECT
-from tessera.shared.processes import model_processes
+from tessera.shared.processes import identity, lives, model_processes
 
 _RESCAN_S = 0.5
 _STOP_S = 60.0
 _LOAD_S = 600.0
+_LOG_S = 5.0
 _LONGEST_WAIT_S = 30.0
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -56,6 +58,11 @@ class Supervisor:
         url: of its HTTP endpoint, as this process reaches it.
         say: called with every line worth telling the operator, from several threads.
         headers: that its repository API wants.
+        drain: lets requests end before the server is stopped; returns at once when what it is given
+            says so.
+        patient: whether tritonserver ends by itself then, which takes long.
+        log: called with every line that it prints on its standard error; without one, the server
+            prints where this process does.
     """
 
     command: Sequence[str]
@@ -63,6 +70,9 @@ class Supervisor:
     url: str
     say: Callable[[str], None]
     headers: Mapping[str, str] = field(default_factory=dict)
+    drain: Callable[[Callable[[], bool]], None] = lambda hurry: None
+    patient: bool = False
+    log: Callable[[str], None] | None = None
     _process: subprocess.Popen[bytes] | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
     _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
@@ -71,24 +81,32 @@ class Supervisor:
     _suspects: set[str] = field(default_factory=set)  # models of which a process has ended
     _due: dict[str, _Load] = field(default_factory=dict)
     _workers: dict[str, threading.Thread] = field(default_factory=dict)  # model -> who reloads it
-    _stopping: bool = False
+    _signals: int = 0  # that asked for the end
+    _serving: bool = False
+    _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    _reader: threading.Thread | None = None  # of its log
 
     @property
     def interrupted(self) -> bool:
         """Whether a signal has asked for the end."""
-        return self._stopping
+        return self._signals > 0
 
     def start(self) -> None:
-        """Start the server in a session of its own; from here on signals are passed on to it."""
+        """Start the server in a session of its own; from here on signals are for this object."""
         self._process = subprocess.Popen(
             list(self.command),
             env=dict(self.environment),
             stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if self.log else None,
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-        for number in _FORWARDED:
-            signal.signal(number, self._forward)
+        if self.log and self._process.stderr:
+            reading = (self._process.stderr, self.log)
+            self._reader = threading.Thread(target=pass_on, args=reading, daemon=True)
+            self._reader.start()
+        for number in _ENDING:
+            signal.signal(number, self._interrupt)
 
     def wait_ready(
         self, timeout: float, waiting: Callable[[float], None] = lambda seconds: None
@@ -96,7 +114,7 @@ class Supervisor:
         """Wait until the server is ready; False if it ended or did not get ready in time."""
         began = time.monotonic()
         while time.monotonic() - began < timeout:
-            if self._exit_code() is not None:
+            if self._exit_code() is not None or self.interrupted:
                 return False
             if self._get_ok("/v2/health/ready"):
                 return True
@@ -105,9 +123,13 @@ class Supervisor:
         return False
 
     def watch(self) -> int:
-        """Look after the server until it ends; returns its exit status."""
+        """Look after the server until it ends or a signal asks for its end; returns its exit
+        status, 0 behind a signal.
+        """
+        self._serving = True
         with selectors.DefaultSelector() as selector:
-            while self._exit_code() is None:
+            selector.register(self._wake, selectors.EVENT_READ)
+            while self._exit_code() is None and not self.interrupted:
                 self._rescan(selector)
                 for key, _ in selector.select(_RESCAN_S):
                     if key.data in self._watched:
@@ -115,30 +137,54 @@ class Supervisor:
                 self._examine(selector)
                 self._load_due()
         code = self._exit_code()
-        return code if code is not None else 0
+        if code is not None and not self.interrupted:
+            return code
+        self.drain(lambda: self._signals > 1 or self._exit_code() is not None)
+        if self.patient:
+            self._let_end()
+        return 0
 
     def stop(self) -> None:
-        """End the server and everything it started; returns when nothing is left."""
+        """Kill the server and everything it started; returns when nothing is left.
+
+        Nobody is being served any more, and nothing is in a process that is wanted later. To unload
+        the models first would take a second for each process.
+        """
         process = self._process
         if process is None:
             return
-        self._stopping = True
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+        self._signals = self._signals or 1
+        left = [identity(pid) for pid in (*model_processes(process.pid), process.pid)]
+        self._kill()
+        process.wait()
+        until = time.monotonic() + _STOP_S
+        while any(map(lives, left)) and time.monotonic() < until:
+            time.sleep(0.01)
+        if self._reader:
+            self._reader.join(_LOG_S)
+        for thread in self._workers.values():
+            thread.join(_STOP_S)  # its question has ended with the server
+
+    def _let_end(self) -> None:
+        process = self._process
+        assert process is not None, "start() comes first"
+        process.terminate()
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             self.say("tritonserver did not stop in time; killing it")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for thread in self._workers.values():
-            thread.join(_STOP_S)  # its question has ended with the server
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+    def _kill(self) -> None:
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """A signal asks for the end; at once, if nobody is being served yet."""
+        self._signals += 1
+        os.eventfd_write(self._wake, 1)
+        if not self._serving:
+            self._kill()
 
     def _exit_code(self) -> int | None:
         assert self._process is not None, "start() comes first"
@@ -163,7 +209,7 @@ class Supervisor:
         later if Triton gives no answer now, or the model is being reloaded.
         """
         for model in list(self._suspects):
-            if self._stopping or self._exit_code() is not None:
+            if self.interrupted or self._exit_code() is not None:
                 return
             if self._at_work(model):
                 continue
@@ -206,7 +252,7 @@ class Supervisor:
         for model, load in list(self._due.items()):
             if self._at_work(model) or time.monotonic() < load.at:
                 continue
-            if self._stopping or self._exit_code() is not None:
+            if self.interrupted or self._exit_code() is not None:
                 return
             del self._due[model]
             self._begin(self._load, model, load)
@@ -224,7 +270,7 @@ class Supervisor:
         ensemble's other member is being loaded.
         """
         self._post(f"/v2/repository/models/{model}/unload")
-        if time.monotonic() < load.at or self._stopping:
+        if time.monotonic() < load.at or self.interrupted:
             self._due[model] = load
         else:
             self._load(model, load)
@@ -233,7 +279,7 @@ class Supervisor:
         """Load a model; one that fails is tried again later and later."""
         if self._post(f"/v2/repository/models/{model}/load"):
             self.say(f"model {model} is back after {time.monotonic() - load.since:.1f} s")
-        elif not self._stopping:
+        elif not self.interrupted:
             delay = min(2.0**load.failures, _LONGEST_WAIT_S)
             again = time.monotonic() + delay
             self._due[model] = _Load(load.since, again, load.failures + 1)

@@ -56,7 +56,9 @@ class Phase(IntEnum):
 CACHE_FIELDS = ("hits", "misses", "evictions", "bytes", "entries")
 """Of the recorded activations in `denoise`'s memory."""
 
-_HEADER = np.dtype([("ticket", "i8"), ("tick", "i8"), *((name, "i8") for name in CACHE_FIELDS)])
+_HEADER = np.dtype(
+    [(name, "i8") for name in ("ticket", "tick", "stopping")] + [(n, "i8") for n in CACHE_FIELDS]
+)
 _ROW = np.dtype(
     [
         ("job_id", "S64"),
@@ -123,8 +125,9 @@ class Board:
 
         Raises:
             InvalidInput: a job of that id is running.
-            Unavailable: every row belongs to a running job.
+            Unavailable: every row belongs to a running job, or the server is being stopped.
         """
+        self.check_serving()
         with self._locked():
             slot = self._place_for(job_id)
             ticket = int(self._header["ticket"]) + 1
@@ -171,6 +174,24 @@ class Board:
             if not Phase(int(row["phase"])).final:
                 row["cancel"] = 1
             return _status(row)
+
+    def refuse(self) -> None:
+        """Take no more jobs: the server is being stopped."""
+        self._header["stopping"] = 1
+
+    def check_serving(self) -> None:
+        """See whether jobs are taken.
+
+        Raises:
+            Unavailable: the server is being stopped.
+        """
+        if self._header["stopping"]:
+            raise Unavailable("the server is being stopped; try again later")
+
+    def cancel_all(self) -> None:
+        """Raise the cancel flag of every job that has not ended."""
+        with self._locked():
+            self._rows["cancel"][self._rows["phase"] < Phase.DONE] = 1
 
     def status(self, job_id: str) -> JobStatus:
         """How far a job is.

@@ -135,6 +135,11 @@ class ServerSettings:
         return Path(f"{self.board}.controls")
 
     @property
+    def activity(self) -> Path:
+        """The lock by which a server's processes tell that they answer a request."""
+        return Path(f"{self.board}.activity")
+
+    @property
     def costs(self) -> Path:
         """Where the server keeps what it has measured of its steps: beside the board."""
         return Path(f"{self.board}.costs")
@@ -191,6 +196,13 @@ class _Form:
         return text
 
 
+def compiles() -> bool:
+    """Whether torch engines of this process compile their networks; for what has to know it while
+    it is imported.
+    """
+    return os.environ.get(_COMPILE) == "1"
+
+
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError(text)
@@ -213,11 +225,12 @@ _COUNT = _Form("an integer from 0", _number)
 _BYTES = _Form("a number of bytes, an integer from 0", _number)
 _PATH = _Form("a path", Path)
 _BUNDLE = "TESSERA_BUNDLE"
+_COMPILE = "TESSERA_TORCH_COMPILE"
 _VARIABLES: dict[str, tuple[str, _Form]] = {
     _BUNDLE: ("bundle", _PATH),
     "TESSERA_THREADS": ("threads", _COUNT),
     "TESSERA_ENGINE": ("engine", _Form(", ".join(EngineKind), EngineKind)),
-    "TESSERA_TORCH_COMPILE": ("torch_compile", _Form("0, 1", _switch, lambda on: str(int(on)))),
+    _COMPILE: ("torch_compile", _Form("0, 1", _switch, lambda on: str(int(on)))),
     "TESSERA_BOARD": ("board", _PATH),
     "TESSERA_TRACE": ("trace", _PATH),
     "TESSERA_TEMPLATES": ("templates.folder", _PATH),

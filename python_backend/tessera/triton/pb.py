@@ -11,6 +11,7 @@ import re
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +19,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from tessera.errors import InternalError, TesseraError, TimedOut, Unavailable
+from tessera.shared.activity import Activity
+from tessera.shared.settings import ServerSettings
 from tessera.types import Array
 
 if TYPE_CHECKING:
@@ -114,12 +117,16 @@ def answer_each(
 ) -> list[Response]:
     """One response per request; an error of one does not touch the others."""
     responses = []
-    for request in requests:
-        try:
-            responses.append(respond(answer(request)))
-        except Exception as error:
-            responses.append(fail(request, error))
+    with _activity(ServerSettings.from_environment().activity).busy():
+        for request in requests:
+            try:
+                responses.append(respond(answer(request)))
+            except Exception as error:
+                responses.append(fail(request, error))
     return responses
+
+
+_activity = cache(Activity)
 
 
 def call(

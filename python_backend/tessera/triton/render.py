@@ -59,6 +59,7 @@ class TritonPythonModel:
         inputs = pb.handles(request)
         plan = Plan.from_json(pb.text(inputs["PLAN"]))
         try:
+            self._board.check_serving()
             self._check(plan)
             if plan.to_record:
                 self._record(plan)

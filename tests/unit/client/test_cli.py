@@ -225,4 +225,4 @@ class TestCommand:
     def test_health_fails_when_a_model_is_not_ready(self, transport: FakeTransport) -> None:
         result = run.invoke(cli.app, ["health", "--json"])
         assert result.exit_code == 3
-        assert json.loads(result.stdout)["models"]["decode"] is False
+        assert json.loads(result.stdout)["models"]["templates"] is False

@@ -175,4 +175,4 @@ def test_health_names_what_is_not_ready() -> None:
     health = Client(transport=FakeTransport()).health()
     assert health.server
     assert not health.ready
-    assert [m for m, ready in health.models.items() if not ready] == ["decode"]
+    assert [m for m, ready in health.models.items() if not ready] == ["templates"]

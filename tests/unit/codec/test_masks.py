@@ -81,22 +81,22 @@ def test_strength_is_a_share_of_the_steps_as_in_diffusers(steps: int, strength: 
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no image": ({"image": None}, "IMAGE is 'left out, and so is TEMPLATE'; accepted: one of"),
-    "both": ({"TEMPLATE": "a"}, "IMAGE is 'given as well as TEMPLATE'; accepted: one of the two"),
+    "no image": ({"image": None}, "IMAGE is missing, and so is TEMPLATE; accepted: one of"),
+    "both": ({"TEMPLATE": "a"}, "IMAGE is given as well as TEMPLATE; accepted: one of the two"),
     "unknown": ({"image": None, "TEMPLATE": "abc"}, "TEMPLATE is 'abc'; accepted: nothing, since"),
     "large": (
         {"image": np.zeros((64, 264, 3), np.uint8)},
-        "IMAGE is '264 x 64 pixels'; accepted: sides that are multiples of 8 from 64 to 256",
+        "IMAGE has 264 x 64 pixels; accepted: sides that are multiples of 8 from 64 to 256",
     ),
-    "small": ({"image": np.zeros((64, 8, 3), np.uint8)}, "IMAGE is '8 x 64 pixels'"),
-    "odd": ({"image": np.zeros((100, 128, 3), np.uint8)}, "IMAGE is '128 x 100 pixels'"),
+    "small": ({"image": np.zeros((64, 8, 3), np.uint8)}, "IMAGE has 8 x 64 pixels"),
+    "odd": ({"image": np.zeros((100, 128, 3), np.uint8)}, "IMAGE has 128 x 100 pixels"),
     "mask size": (
         {"mask": np.zeros((96, 64), np.uint8)},
-        "MASK is '64 x 96 pixels'; accepted: the size of the image, 96 x 64 pixels",
+        "MASK has 64 x 96 pixels; accepted: the size of the image, 96 x 64 pixels",
     ),
     "mask empty": (
         {"mask": np.full((64, 96), 127, np.uint8)},
-        "MASK is 'nowhere above 127'; accepted: at least one pixel of 128 or more",
+        "MASK has no pixel of 128 or more; accepted: 128 to 255 where the image is edited",
     ),
     "width": ({"WIDTH": 64}, "WIDTH is 64; accepted: the image's own, 96, or nothing"),
     "height": ({"HEIGHT": 96}, "HEIGHT is 96; accepted: the image's own, 64, or nothing"),
@@ -122,7 +122,7 @@ def test_bad_edits_are_named_with_what_is_accepted(values: dict[str, Any], sente
 def test_a_template_of_another_server_may_be_too_large_for_this_one() -> None:
     given = {"TEMPLATE": np.array([[b"abc"]], object)}
     picture = np.zeros((128, 512, 3), np.uint8)
-    sentence = "TEMPLATE is '512 x 128 pixels'; accepted: sides that are multiples of 8 from 64 to"
+    sentence = "TEMPLATE has 512 x 128 pixels; accepted: sides that are multiples of 8 from 64 to"
     with pytest.raises(InvalidInput, match=sentence):
         read_image(given, MANIFEST, lambda identity: picture)
     accepted = read_image(given, MANIFEST, lambda identity: picture[:, :256])

@@ -44,7 +44,7 @@ def test_pinned_ones_stay_and_have_their_room_before_they_are_taken(opened: Open
 
 def test_what_does_not_fit_is_refused(opened: Open) -> None:
     residency, models = opened(pinned=("d",))
-    with pytest.raises(InvalidInput, match="CONTROLS is 'a, b'; accepted: ControlNets of at most"):
+    with pytest.raises(InvalidInput, match="CONTROLS names a, b; accepted: ControlNets of at most"):
         residency.take(["a", "b"])
     residency.take(["d"])
     assert models.moves == ["+d"]

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tessera import contract
@@ -66,6 +66,7 @@ def test_grey_is_opencvs_and_invert_the_negative() -> None:
 
 
 @given(w=SIDES, h=SIDES, width=SIDES, height=SIDES, resize=st.sampled_from(contract.RESIZES[1:]))
+@example(w=2, h=1, width=3, height=150, resize="stretch")
 def test_every_image_gets_the_pictures_size(
     w: int, h: int, width: int, height: int, resize: str
 ) -> None:
@@ -75,7 +76,8 @@ def test_every_image_gets_the_pictures_size(
     rows, columns = np.nonzero(made[..., 0])
     top, left = rows.min(), columns.min()
     bottom, right = height - 1 - rows.max(), width - 1 - columns.max()
-    assert (made[top : height - bottom, left : width - right] == 255).all()
+    # OpenCV's Lanczos weights for bytes do not always add up to one: it makes some white 254.
+    assert (made[top : height - bottom, left : width - right] >= 254).all()
     if resize != "fit":
         assert (top, left, bottom, right) == (0, 0, 0, 0)
         return

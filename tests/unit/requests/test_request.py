@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -41,7 +40,7 @@ BAD = {
     "blank prompt": ({"PROMPT": " \n"}, "PROMPT is"),
     "long prompt": ({"PROMPT": "x" * 10_000}, r"\(10000 characters\).*at most 2000"),
     "long negative prompt": ({"NEGATIVE_PROMPT": "x" * 2001}, "NEGATIVE_PROMPT is .*at most 2000"),
-    "prompt not UTF-8": ({"PROMPT": b"a\xff"}, "PROMPT is 'not UTF-8 at byte 1'"),
+    "prompt not UTF-8": ({"PROMPT": b"a\xff"}, "PROMPT is not UTF-8 at byte 1; accepted: at most"),
     "no steps": ({"STEPS": 0}, "STEPS is 0; accepted: an integer from 1 to 1000"),
     "negative steps": ({"STEPS": -5}, "STEPS is -5"),
     "many steps": ({"STEPS": 1001}, "STEPS is 1001; accepted: an integer from 1 to 1000"),
@@ -62,20 +61,6 @@ BAD = {
     "job id long": ({"JOB_ID": "x" * 65}, "JOB_ID is"),
     "job id not ASCII": ({"JOB_ID": "jöb"}, "JOB_ID is"),
     "job id control": ({"JOB_ID": "a\x00"}, "JOB_ID is"),
-    "loras not JSON": ({"LORAS": "[{"}, "LORAS is '\\[{'; accepted: a JSON list of at most 8"),
-    "loras not a list": ({"LORAS": "{}"}, "LORAS is '{}'"),
-    "loras many": ({"LORAS": json.dumps([{"name": "a"}] * 50)}, "LORAS is 'a list of 50'"),
-    "lora no object": ({"LORAS": "[1]"}, r"LORAS\[0\] is 1"),
-    "lora no name": ({"LORAS": "[{}]"}, r"LORAS\[0\].name is {}"),
-    "lora name number": ({"LORAS": '[{"name": 1}]'}, r"LORAS\[0\].name is 1"),
-    "lora weight text": ({"LORAS": '[{"name": "a", "weight": "1"}]'}, r"LORAS\[0\].weight is '1'"),
-    "lora weight NaN": ({"LORAS": '[{"name": "a", "weight": NaN}]'}, r"LORAS\[0\].weight is nan"),
-    "lora extra": ({"LORAS": '[{"name": "a", "wieght": 1}]'}, r"LORAS\[0\].wieght is 1"),
-    "lora weight huge": (
-        {"LORAS": '[{"name": "a", "weight": 1e9}]'},
-        r"LORAS\[0\].weight is 1000000000.0",
-    ),
-    "loras nested": ({"LORAS": "[" * 99_000}, r"LORAS is '\[\[.*\(99000 characters\)'; accepted"),
 }
 
 
@@ -92,14 +77,6 @@ def test_bad_values_are_named_with_what_is_accepted(values: dict[str, Any], sent
 def test_empty_lists_of_addons_are_fine(empty: dict[str, Any]) -> None:
     given = inputs(JOB_ID="j", SEED=1, **empty)
     assert read_request(given, MANIFEST) == read_request(inputs(JOB_ID="j", SEED=1), MANIFEST)
-
-
-@given(text=st.binary(max_size=40))
-def test_any_bytes_as_loras_are_a_list_or_an_error(text: bytes) -> None:
-    try:
-        read_request(inputs(LORAS=text), MANIFEST)
-    except InvalidInput as error:
-        assert error.field.startswith("LORAS")
 
 
 @given(

@@ -31,7 +31,7 @@ def test_errors_keep_their_status_on_the_way_through_edit(models: dict[str, Any]
     given = edit_inputs(JOB_ID="j")
     given["MASK"] = np.zeros_like(given["MASK"])
     sentence, code = message(models["edit"].execute([pb_utils.Request(**given)])[0])
-    assert sentence.startswith("MASK is 'nowhere above 0'; accepted")
+    assert sentence.startswith("MASK has no pixel of 128 or more; accepted")
     assert code == pb_utils.TritonError.INVALID_ARG
     given = edit_inputs(JOB_ID="j")
     models["board"].open("j", 1)

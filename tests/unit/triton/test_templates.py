@@ -114,10 +114,10 @@ def test_templates_are_registered_listed_and_evicted(sparse_models: dict[str, An
     )
     assert ask(ACTION="evict", TEMPLATE=made["template"])["bytes"] == made["bytes"]
     assert ask(ACTION="list")["templates"] == []
-    assert ask(ACTION="register")["error"].startswith("IMAGE is 'left out, and so is TEMPLATE'")
+    assert ask(ACTION="register")["error"].startswith("IMAGE is missing, and so is TEMPLATE")
     assert ask(ACTION="frame")["error"] == "ACTION is 'frame'; accepted: register, list, evict"
     small = image[:, :8]
-    assert ask(ACTION="register", IMAGE=small)["error"].startswith("IMAGE is '64 x 8 pixels'")
+    assert ask(ACTION="register", IMAGE=small)["error"].startswith("IMAGE has 64 x 8 pixels")
 
 
 def test_a_bundle_without_the_graphs_cannot_register(models: dict[str, Any]) -> None:
