@@ -31,7 +31,10 @@ def test_info_says_which_controlnets_and_what_became_of_their_images(client: Cli
 
 
 BAD: dict[str, tuple[list[Control], str]] = {
-    "name": ([Control("edge", IMAGE)], "CONTROLS[0].name is 'edge'; accepted: edges, silhouette"),
+    "name": (
+        [Control("edge", IMAGE)],
+        "CONTROLS[0].name is 'edge'; accepted: one of the 2 installed ControlNets; close: edges",
+    ),
     "window": ([Control("edges", IMAGE, start=0.5, end=0.5)], "CONTROLS[0].start is 0.5; accepted"),
     "scale": ([Control("edges", IMAGE, scale=float("nan"))], "CONTROLS[0].scale is nan"),
     "preprocess": (
