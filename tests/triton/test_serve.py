@@ -109,7 +109,7 @@ def test_plain_tritonserver_serves_a_bundle_too(bundle: Path, tmp_path: Path) ->
             assert client.generate("a red circle", steps=2, job_id="plain").info.ticks == 2
             assert client.status("plain").phase == "done"
         kept = list(Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"))
-        assert sorted(path.suffix for path in kept) == ["", ".costs"]
+        assert sorted(path.suffix for path in kept) == ["", ".activity", ".costs"]
     sweep_boards()
     assert not [path for path in kept if path.exists()]
 
