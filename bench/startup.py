@@ -28,7 +28,7 @@ from rich.table import Table
 
 from bench.server import DEMO_BUNDLE, Server, serving
 from tessera.shared.processes import model_processes
-from tessera_client import Client, Control, 
+from tessera_client import Client, Control, TesseraError
 
 CLIENTS = 24
 PROMPT = "a large red circle at the left on a blue background"
@@ -97,7 +97,7 @@ def _under_load(server: Server, wall: Seconds) -> Counter[str]:
                 try:
                     client.generate(PROMPT, steps=30, seed=seed)
                     answers["picture"] += 1
-                except  as error:
+                except TesseraError as error:
                     answers[type(error).__name__] += 1
 
     with ThreadPoolExecutor(CLIENTS) as pool:
