@@ -99,7 +99,7 @@ def test_a_plain_tritonserver_serves_a_bundle_and_the_models_written_for_its_con
             guided = client.generate("a", seed=1, steps=4, controls=controls)
             assert guided.info.control_ticks == 2
         kept = list(Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"))
-        assert {"", ".costs"} <= {path.suffix for path in kept}
+        assert {"", ".activity", ".costs"} <= {path.suffix for path in kept}
     sweep_boards()
     assert not [path for path in kept if path.exists()]
 
