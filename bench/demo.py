@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.pictures import Tile, sheet
 from bench.server import DEMO_BUNDLE, ROOT, serving
-from tessera.terminal.console import Console
+from tessera.terminal.console import Console, new_table
 from tessera_build.demo.controls import CONTROLS
 from tessera_build.demo.scenes import Scene, describe_shapes, held_out_scenes
 from tessera_client import Client, Control, JobStatus, Lora, Result
@@ -202,12 +202,9 @@ def _edits(client: Client, table: Table, before: Result) -> list[Tile]:
 
 def times_table() -> Table:
     """The heading of a table that fits 80 columns."""
+    numbers = ("encode", "queue", "denoise", "decode", "each", "batch", "wall")
     title = "Milliseconds at the server (means)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("request")
-    for column in ("encode", "queue", "denoise", "decode", "each", "batch", "wall"):
-        table.add_column(column, justify="right")
-    return table
+    return new_table("request", *numbers, title=title, numbers=numbers)
 
 
 def add_times(table: Table, name: str, results: Sequence[Result], wall_ms: float) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from tessera.terminal.console import new_table
+
 if TYPE_CHECKING:
     from tessera.manifest import Verification
     from tessera_build.compile import Job
@@ -51,12 +53,11 @@ def verification_table(
     title: str, found: Mapping[str, Verification], accepted: Mapping[str, float]
 ) -> Table:
     """How far each graph's engine is from torch, beside what is accepted."""
-    table = Table(title=title, title_justify="left", box=None)
-    for column in ("graph", "inputs", "difference", "accepted", ""):
-        table.add_column(column)
+    numbers = ("inputs", "difference", "accepted")
+    table = new_table("graph", *numbers, "", title=title, numbers=numbers)
     for name, result in found.items():
         well = result.difference <= accepted[name]
         verdict = Text("well", "green") if well else Text("differs", "red")
-        numbers = (f"{result.difference:.1e}", f"{accepted[name]:.0e}")
-        table.add_row(name, str(result.cases), *numbers, verdict)
+        difference, limit = f"{result.difference:.1e}", f"{accepted[name]:.0e}"
+        table.add_row(name, str(result.cases), difference, limit, verdict)
     return table
