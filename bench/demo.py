@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench.pictures import Tile, sheet
 from bench.server import DEMO_BUNDLE, ROOT, serving
+from tessera.terminal.console import Console, new_table
 from tessera_build.demo.controls import CONTROLS
 from tessera_build.demo.scenes import Scene, describe_shapes, held_out_scenes
 from tessera_client import Client, Control, JobStatus, Lora, Result
@@ -36,6 +35,7 @@ PROMPTS = (
     "striped green background",
 )
 SCHEDULERS = ("euler", "ddim", "dpmpp_2m_karras", "unipc")
+CAPTIONS = {"ddim": "ddim, without noise the same steps as euler"}
 EDIT_PROMPT = "a large yellow star at the left on a blue background"
 LORAS = (
     (),
@@ -47,7 +47,7 @@ LORAS = (
 CONTROL_SCENES = (2, 7)
 """Of the scenes that the demo model has not seen: what the control pictures are made of."""
 EDITS = (("dense", 5), ("sparse", 5), ("sparse", 6))
-console = Console(highlight=False)
+console = Console()
 
 
 def main() -> None:
@@ -55,18 +55,18 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     console.rule("Tessera")
     with contextlib.ExitStack() as stack:
-        with console.status("starting Triton Inference Server on the demo bundle ..."):
+        with console.doing("starting Triton Inference Server on the demo bundle ..."):
             server = stack.enter_context(serving(DEMO_BUNDLE, OUT / "server.log"))
-        console.print(f"the server is ready on {server.http} (its log: {_shown(server.log)})")
+        console.say(f"the server is ready on {server.http} (its log: {_shown(server.log)})")
         client = stack.enter_context(Client(server.http))
-        table = _table()
+        table = times_table()
         alone = _alone(client, table)
         together = _together(client, table)
         schedulers = _schedulers(client, table)
         loras = _loras(client, table)
         controls = _controls(client, table)
         edits = _edits(client, table, alone)
-        console.print("stopping the server ...")
+        console.say("stopping the server ...")
     _save("generate", "Text to image: eight requests, one running batch", together, columns=4)
     _save("schedulers", "One seed, four schedulers", schedulers, columns=4)
     _save("loras", "The same requests with LoRAs: one, or two at once", loras, columns=len(LORAS))
@@ -83,7 +83,7 @@ def main() -> None:
 
 def _alone(client: Client, table: Table) -> Result:
     """One request, with its progress."""
-    with _bar() as bar:
+    with console.bar() as bar:
         task = bar.add_task("one picture", total=None)
 
         def report(status: JobStatus) -> None:
@@ -91,7 +91,7 @@ def _alone(client: Client, table: Table) -> Result:
 
         result = client.generate(PROMPTS[0], seed=1, on_progress=report)
         bar.update(task, completed=result.info.steps, total=result.info.steps)
-    _row(table, "one picture", [result], result.info.total_ms)
+    add_times(table, "one picture", [result], result.info.total_ms)
     return result
 
 
@@ -99,14 +99,14 @@ def _together(client: Client, table: Table) -> list[Tile]:
     """Requests that arrive one after the other and share the running batch."""
     began = time.perf_counter()
     results: list[Result] = []
-    with _bar() as bar, ThreadPoolExecutor(len(PROMPTS)) as pool:
+    with console.bar() as bar, ThreadPoolExecutor(len(PROMPTS)) as pool:
         jobs = []
         for number, prompt in enumerate(PROMPTS):
             jobs.append(pool.submit(client.generate, prompt, seed=number + 1))
             time.sleep(0.05)
         for job in bar.track(jobs, description="eight at once"):
             results.append(job.result())
-    _row(table, "eight at once", results, 1e3 * (time.perf_counter() - began))
+    add_times(table, "eight at once", results, 1e3 * (time.perf_counter() - began))
     return [
         Tile(r.image, p, f"{r.info.total_ms:.0f} ms, in batches of {r.info.mean_batch:.1f}")
         for p, r in zip(PROMPTS, results, strict=True)
@@ -116,11 +116,12 @@ def _together(client: Client, table: Table) -> list[Tile]:
 def _schedulers(client: Client, table: Table) -> list[Tile]:
     """The same request with several samplers."""
     tiles = []
-    with _bar() as bar:
+    with console.bar() as bar:
         for name in bar.track(SCHEDULERS, description="schedulers"):
             result = client.generate(PROMPTS[4], seed=2, scheduler=name)
-            _row(table, name, [result], result.info.total_ms)
-            tiles.append(Tile(result.image, name, f"{result.info.total_ms:.0f} ms"))
+            add_times(table, name, [result], result.info.total_ms)
+            caption = CAPTIONS.get(name, name)
+            tiles.append(Tile(result.image, caption, f"{result.info.total_ms:.0f} ms"))
     return tiles
 
 
@@ -128,10 +129,10 @@ def _loras(client: Client, table: Table) -> list[Tile]:
     """Two requests without LoRAs, with each, and with two at once; they all share the server."""
     wanted = [(prompt, chosen) for prompt in PROMPTS[4:6] for chosen in LORAS]
     began = time.perf_counter()
-    with _bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
+    with console.bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
         jobs = [pool.submit(client.generate, p, seed=3, loras=chosen) for p, chosen in wanted]
         results = [job.result() for job in bar.track(jobs, description="LoRAs")]
-    _row(table, "LoRAs, ten at once", results, 1e3 * (time.perf_counter() - began))
+    add_times(table, "ten with LoRAs", results, 1e3 * (time.perf_counter() - began))
     return [
         Tile(
             result.image,
@@ -150,13 +151,13 @@ def _controls(client: Client, table: Table) -> list[Tile]:
     chosen = [scenes[i] for i in CONTROL_SCENES]
     wanted = [(scene, *way) for scene in chosen for way in _guided(scene)]
     began = time.perf_counter()
-    with _bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
+    with console.bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
         jobs = [
             pool.submit(client.generate, describe_shapes(scene), seed=4, controls=uses, loras=loras)
             for scene, _, uses, loras in wanted
         ]
         results = [job.result() for job in bar.track(jobs, description="ControlNets")]
-    _row(table, "ControlNets, eight at once", results, 1e3 * (time.perf_counter() - began))
+    add_times(table, "eight with ControlNets", results, 1e3 * (time.perf_counter() - began))
     made = [
         Tile(result.image, f"{describe_shapes(scene)}, {caption}", f"{result.info.total_ms:.0f} ms")
         for (scene, caption, *_), result in zip(wanted, results, strict=True)
@@ -190,39 +191,34 @@ def _edits(client: Client, table: Table, before: Result) -> list[Tile]:
     mask[32:96, 8:72] = 255
     client.register_template(before.image)
     tiles = [Tile(before.image, PROMPTS[0], "before")]
-    with _bar() as bar:
+    with console.bar() as bar:
         for mode, seed in bar.track(EDITS, description="edits"):
             result = client.edit(before.image, mask, EDIT_PROMPT, mode=mode, seed=seed)
-            _row(table, f"{mode} edit", [result], result.info.total_ms)
+            add_times(table, f"{mode} edit", [result], result.info.total_ms)
             note = f"{result.info.mode}, {result.info.total_ms:.0f} ms"
             tiles.append(Tile(result.image, EDIT_PROMPT, note))
     return tiles
 
 
-def _table() -> Table:
-    table = Table(title="Milliseconds at the server (means)")
-    table.add_column("request", no_wrap=True)
-    for column in ("encode", "queue", "denoise", "decode", "each", "batch", "wall"):
-        table.add_column(column, justify="right")
-    return table
+def times_table() -> Table:
+    """The heading of a table that fits 80 columns."""
+    numbers = ("encode", "queue", "denoise", "decode", "each", "batch", "wall")
+    title = "Milliseconds at the server (means)"
+    return new_table("request", *numbers, title=title, numbers=numbers)
 
 
-def _row(table: Table, name: str, results: Sequence[Result], wall_ms: float) -> None:
+def add_times(table: Table, name: str, results: Sequence[Result], wall_ms: float) -> None:
+    """A row of it: means of some requests, and how long all of them took together."""
     fields = ("encode_ms", "queue_ms", "denoise_ms", "decode_ms", "total_ms")
     means = [sum(getattr(r.info, f) for r in results) / len(results) for f in fields]
     batch = sum(r.info.mean_batch for r in results) / len(results)
     table.add_row(name, *(f"{m:.0f}" for m in means), f"{batch:.1f}", f"{wall_ms:.0f}")
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=console)
-
-
 def _save(name: str, title: str, tiles: Sequence[Tile], *, columns: int) -> None:
     path = OUT / f"{name}.png"
     sheet(title, tiles, columns=columns).save(path)
-    console.print(f"{_shown(path)}: {title}")
+    console.say(f"{_shown(path)}: {title}")
 
 
 def _shown(path: Path) -> Path:

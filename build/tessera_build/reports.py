@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from tessera.terminal.console import new_table
+
 if TYPE_CHECKING:
     from tessera.manifest import Verification
     from tessera_build.compile import Job
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 def jobs_lines(jobs: Sequence[Job]) -> Iterator[str]:
     """Each plan in a line, and below it the shapes of its inputs: the smallest, the likeliest and
-    the largest. Skips are left out, since they follow from the others.
+    the largest. Those of skips and sites are only counted, since they follow from the others.
     """
     rows = [
         (name, *("x".join(map(str, size)) for size in vars(shapes).values()))
@@ -29,13 +31,17 @@ def jobs_lines(jobs: Sequence[Job]) -> Iterator[str]:
     for job in jobs:
         state = "there" if job.done else "to build"
         yield f"{job.key.graph}, {job.key.precision}: {state}"
-        for _ in _shown(job):
+        shown = _shown(job)
+        for _ in shown:
             yield "  " + _line(next(cells), widths)
+        if hidden := len(job.key.profile) - len(shown):
+            yield f"  and {hidden} inputs whose shapes follow from these"
 
 
 def _shown(job: Job) -> Mapping[str, object]:
+    """Without what the encoder half gives (`skip_0`), and what a site needs (`halo.conv_in`)."""
     shapes = job.key.profile.items()
-    return {name: each for name, each in shapes if not name.startswith("skip_")}
+    return {n: each for n, each in shapes if not n.startswith("skip_") and "." not in n}
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -47,12 +53,11 @@ def verification_table(
     title: str, found: Mapping[str, Verification], accepted: Mapping[str, float]
 ) -> Table:
     """How far each graph's engine is from torch, beside what is accepted."""
-    table = Table(title=title, title_justify="left", box=None)
-    for column in ("graph", "inputs", "difference", "accepted", ""):
-        table.add_column(column)
+    numbers = ("inputs", "difference", "accepted")
+    table = new_table("graph", *numbers, "", title=title, numbers=numbers)
     for name, result in found.items():
         well = result.difference <= accepted[name]
         verdict = Text("well", "green") if well else Text("differs", "red")
-        numbers = (f"{result.difference:.1e}", f"{accepted[name]:.0e}")
-        table.add_row(name, str(result.cases), *numbers, verdict)
+        difference, limit = f"{result.difference:.1e}", f"{accepted[name]:.0e}"
+        table.add_row(name, str(result.cases), difference, limit, verdict)
     return table

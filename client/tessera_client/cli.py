@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from tessera.errors import TesseraError
+from tessera.terminal.console import new_table
 from tessera_client import cli_adapters, cli_edit, cli_templates
 from tessera_client.cli_adapters import Loras, read_loras
 from tessera_client.cli_controls import Controls, read_controls
@@ -148,7 +148,7 @@ def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
             json.dumps({"ready": report.ready, "server": report.server, "models": report.models})
         )
     else:
-        table = Table("what", "ready", box=None)
+        table = new_table("what", "ready")
         for name, ready in {"server": report.server, **report.models}.items():
             table.add_row(name, Text("yes", "green") if ready else Text("no", "red"))
         output.print(table)

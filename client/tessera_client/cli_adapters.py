@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from tessera.errors import TesseraError
+from tessera.terminal.console import new_table
 from tessera_client.client import Client
 from tessera_client.messages import Lora
 from tessera_client.terminal import ADDONS, LOCAL, AsJson, Timeout, Url, fail, option, output
@@ -47,7 +47,7 @@ def list_all(url: Url = LOCAL, timeout: Timeout = 300.0, as_json: AsJson = False
         for adapter in found:
             typer.echo(json.dumps(dataclasses.asdict(adapter)))
         return
-    table = Table("name", "rank", "targets", "MB", "digest", "layout", "for", box=None)
+    table = new_table("name", "rank", "targets", "MB", "digest", "layout", "for", numbers=["MB"])
     for adapter in found:
         low, high = adapter.ranks or (0, 0)
         table.add_row(

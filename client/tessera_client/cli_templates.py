@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image
-from rich.table import Table
 
 from tessera.contract import Scheduler
 from tessera.errors import TesseraError
+from tessera.terminal.console import new_table
 from tessera_client.client import Client
 from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, console, fail, output
 
@@ -60,7 +60,8 @@ def list_all(url: Url = LOCAL, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table("template", "size", "steps", "scheduler", "kept as", "MB", box=None)
+    names = ("template", "size", "steps", "scheduler", "kept as", "MB")
+    table = new_table(*names, numbers=["steps", "MB"])
     for template in found["templates"]:
         size = f"{template['width']} x {template['height']}"
         for row in template["recordings"] or [None]:

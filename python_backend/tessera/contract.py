@@ -114,10 +114,14 @@ class Scheduler(StrEnum):
 
 
 _KARRAS = (("use_karras_sigmas", True),)
+_UNCLIPPED = (("clip_sample", False),)
+"""DDIM's own default would clip latents as if they were pixels, where a config does not say (as one
+that was written for another sampler). Diffusers' pipelines correct that, too."""
+
 SCHEDULERS: dict[str, SchedulerSpec] = {
     Scheduler.EULER: SchedulerSpec("EulerDiscreteScheduler"),
     Scheduler.EULER_ANCESTRAL: SchedulerSpec("EulerAncestralDiscreteScheduler"),
-    Scheduler.DDIM: SchedulerSpec("DDIMScheduler"),
+    Scheduler.DDIM: SchedulerSpec("DDIMScheduler", _UNCLIPPED),
     Scheduler.DPMPP_2M: SchedulerSpec("DPMSolverMultistepScheduler"),
     Scheduler.DPMPP_2M_KARRAS: SchedulerSpec("DPMSolverMultistepScheduler", _KARRAS),
     Scheduler.UNIPC: SchedulerSpec("UniPCMultistepScheduler"),

@@ -7,7 +7,7 @@ codes (`:bread:`), or hold what a terminal would obey.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.progress import (
     Task,
     TimeElapsedColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -62,6 +63,16 @@ class _Description(ProgressColumn):
     def render(self, task: Task) -> Text:
         """What rich calls at every change."""
         return plain(f"{task.description:<14}")
+
+
+def new_table(*columns: str, title: str = "", numbers: Collection[str] = ()) -> Table:
+    """A table without lines, whose cells are wrapped where there is no room for them, never cut;
+    columns of numbers are flush right.
+    """
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    return table
 
 
 def plain(text: str) -> Text:

@@ -1,0 +1,90 @@
+"""Requests that lack an input, or have one of the wrong kind where Triton does not look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fakes import triton_python_backend_utils as pb_utils
+from tests.fakes.calls import edit_inputs, message
+from tests.samples.requests import inputs
+
+INVALID = pb_utils.TritonError.INVALID_ARG
+
+
+@pytest.fixture
+def nothing_is_logged() -> Any:
+    """No traceback: the fault is the caller's."""
+    before = list(pb_utils.Logger.lines)
+    yield
+    assert pb_utils.Logger.lines == before
+
+
+EDITS = {
+    "no MASK": ({"MASK"}, {}, "MASK is missing; accepted: an array (h, w) of UINT8"),
+    "no MASK, but a template": (
+        {"MASK", "IMAGE"},
+        {"TEMPLATE": "x"},
+        "MASK is missing; accepted: an array (h, w) of UINT8",
+    ),
+    "no PROMPT": ({"PROMPT"}, {}, "PROMPT is ''; accepted: 1 to 2000 characters"),
+    "neither IMAGE nor TEMPLATE": (
+        {"IMAGE"},
+        {},
+        "IMAGE is missing, and so is TEMPLATE; accepted: one of the two, IMAGE or TEMPLATE",
+    ),
+    "IMAGE and TEMPLATE": (
+        set[str](),
+        {"TEMPLATE": "x"},
+        "IMAGE is given as well as TEMPLATE; accepted: one of the two, IMAGE or TEMPLATE",
+    ),
+}
+
+
+@pytest.mark.usefixtures("nothing_is_logged")
+@pytest.mark.parametrize(("left_out", "more", "sentence"), EDITS.values(), ids=EDITS.keys())
+def test_edits_without_what_they_need(
+    models: dict[str, Any], left_out: set[str], more: dict[str, Any], sentence: str
+) -> None:
+    given = {k: v for k, v in edit_inputs(**more).items() if k not in left_out}
+    said, code = message(models["edit"].execute([pb_utils.Request(**given)])[0])
+    assert said.startswith(sentence)
+    assert code == INVALID
+
+
+@pytest.mark.usefixtures("nothing_is_logged")
+@pytest.mark.parametrize("policy", [1.5, True, 3, "", "exactly", "EXACT"])
+@pytest.mark.parametrize("model", ["encode", "edit"])
+def test_policies_of_loras_that_are_none(
+    models: dict[str, Any], model: str, policy: object
+) -> None:
+    given = edit_inputs()
+    request = pb_utils.Request(parameters={"lora_policy": policy}, **given)
+    said, code = message(models[model].execute([request])[0])
+    assert said == f"lora_policy is {policy!r}; accepted: exact, bounded"
+    assert code == INVALID
+
+
+@pytest.mark.usefixtures("nothing_is_logged")
+@pytest.mark.parametrize("job_id", [True, 1.5, 7, "", "jöb", "a\nb", "x" * 65])
+def test_jobs_that_wait_for_a_recording_and_are_none(
+    sparse_models: dict[str, Any], job_id: object
+) -> None:
+    template = sparse_models["templates"]._store.keep(edit_inputs()["IMAGE"][0])
+    given = {k: v for k, v in inputs(ACTION="register", TEMPLATE=template).items() if k != "PROMPT"}
+    request = pb_utils.Request(parameters={"job_id": job_id}, **given)
+    said, code = message(sparse_models["templates"].execute([request])[0])
+    assert said.startswith("job_id is ")
+    assert said.endswith("accepted: 1 to 64 printable ASCII characters")
+    assert code == INVALID
+    assert not sparse_models["recorder"].keys
+
+
+@pytest.mark.usefixtures("nothing_is_logged")
+def test_a_job_without_its_id(models: dict[str, Any]) -> None:
+    request = pb_utils.Request(ACTION=np.array([[b"status"]], object))
+    said, code = message(models["jobs"].execute([request])[0])
+    assert said == "JOB_ID is missing; accepted: the id of a running or recent job"
+    assert code == INVALID
