@@ -2,7 +2,7 @@
 #
 #   docker build -t tessera .
 #   docker run --rm --shm-size=1g --stop-timeout=60 -p 8000-8002:8000-8002 tessera      # the demo bundle
-#   with a bundle of one's own, a GPU and kept templates: README.md, Configuration
+#   with a bundle of one's own, a GPU and kept templates: docs/operations.md
 FROM nvcr.io/nvidia/tritonserver:26.02-py3
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1
 COPY . /opt/tessera

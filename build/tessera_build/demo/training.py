@@ -41,7 +41,7 @@ STEPS = 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much to train; docs/demo-model.md says what the committed weights had.
+    """How much to train; docs/internals/demo-model.md says what the committed weights had.
 
     `start` is a checkpoint to go on from: its autoencoder is kept, its text encoder and UNet are
     trained further.

@@ -39,7 +39,7 @@ MAX_PADDING = 0.2
 
 WARM_UP = 0.1
 """Share of a schedule's steps, the noisiest, that is run densely: there the prompt decides what the
-mask will show, and a template that was recorded without a prompt misleads most (docs/templates.md
+mask will show, and a template that was recorded without a prompt misleads most (docs/internals/templates.md
 has the figures)."""
 
 MARGIN = 1

@@ -29,7 +29,7 @@ _LIVE = ("sample", "timestep")
 class SparseUNet(GraphModule):
     """One step of the tokens of a mask.
 
-    `docs/sparse.md` has the table of inputs. `prediction` is (b, n_0, channels): of the active
+    `docs/internals/sparse.md` has the table of inputs. `prediction` is (b, n_0, channels): of the active
     latents, in the order of `Level.tokens`.
     """
 

@@ -2,7 +2,7 @@
 
 A recording has one set of arrays per denoising step. It may keep every step or each k-th, the
 others then use the last one kept; and it may keep numbers as float16 or int8. Both branches of
-guidance always share one recording, since a template has no prompt (docs/templates.md). How numbers
+guidance always share one recording, since a template has no prompt (docs/internals/templates.md). How numbers
 are brought into a form: `templates.packing`. Standard library only.
 """
 
