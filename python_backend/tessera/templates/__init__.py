@@ -1,5 +1,6 @@
-"""Templates: pictures that edits start from, and the activations recorded for them.
+"""Templates: images that edits start from, and the activations recorded for them.
 
-`store` keeps both on disk, `memory` keeps recorded steps in host memory, `storage` says in which
-form and how many of them fit a budget, `recorder` makes them. See docs/templates.md.
+`store` keeps both on disk. `memory` keeps recorded steps in host or GPU memory. `storage` chooses
+the form of a recording that fits a byte budget. `recorder` makes recordings. See
+docs/internals/templates.md.
 """

@@ -1,4 +1,4 @@
-"""Where templates are kept and how much room they may take: environment variables, with defaults.
+"""Where templates are stored and how much space they may take: environment variables, defaults.
 
 Standard library only.
 """
@@ -23,11 +23,11 @@ class TemplateSettings:
     """Folder and budgets.
 
     Attributes:
-        folder: of the store.
-        disk: bytes of all recordings.
-        memory: bytes of the recorded steps that are held in memory.
-        size: bytes of one recording.
-        device: bytes of the recorded steps that are held on a GPU.
+        folder: the store's folder.
+        disk: bytes that all recordings may take.
+        memory: bytes that recorded steps may take in host memory.
+        size: bytes that one recording may take.
+        device: bytes that recorded steps may take on a GPU.
     """
 
     folder: Path
@@ -38,18 +38,18 @@ class TemplateSettings:
 
     @classmethod
     def from_environment(cls) -> TemplateSettings:
-        """As `TESSERA_TEMPLATES` and its fellows say."""
+        """Read `TESSERA_TEMPLATES` and the `TESSERA_TEMPLATE_*` variables; others keep defaults."""
         folder = Path(os.environ.get(FOLDER_VARIABLE) or default_folder())
-        given = {name: os.environ.get(variable) for name, variable in _VARIABLES.items()}
-        return cls(folder, **{name: int(text) for name, text in given.items() if text})
+        texts = {name: os.environ.get(variable) for name, variable in _VARIABLES.items()}
+        return cls(folder, **{name: int(text) for name, text in texts.items() if text})
 
     def to_environment(self) -> dict[str, str]:
-        """The variables that say the same."""
+        """The environment variables from which `from_environment` reads these settings."""
         sizes = {variable: str(getattr(self, name)) for name, variable in _VARIABLES.items()}
         return {FOLDER_VARIABLE: str(self.folder), **sizes}
 
 
 def default_folder() -> Path:
-    """The user's cache folder."""
+    """The store's folder in the user's cache: `$XDG_CACHE_HOME` or `~/.cache`."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "tessera" / "templates"

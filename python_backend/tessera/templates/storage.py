@@ -1,8 +1,8 @@
-"""In which form activations are kept, and which form fits a budget of bytes.
+"""The forms in which activations are stored, and which form fits a byte budget.
 
-A recording has one set of arrays per denoising step. It may keep every step or each k-th, the
-others then use the last one kept; and it may keep numbers as float16 or int8. Both branches of
-guidance always share one recording, since a template has no prompt (docs/templates.md).
+A recording has one set of arrays per denoising step. It may keep every step, or every k-th; the
+other steps then use the last kept one. It may keep numbers as float16 or int8. Both branches of a
+guided request share one recording, since a template has no prompt (docs/internals/templates.md).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SCALE = ".scale"
 
 @dataclass(frozen=True)
 class Storage:
-    """A form of keeping.
+    """The form in which a recording keeps its numbers.
 
     Attributes:
-        kind: of the numbers; statistics of norms are small and always float32.
-        every: keep each `every`-th step.
+        kind: type of the numbers. Statistics of norms are small and always float32.
+        every: keep every `every`-th step.
     """
 
     kind: Kind = "float16"
@@ -35,11 +35,11 @@ class Storage:
 
     @property
     def name(self) -> str:
-        """Short, and part of a recording's key."""
+        """A short name, such as `int8/2`."""
         return f"{self.kind}/{self.every}"
 
     def kept(self, steps: int) -> list[int]:
-        """Which steps are kept."""
+        """The steps that are kept."""
         return list(range(0, steps, self.every))
 
     def source(self, step: int) -> int:
@@ -47,7 +47,7 @@ class Storage:
         return step - step % self.every
 
     def bytes(self, numbers_per_step: int, steps: int) -> int:
-        """Bytes of a recording with so many numbers per step."""
+        """Bytes of a recording of `steps` steps with `numbers_per_step` numbers each."""
         return numbers_per_step * _BYTES[self.kind] * len(self.kept(steps))
 
 
@@ -61,17 +61,19 @@ CHOICES: Sequence[Storage] = (
     Storage("int8", 6),
     Storage("int8", 8),
 )
-"""From the closest to the dense edit to the smallest (bench/edit_quality.py measures them)."""
+"""From closest to the dense edit to smallest in bytes (measured by bench/edit_quality.py)."""
 
 
 def choose_storage(numbers_per_step: int, steps: int, budget: int) -> Storage | None:
-    """The best form that fits into `budget` bytes; `None` if none does."""
+    """The best form that fits into `budget` bytes, or `None`."""
     fitting = (s for s in CHOICES if s.bytes(numbers_per_step, steps) <= budget)
     return next(fitting, None)
 
 
 def pack(arrays: Tensors, kind: Kind) -> dict[str, torch.Tensor]:
-    """Tensors in the form in which they are kept: int8 with one scale per row of the last axis."""
+    """Convert tensors to the form in which they are kept; int8 has one scale per row of the last
+    axis.
+    """
     packed: dict[str, torch.Tensor] = {}
     for name, array in arrays.items():
         if name.startswith("norm.") or kind == "float32":
@@ -86,7 +88,7 @@ def pack(arrays: Tensors, kind: Kind) -> dict[str, torch.Tensor]:
 
 
 def take(arrays: Tensors, name: str, index: torch.Tensor) -> torch.Tensor:
-    """Rows of a packed array along its first axis, as numbers, where the array lies."""
+    """Rows of a packed array along its first axis, as floats, on the array's device."""
     index = index.to(arrays[name].device)
     rows = arrays[name].index_select(0, index)
     if rows.dtype != torch.int8:
@@ -95,6 +97,6 @@ def take(arrays: Tensors, name: str, index: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(arrays: Tensors, name: str) -> torch.Tensor:
-    """A whole packed array, as numbers."""
+    """A whole packed array, as floats."""
     array = arrays[name]
     return array * arrays[name + _SCALE] if array.dtype == torch.int8 else array

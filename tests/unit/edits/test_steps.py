@@ -288,7 +288,7 @@ def test_a_recording_is_made_once_and_again_when_it_is_damaged(world: World) -> 
     assert made
     assert world.recorder.ensure(world.key()) == (recording, False)
     recording.file(0).write_bytes(b"")
-    with pytest.raises(Exception, match="is not what was written"):
+    with pytest.raises(Exception, match="does not match its checksum"):
         world.store.load(recording, 0)
     assert world.recorder.ensure(world.key())[1]
     assert world.opened == 1
