@@ -1,9 +1,8 @@
 """A UNet's operations in order, and its sites.
 
-One walk of the module tree gives the program: a flat list that the sparse network runs, from which
-the sites are read off, and by whose entries the chooser counts costs. Any
-`UNet2DConditionModel` of resnets and (cross-attention) transformers will do; nothing here knows a
-Stable Diffusion version.
+A walk of the module tree gives the program, a flat list. The sparse network runs it, and the sites
+are derived from it. Any `UNet2DConditionModel` of resnets and (cross-attention) transformers works.
+Nothing here knows a Stable Diffusion version.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ class Op:
     """One entry of a program.
 
     Attributes:
-        kind: `push` and `pop` put the rows on the stack of skips and join them with its top; `join`
-            is where residuals are added to the mid block's rows.
-        name: of the module.
-        level: of the rows that come out.
-        table: of a convolution that stands alone.
+        kind: the operation. `push` puts the rows on the stack of skips, `pop` concatenates them
+            with its top, `join` adds residuals to the mid block's rows.
+        name: name of the module.
+        level: level of the rows that come out.
+        table: the index table, of a convolution outside of resnets.
     """
 
     kind: Kind
@@ -40,16 +39,16 @@ class Op:
 
 @dataclass(frozen=True)
 class Site:
-    """A place that needs values of tokens that are not computed.
+    """A place in the UNet that needs values of tokens that are not computed.
 
     Attributes:
         kind: `halo` (input rows of a convolution), `key`, `value` (of a self-attention), `norm`
             (statistics of a GroupNorm over all tokens), `norm_rows` (each token's share of them).
         module: name of the convolution, attention or norm.
-        level: whose tokens it holds.
-        width: numbers per token (of `norm`: in all).
-        heads: of an attention; its tokens are stored head by head.
-        table: of a `halo`, the table that says which rows a mask needs.
+        level: the level of its tokens.
+        width: numbers per token; for `norm`, numbers in total.
+        heads: heads of an attention. Its tokens are stored head by head.
+        table: for a `halo`, the index table that says which rows a mask needs.
     """
 
     kind: SiteKind
@@ -61,11 +60,15 @@ class Site:
 
     @cached_property
     def name(self) -> str:
-        """Of the recorded array, and of the graph's input that is made from it."""
+        """Name of the recorded array and of the graph's input that is made from it."""
         return f"{self.kind}.{self.module}"
 
     def shape(self, tokens: Sequence[int]) -> tuple[int, ...]:
-        """Of one recorded row (one timestep of one branch); `tokens` are the levels' totals."""
+        """Shape of one recorded row (one timestep of one branch).
+
+        Args:
+            tokens: number of all tokens of each level.
+        """
         total = tokens[self.level]
         if self.kind == "norm":
             return (2, self.width // 2)
@@ -77,13 +80,13 @@ class Site:
 
 
 class Program:
-    """What a UNet does, as a list.
+    """The operations of a UNet, as a list.
 
     Args:
-        unet: the network; only its structure is read, its weights may be on the meta device.
+        unet: the network. Only its structure is read, so its weights may be on the meta device.
 
     Raises:
-        ValueError: it has parts that the sparse network does not know.
+        ValueError: the UNet has parts that the sparse network does not support.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -101,8 +104,8 @@ class Program:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """Every site, in the order of the program. The halo of `conv_in` is none: its rows are
-        known without a recording.
+        """Every site, in the order of the program. The halo of `conv_in` is not a site: its rows
+        are known without a recording.
         """
         return tuple(site for op in self.ops for site in self.sites_of(op))
 
@@ -123,29 +126,30 @@ class Program:
 
     @cached_property
     def residuals(self) -> dict[str, tuple[int, int]]:
-        """Where ControlNets' residuals go, in the order of the UNet's skips and then its mid block:
-        name of the input, level and width of the rows.
+        """Level and width of the ControlNet residuals, by name of the input.
+
+        In the order of the UNet's skips, then its mid block.
         """
-        found: dict[str, tuple[int, int]] = {}
+        residuals: dict[str, tuple[int, int]] = {}
         level = width = 0
         for op in self.ops:
             if op.kind == "push":
-                found[f"residual_{len(found)}"] = level, width
+                residuals[f"residual_{len(residuals)}"] = level, width
             elif op.kind == "join":
-                found["residual_mid"] = level, width
+                residuals["residual_mid"] = level, width
             elif op.kind != "pop":
                 level, width = op.level, self._width(op, width)
-        return found
+        return residuals
 
     def _width(self, op: Op, before: int) -> int:
-        """Of the rows behind an entry."""
+        """Width of the rows after an entry."""
         if op.kind == "transformer":
             return before
         module: Any = self._modules[f"{op.name}.conv2" if op.kind == "resnet" else op.name]
         return int(module.out_channels)
 
     def sites_of(self, op: Op) -> Iterator[Site]:
-        """The sites of one entry, in the order in which it meets them."""
+        """The sites of one entry, in the order in which it uses them."""
         same = f"same_{op.level}"
         if op.kind == "conv" and op.name != "conv_in":
             source = op.level + {"same": 0, "down": -1, "up": 1}[op.table.partition("_")[0]]
@@ -202,7 +206,7 @@ def _walk(unet: UNet2DConditionModel) -> Iterator[Op]:
 
 
 def _layers(name: str, block: Any, level: int) -> Iterator[list[Op]]:
-    """Each resnet with the transformer behind it; a mid block has one resnet more."""
+    """Each resnet with the transformer after it. A mid block has one more resnet."""
     resnets = [Op("resnet", f"{name}.resnets.{i}", level) for i in range(len(block.resnets))]
     attentions: Any = getattr(block, "attentions", None) or ()
     transformers = [
@@ -259,10 +263,10 @@ def _check(unet: UNet2DConditionModel, modules: dict[str, nn.Module]) -> None:
             )
     for name, module in modules.items():
         for attribute, value in _EXPECTED.get(type(module).__name__, {}).items():
-            found = getattr(module, attribute, value)
-            if found != value:
+            actual = getattr(module, attribute, value)
+            if actual != value:
                 raise ValueError(
-                    f"{name} of the UNet has {attribute} {found!r}; accepted: {value!r}"
+                    f"{name} of the UNet has {attribute} {actual!r}; accepted: {value!r}"
                 )
     activations = {
         type(m.nonlinearity).__name__ for m in modules.values() if hasattr(m, "nonlinearity")
