@@ -1,5 +1,7 @@
-"""How much room ControlNets may take and which stay loaded; how `tessera-serve` tells the model
-processes. Standard library only.
+"""How much memory ControlNets may take and which stay loaded. `tessera-serve` passes these settings
+to the model processes in environment variables.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ PINNED_VARIABLE = "TESSERA_CONTROL_PINNED"
 
 @dataclass(frozen=True)
 class ControlSettings:
-    """What an operator may choose.
+    """An operator's settings for ControlNets.
 
     Attributes:
         memory: bytes that the weights of loaded ControlNets may take.
-        pinned: names of those that are loaded with the server and never unloaded.
+        pinned: names of ControlNets that are loaded at startup and never unloaded.
     """
 
     memory: int = 16 * 10**9
@@ -25,7 +27,7 @@ class ControlSettings:
 
     @classmethod
     def from_environment(cls) -> ControlSettings:
-        """What `to_environment` has set, and the defaults of what it has not."""
+        """Read the variables that `to_environment` sets. Missing ones keep their defaults."""
         memory = os.environ.get(MEMORY_VARIABLE)
         pinned = os.environ.get(PINNED_VARIABLE, "").split(",")
         return cls(
@@ -33,5 +35,5 @@ class ControlSettings:
         )
 
     def to_environment(self) -> dict[str, str]:
-        """Variables for the model processes."""
+        """Environment variables for the model processes."""
         return {MEMORY_VARIABLE: str(self.memory), PINNED_VARIABLE: ",".join(self.pinned)}

@@ -229,7 +229,7 @@ def test_residuals_of_another_size_are_an_error_not_a_wrong_picture() -> None:
     request, plain = running(EDGES, seed=1), running(seed=2)
     tick([request, plain], unet().predict, 1, controls=FanOut(lambda name, inputs: torch.zeros(12)))
     assert isinstance(request.error, InternalError)
-    assert "ControlNet edges gave 12 numbers" in str(request.error)
+    assert "ControlNet edges returned 12 numbers" in str(request.error)
     assert (plain.error, plain.step) == (None, 1)
 
 
