@@ -1,5 +1,7 @@
-"""Where LoRAs are beside the bundle's own, and how much memory they may take; how `tessera-serve`
-tells the model processes. Standard library only.
+"""Where LoRAs outside the bundle are, how much memory they may take, and which path they use.
+
+`tessera-serve` passes these settings to the model processes in environment variables. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ FOLDERS_VARIABLE = "TESSERA_ADAPTERS"
 MEMORY_VARIABLE = "TESSERA_ADAPTER_MEMORY"
 PATH_VARIABLE = "TESSERA_LORA_PATH"
 PATHS = ("auto", "refit", "side")
-"""How requests get their LoRAs: merged into the engines in turns, by the low-rank side path all at
-once wherever it can take them, or by whichever costs less."""
+"""How requests get their LoRAs. `refit` merges them into the engines in turns. `side` uses the
+low-rank side path for every request that fits it. `auto` chooses the cheaper path."""
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What an operator may choose.
+    """An operator's settings for LoRAs.
 
     Attributes:
-        folders: of further LoRAs.
-        memory: bytes that each model process may keep of parsed LoRAs, and again of weights merged
-            with them.
+        folders: folders of LoRAs in addition to the bundle's.
+        memory: bytes of parsed adapters that each model process may keep, and again for merged
+            weights.
         path: one of `PATHS`.
     """
 
@@ -35,7 +37,7 @@ class AdapterSettings:
 
     @classmethod
     def from_environment(cls) -> AdapterSettings:
-        """What `to_environment` has set, and the defaults of what it has not.
+        """Read the variables that `to_environment` sets. Missing ones keep their defaults.
 
         Raises:
             BundleError: the path is unknown.
@@ -52,7 +54,7 @@ class AdapterSettings:
         )
 
     def to_environment(self) -> dict[str, str]:
-        """Variables for the model processes."""
+        """Environment variables for the model processes."""
         folders = os.pathsep.join(str(folder.resolve()) for folder in self.folders)
         return {
             FOLDERS_VARIABLE: folders,

@@ -1,5 +1,7 @@
-"""LoRAs in the `denoise` model: an `AdapterSwitch` that is opened in the background, and stays out
-of the way until the first request wants one.
+"""LoRAs in the `denoise` model: an `AdapterSwitch`, opened in the background and used from the
+first request with a LoRA on.
+
+Knows bundles and engines, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class UNetAdapters:
-    """Ticks of requests that may want different LoRAs.
+    """Runs ticks of requests that may have different LoRAs.
 
     Args:
-        bundle: the server's.
-        engines: of the UNet, by graph.
-        slots: requests that are denoised at a time.
-        log: writes a line into the server's log.
+        bundle: the server's bundle.
+        engines: engines of its UNet, by graph.
+        slots: number of requests that are denoised at a time.
+        log: writes a line to the server's log.
     """
 
     def __init__(
@@ -50,12 +52,12 @@ class UNetAdapters:
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
         self._used = False
         try:
-            self._hints = PrefetchListener(board_path(), self._read_ahead_of_queue)
+            self._listener = PrefetchListener(board_path(), self._read_ahead_of_queue)
         except OSError as error:
-            log(f"LoRAs are not read ahead of their requests: {error}")
+            log(f"LoRAs of queued requests are not read ahead: {error}")
 
     def read_ahead(self, adapters: tuple[AdapterUse, ...]) -> None:
-        """Begin to read what a request wants."""
+        """Start reading the adapters of a request."""
         if adapters:
             self._switch.result().read_ahead(adapters)
 
@@ -72,7 +74,7 @@ class UNetAdapters:
         observer: Observer | None,
         controls: Controls | None,
     ) -> None:
-        """See `denoise.tick.tick`; those whose adapter set is not on turn are passed over."""
+        """See `denoise.tick.tick`. Requests whose adapter set is not on turn are skipped."""
         self._used = self._used or any(request.plan.adapters for request in running)
         if not self._used:
             tick(running, predict, number, sparse=sparse, observer=observer, controls=controls)

@@ -191,7 +191,7 @@ def test_only_the_latest_requests_are_remembered() -> None:
         network.residuals([1], sample, timestep)
         network.tell(3, IMAGE, text)
         network.residuals([3, 1], sample.expand(2, -1, -1, -1), timestep.expand(2))
-        with pytest.raises(Forgotten, match="picture 2 is not known"):
+        with pytest.raises(Forgotten, match="control key 2 is unknown"):
             network.residuals([2], sample, timestep)
 
 
