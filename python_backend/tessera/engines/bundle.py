@@ -1,4 +1,7 @@
-"""An opened bundle: its manifest, its files (checked when first used) and its engines."""
+"""An opened bundle: its manifest, its files (checked on use) and its engines.
+
+Knows no requests and no Triton.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ class Bundle:
     """A bundle on disk.
 
     Args:
-        folder: where `bundle.json` is.
-        threads: threads per engine call; 0 is one per core.
+        folder: the folder with `bundle.json`.
+        threads: threads per engine call; 0 means one per core.
 
     Raises:
-        BundleError: it has no manifest, or one that this Tessera does not read.
+        BundleError: the manifest is missing, or this version of Tessera cannot read it.
     """
 
     def __init__(self, folder: Path, *, threads: int = 0) -> None:
@@ -39,7 +42,7 @@ class Bundle:
 
     @classmethod
     def from_environment(cls) -> Bundle:
-        """The bundle that `TESSERA_BUNDLE` names, with `TESSERA_THREADS` threads.
+        """The bundle in `TESSERA_BUNDLE`, with `TESSERA_THREADS` threads.
 
         Raises:
             BundleError: the variable is not set, or the bundle cannot be served.
@@ -47,10 +50,10 @@ class Bundle:
         return cls(served_folder(), threads=int(os.environ.get(THREADS_VARIABLE) or 0))
 
     def file(self, name: str) -> Path:
-        """Path of one of the bundle's files, after comparing its digest with the manifest.
+        """Path of a file of the bundle, after checking its digest against the manifest.
 
         Raises:
-            BundleError: the manifest does not list it, or describes another file.
+            BundleError: the manifest does not list the file, or its digest differs.
         """
         if name not in self.manifest.files:
             raise BundleError(f"the bundle {self.folder} has no file {name!r}")
@@ -58,8 +61,14 @@ class Bundle:
         return self.folder / name
 
     def engine(self, graph: str, kind: str | None = None) -> Engine:
-        """The engine that runs one of the bundle's graphs, of that kind or the one that
-        `TESSERA_ENGINE` names.
+        """Open an engine for a graph of the bundle.
+
+        Args:
+            graph: name of the graph.
+            kind: kind of the engine; by default see `registry.chosen_kind`.
+
+        Raises:
+            BundleError: the bundle has no such graph, or a file differs from the manifest.
         """
         if graph not in self.manifest.graphs:
             raise BundleError(f"the bundle {self.folder} has no graph {graph!r}")
@@ -71,7 +80,7 @@ class Bundle:
         return open_engine(kind or chosen_kind(self.folder), source)
 
     def tokenizer(self, folder: str) -> Path:
-        """The folder with a tokenizer's files, each compared with the manifest."""
+        """The folder of a tokenizer, after checking its files against the manifest."""
         for name in self.manifest.files:
             if name.startswith(f"{folder}/"):
                 self.file(name)

@@ -1,4 +1,4 @@
-"""Opens engines by kind; a kind's library is imported only when one is opened."""
+"""Opens engines by kind. A kind's library is imported only when an engine of it is opened."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ COMPILE_VARIABLE = "TESSERA_TORCH_COMPILE"
 _TAKES_LORAS = ("text_encoder", "unet")
 _HALVES = ("unet_encoder", "unet_decoder")
 _GRAPHS = 8
-"""CUDA graphs are kept for this many sets of shapes, of what runs at every step of a request. What
-runs once a request is not captured: there is little to gain, and text encoders may not allow it."""
+"""How many sets of shapes CUDA graphs are kept for, in engines that run in every step. Engines that
+run once per request are not captured: it gains little, and text encoders may not allow it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an engine is made of.
+    """Everything from which an engine is opened.
 
     Attributes:
         graph: the graph's name in the bundle.
-        path: of its .onnx file.
+        path: its .onnx file.
         layout: how its initializers differ from the checkpoint's weights.
         config: the configuration file of the network that the graph is a part of.
-        variant: the bundle's.
-        threads: threads of one call on the CPU; 0 is one per core.
+        variant: the bundle's variant.
+        threads: threads of one call on the CPU; 0 means one per core.
     """
 
     graph: str
@@ -49,7 +49,7 @@ class Source:
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, graph: str, *, threads: int = 0) -> Source:
-        """A graph of the bundle in `folder`, its files unchecked."""
+        """The source of a graph of the bundle in `folder`. Files are not checked."""
         entry = manifest.graphs[graph]
         path, config = folder / entry.file, folder / entry.config
         return cls(graph, path, entry.layout, config, manifest.variant, threads)
@@ -101,8 +101,9 @@ def _torch(source: Source) -> Engine:
 
 
 def overflows_in_half(source: Source) -> bool:
-    """Whether a graph has to stay in float32 where others run in half precision: Stable Diffusion
-    XL's VAE, unless its configuration says that it has been mended.
+    """Whether a graph needs float32 where others run in half precision.
+
+    This holds for Stable Diffusion XL's VAE, unless its configuration says that it has been fixed.
     """
     from tessera.variants import VARIANTS
 
@@ -122,7 +123,7 @@ def _tensorrt(source: Source) -> Engine:
     except ImportError as error:
         raise BundleError(f"the tensorrt engine needs TensorRT: {error}") from None
     if not torch.cuda.is_available():
-        raise BundleError("the tensorrt engine needs an NVIDIA GPU, and torch finds none")
+        raise BundleError("the tensorrt engine needs an NVIDIA GPU, but torch finds none")
     major, minor = torch.cuda.get_device_capability()
     folder = source.path.parents[1]
     engine_file = find_compiled(
@@ -143,7 +144,7 @@ def _tensorrt(source: Source) -> Engine:
 
 
 def _runs_every_step(graph: str) -> bool:
-    dense = graph.startswith(_HALVES)  # a sparse step's shapes are its mask's
+    dense = graph.startswith(_HALVES)  # the shapes of sparse steps depend on masks
     return dense or (graph.startswith(CONTROLNET) and not graph.endswith(HINT))
 
 
@@ -151,7 +152,7 @@ def _switched_on(variable: str) -> bool:
     """Whether an environment variable is 1.
 
     Raises:
-        BundleError: it is neither 0 nor 1.
+        BundleError: its value is neither 0 nor 1.
     """
     value = os.environ.get(variable) or "0"
     if value not in ("0", "1"):
@@ -168,11 +169,13 @@ KINDS = ("auto", *_KINDS)
 
 
 def chosen_kind(folder: Path) -> str:
-    """The kind that `TESSERA_ENGINE` names; by default (`auto`) ONNX Runtime where there is no GPU,
-    else TensorRT if the bundle in `folder` has been compiled, else torch.
+    """The kind in `TESSERA_ENGINE`.
+
+    By default (`auto`) it is ONNX Runtime without a GPU. With one it is TensorRT if the bundle in
+    `folder` has been compiled, else torch.
 
     Raises:
-        BundleError: there is no such kind.
+        BundleError: the kind is unknown.
     """
     kind = os.environ.get(ENGINE_VARIABLE) or "auto"
     if kind not in KINDS:
@@ -188,11 +191,11 @@ def chosen_kind(folder: Path) -> str:
 
 
 def open_engine(kind: str, source: Source) -> Engine:
-    """An engine of that kind.
+    """Open an engine of a kind.
 
     Raises:
-        BundleError: there is no such kind.
+        BundleError: the kind is unknown.
     """
     if kind not in _KINDS:
-        raise BundleError(f"engine kind {kind!r} is not one of {listing(_KINDS)}")
+        raise BundleError(f"engine kind is {kind!r}; accepted: {listing(_KINDS)}")
     return _KINDS[kind](source)
