@@ -1,1 +1,1 @@
-"""Benchmarks, and the tour that `make demo` gives."""
+"""Benchmarks, and the demo of `make demo`."""

@@ -1,8 +1,8 @@
-"""Bytes of a template's recording for the published networks, for each form that it may be kept in.
+"""Bytes of a template's recording for the published networks, by storage form.
 
     python -m bench.cache_bytes [--steps 30]
 
-Nothing is run. What each form does to the pictures: `bench/edit_quality.py`.
+Computes sizes without running a network. `bench/edit_quality.py` measures the effect on images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="bytes of a template's recording")
     parser.add_argument("--steps", type=int, default=30, help="denoising steps")
     options = parser.parse_args()
-    table = Table(title=f"GB of a recording of {options.steps} steps (MB of a kept step)")
+    table = Table(title=f"Recording of {options.steps} steps: GB (MB per kept step)")
     table.add_column("form")
     for name, pixels in SIZES.items():
         table.add_column(f"{name}, {pixels}", justify="right")
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def numbers_of(config: str, pixels: int) -> int:
-    """How many numbers are recorded of one step."""
+    """How many numbers one step of a recording has."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**CONFIGS[config]["unet"])
     program = program_of(unet)

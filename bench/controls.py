@@ -1,9 +1,9 @@
-"""What ControlNets cost a tick beyond their own time, on the real server.
+"""The cost of ControlNets to a tick in addition to their own time, on the real server.
 
-`overlap`: stand-ins of a known duration; a tick should take max(encoder half, slowest ControlNet) +
-decoder half. The UNet has one thread: a machine of two cores has the other one for the calls, as a
-machine with GPUs has many. `transfer`: residuals of Stable Diffusion XL's true sizes between two
-model processes. Writes `bench/results/controls.json` and a picture of one tick.
+`overlap` uses stand-ins of known duration. A tick should take max(encoder half, slowest ControlNet)
++ decoder half. The UNet has one thread, so that on a machine with two cores the other one is free
+for calls, as on a machine with GPUs. `transfer` sends residuals of Stable Diffusion XL's true sizes
+between two model processes. Writes `bench/results/controls.json` and a figure of one tick.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Event = dict[str, Any]
 
 
 def main() -> None:
-    """Measure both, print, write the report and the picture."""
+    """Measure both, print the tables, write the report and the figure."""
     LOG.parent.mkdir(exist_ok=True)
     overlapped, events = overlap()
     console.print(_overlap_table(overlapped))
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def overlap() -> tuple[list[dict[str, float]], list[Event]]:
-    """For none to three ControlNets: medians over ticks, and the events of the last run."""
+    """Medians over ticks for zero to three ControlNets, and the events of the last run."""
     found, events = [], list[Event]()
     with tempfile.TemporaryDirectory() as folder:
         bundle, repository = Path(folder) / "bundle", Path(folder) / "models"
@@ -89,7 +89,7 @@ def overlap() -> tuple[list[dict[str, float]], list[Event]]:
 
 
 def _ticks(server: Server, traced: Path, names: list[str]) -> list[Event]:
-    """Events of some requests with these ControlNets, one request after the other."""
+    """Trace events of some consecutive requests with these ControlNets."""
     picture = np.zeros((128, 128, 3), np.uint8)
     controls = [Control(name, picture) for name in names]
     with Client(server.http) as client:
@@ -103,8 +103,8 @@ def _ticks(server: Server, traced: Path, names: list[str]) -> list[Event]:
 
 
 def _summary(events: list[Event], sleeps: tuple[int, ...]) -> dict[str, float]:
-    """Medians over ticks, milliseconds; `excess_ms` is what a tick takes beyond the longer of
-    encoder half and slowest ControlNet, and the decoder half.
+    """Medians over ticks in milliseconds. `excess_ms` is the time of a tick minus the decoder half
+    and minus the longer of encoder half and slowest ControlNet.
     """
     every = [_parts(events, tick) for tick in events if tick["name"] == "tick"]
     ticks = [tick for tick in every if "decoder half" in tick]
@@ -127,7 +127,7 @@ def _summary(events: list[Event], sleeps: tuple[int, ...]) -> dict[str, float]:
 
 
 def _parts(events: list[Event], tick: Event) -> dict[str, float]:
-    """Milliseconds of a tick and of the spans inside it on its own thread."""
+    """Milliseconds of a tick and of the spans inside it, on the tick's thread."""
     inside = [
         e
         for e in events
@@ -137,7 +137,7 @@ def _parts(events: list[Event], tick: Event) -> dict[str, float]:
 
 
 def _middle_tick(events: list[Event]) -> list[Event]:
-    """The events of one tick in the middle, those of other processes among them."""
+    """The events of the tick with the median duration, including those of other processes."""
     ticks = [e for e in events if e["name"] == "tick"]
     tick = sorted(ticks, key=lambda e: e["dur"])[len(ticks) // 2]
     end = tick["ts"] + tick["dur"]
@@ -145,7 +145,7 @@ def _middle_tick(events: list[Event]) -> list[Event]:
 
 
 def draw_tick(events: list[Event]) -> None:
-    """Bars over time: the tick's own thread, and a row for each ControlNet."""
+    """Draw bars over time: a row for the tick's thread, and a row for each ControlNet."""
     start = min(e["ts"] for e in events)
     asked = sorted(e["name"] for e in events if e["name"].startswith("ControlNet"))
     sleeps = sorted((e for e in events if e["name"] == "asleep"), key=lambda e: e["dur"])
@@ -163,7 +163,7 @@ def draw_tick(events: list[Event]) -> None:
             name, event["dur"] / 1e3, left=(event["ts"] - start) / 1e3, color="C1", height=0.5
         )
     axes.invert_yaxis()
-    axes.set_xlabel("ms since the tick began (dark: the stand-in itself; light: with its call)")
+    axes.set_xlabel("ms since the tick began (dark: the stand-in; light: its whole call)")
     figure.tight_layout()
     figure.savefig(FIGURE, dpi=110)
     plt.close(figure)
@@ -221,19 +221,19 @@ def residual_shapes(config: Mapping[str, Any], size: tuple[int, int]) -> list[tu
 
 
 def _bundle_with(names: list[str], folder: Path) -> None:
-    """The demo bundle with further names of ControlNets, which stand-ins will answer to."""
+    """The demo bundle with additional ControlNets, which stand-ins will serve."""
     manifest = read_manifest(DEMO_BUNDLE)
     folder.mkdir()
     for entry in DEMO_BUNDLE.iterdir():
         if entry.name != "bundle.json":
             (folder / entry.name).symlink_to(entry)
-    graph = manifest.graphs["vae_encoder"]  # any will do: nobody opens it
+    graph = manifest.graphs["vae_encoder"]  # any graph: it is never opened
     more = {f"{CONTROLNET}{name}{end}": graph for name in names for end in ("", HINT)}
     write_manifest(folder, dataclasses.replace(manifest, graphs={**manifest.graphs, **more}))
 
 
 def _stand_in(model: Path, kind: str, **parameters: str) -> None:
-    """Exchange a written model's code for a stand-in's."""
+    """Replace a model's code by a stand-in's."""
     code = (
         f"from bench.standins.{kind} import TritonPythonModel\n\n__all__ = ['TritonPythonModel']\n"
     )
@@ -266,7 +266,7 @@ def _write_plain(model: Path, kind: str, config: str, **parameters: str) -> None
 
 
 def _overlap_table(found: list[dict[str, float]]) -> Table:
-    table = Table(title="A tick with ControlNets of a known duration: medians, ms")
+    table = Table(title="A tick with ControlNets of known duration (median ms)")
     names = ("controlnets", "slowest_ms", "sum_ms", "encoder_half_ms", "decoder_half_ms", "tick_ms")
     for name in (*names, "excess_ms"):
         table.add_column(name.removesuffix("_ms").replace("_", " "), justify="right")
@@ -277,7 +277,7 @@ def _overlap_table(found: list[dict[str, float]]) -> Table:
 
 
 def _transfer_table(found: list[dict[str, float]]) -> Table:
-    table = Table(title="Residuals of SDXL at 1024 x 1024 between two processes: medians")
+    table = Table(title="Transfer of SDXL's residuals at 1024 x 1024 between processes (medians)")
     for name in found[0]:
         table.add_column(name.replace("_", " "), justify="right")
     for row in found:

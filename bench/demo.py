@@ -1,5 +1,5 @@
-"""`make demo`: starts a real Triton server on the demo bundle, makes pictures, shows how long they
-took, stops the server.
+"""`make demo`: starts a Triton server on the demo bundle, generates and edits images, prints their
+times, and stops the server.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ LORAS = (
     (Lora("outline"), Lora("night")),
 )
 CONTROL_SCENES = (2, 7)
-"""Of the scenes that the demo model has not seen: what the control pictures are made of."""
+"""Held-out scenes from which the control images are made."""
 EDITS = (("dense", 5), ("sparse", 5), ("sparse", 6))
 console = Console()
 
 
 def main() -> None:
-    """Run every chapter of the tour."""
+    """Run all parts of the demo."""
     OUT.mkdir(parents=True, exist_ok=True)
     console.rule("Tessera")
     with contextlib.ExitStack() as stack:
@@ -72,11 +72,11 @@ def main() -> None:
     _save("loras", "The same requests with LoRAs: one, or two at once", loras, columns=len(LORAS))
     _save(
         "controls",
-        "ControlNets: the words say shapes and colours, not where and how large",
+        "ControlNets: the prompt has shapes and colours, the control image positions and sizes",
         controls,
         columns=6,
     )
-    _save("edits", "One picture, edited inside a mask", edits, columns=4)
+    _save("edits", "One image, edited inside a mask", edits, columns=4)
     alone.image.save(OUT / "first.png")
     console.print(table)
 
@@ -96,7 +96,7 @@ def _alone(client: Client, table: Table) -> Result:
 
 
 def _together(client: Client, table: Table) -> list[Tile]:
-    """Requests that arrive one after the other and share the running batch."""
+    """Requests that arrive shortly after each other and share the running batch."""
     began = time.perf_counter()
     results: list[Result] = []
     with console.bar() as bar, ThreadPoolExecutor(len(PROMPTS)) as pool:
@@ -114,7 +114,7 @@ def _together(client: Client, table: Table) -> list[Tile]:
 
 
 def _schedulers(client: Client, table: Table) -> list[Tile]:
-    """The same request with several samplers."""
+    """The same request with several schedulers."""
     tiles = []
     with console.bar() as bar:
         for name in bar.track(SCHEDULERS, description="schedulers"):
@@ -126,7 +126,7 @@ def _schedulers(client: Client, table: Table) -> list[Tile]:
 
 
 def _loras(client: Client, table: Table) -> list[Tile]:
-    """Two requests without LoRAs, with each, and with two at once; they all share the server."""
+    """Two prompts without LoRAs, with each LoRA, and with two LoRAs, all at the same time."""
     wanted = [(prompt, chosen) for prompt in PROMPTS[4:6] for chosen in LORAS]
     began = time.perf_counter()
     with console.bar() as bar, ThreadPoolExecutor(len(wanted)) as pool:
@@ -144,8 +144,8 @@ def _loras(client: Client, table: Table) -> list[Tile]:
 
 
 def _controls(client: Client, table: Table) -> list[Tile]:
-    """Two rows: control pictures of a scene; what becomes of each, of both, and with a LoRA. The
-    words say shapes and colours, not where and how large.
+    """Two rows: the control images of a scene, and the results with each, with both, and with a
+    LoRA. The prompt has only shapes and colours, not positions and sizes.
     """
     scenes = held_out_scenes(max(CONTROL_SCENES) + 1)
     chosen = [scenes[i] for i in CONTROL_SCENES]
@@ -164,13 +164,13 @@ def _controls(client: Client, table: Table) -> list[Tile]:
     ]
     ways, tiles = len(wanted) // len(chosen), list[Tile]()
     for row, scene in enumerate(chosen):
-        tiles += [Tile(image, f"control picture: {n}") for n, image in _images(scene).items()]
+        tiles += [Tile(image, f"control image: {n}") for n, image in _images(scene).items()]
         tiles += made[row * ways : (row + 1) * ways]
     return tiles
 
 
 def _guided(scene: Scene) -> list[tuple[str, list[Control], list[Lora]]]:
-    """Ways to guide a picture to a scene."""
+    """Combinations of ControlNets and LoRAs for a scene, with captions."""
     one = {name: Control(name, image) for name, image in _images(scene).items()}
     both = [Control(name, image, scale=0.75) for name, image in _images(scene).items()]
     alone = [(f"with {name}", [control], list[Lora]()) for name, control in one.items()]
@@ -186,7 +186,7 @@ def _images(scene: Scene) -> dict[str, Image.Image]:
 
 
 def _edits(client: Client, table: Table, before: Result) -> list[Tile]:
-    """The first picture edited inside a mask: densely, then from its recorded activations."""
+    """The first image, edited inside a mask: densely, then with its recorded activations."""
     mask = np.zeros((before.image.height, before.image.width), np.uint8)
     mask[32:96, 8:72] = 255
     client.register_template(before.image)

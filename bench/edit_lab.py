@@ -1,7 +1,6 @@
-"""Edits in this process, dense and sparse, with every choice open: what `bench/edit_quality.py`
-compares.
+"""Dense and sparse edits in this process, with all options free, for `bench/edit_quality.py`.
 
-The same engines, samplers and sparse inputs as the server's; recordings stay in memory.
+Uses the same engines, samplers and sparse inputs as the server. Recordings stay in memory.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ EXACT = Storage("float32")
 
 @dataclass(frozen=True)
 class Way:
-    """How to make an edit sparsely.
+    """Options of a sparse edit.
 
     Attributes:
-        storage: of the recording.
-        live_norms: whether statistics of norms take in the live rows.
-        own_prompt: whether each branch has a recording with its own prompt, instead of both sharing
+        storage: storage form of the recording.
+        live_norms: whether statistics of norms include the live rows.
+        own_prompt: whether each branch has a recording with its own prompt. Otherwise both share
             one with the empty prompt.
-        dilate: by how many latents the computed tokens reach beyond the mask.
-        dense_first: how many steps are run densely before the sparse ones.
-        dense_every: run each so-many-th step densely; 0 for none.
+        dilate: how many latents the computed tokens extend beyond the mask.
+        dense_first: how many steps are dense before the first sparse one.
+        dense_every: every `dense_every`-th step is dense; 0 for none.
     """
 
     storage: Storage = EXACT
@@ -62,13 +61,13 @@ class Way:
     dense_every: int = 0
 
     def dense_at(self, step: int) -> bool:
-        """Whether a step is run densely."""
+        """Whether a step is dense."""
         return step < self.dense_first or bool(self.dense_every and step % self.dense_every == 0)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit to make."""
+    """The inputs of one edit."""
 
     image: Array
     mask: Array
@@ -80,14 +79,14 @@ class Edit:
 
 @dataclass(frozen=True)
 class Made:
-    """The picture, and milliseconds that its denoising took."""
+    """The result of an edit: the image, and milliseconds of denoising."""
 
     image: Array
     milliseconds: float
 
 
 class Lab:
-    """A bundle's engines."""
+    """A bundle's engines, for edits without a server."""
 
     def __init__(self, folder: Path, *, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -113,7 +112,7 @@ class Lab:
 
     @torch.inference_mode()
     def dense(self, edit: Edit) -> Made:
-        """With the dense UNet."""
+        """Make an edit with the dense UNet."""
         request = self._start(edit, self._canvas(edit))
         began = time.perf_counter()
         while not request.finished:
@@ -122,7 +121,7 @@ class Lab:
 
     @torch.inference_mode()
     def sparse(self, edit: Edit, way: Way, recordings: list[Steps]) -> Made:
-        """From recordings that `record` made."""
+        """Make an edit from recordings that `record` made."""
         canvas = self._canvas(edit)
         request = self._start(edit, canvas)
         branches = 1 if len(recordings) > 1 else 2
@@ -143,7 +142,7 @@ class Lab:
 
     @torch.inference_mode()
     def record(self, edit: Edit, storage: Storage, own_prompt: bool) -> list[Steps]:
-        """The recordings of an edit's image for `Way`s of these choices."""
+        """The recordings of an edit's image for `Way`s with these options."""
         canvas = self._canvas(edit)
         sampler = self._sampler(replace(edit, seed=TEMPLATE_SEED))
         prompts = ["", edit.prompt] if own_prompt else [""]
@@ -153,7 +152,7 @@ class Lab:
         self, edit: Edit, canvas: Canvas, sampler: Sampler, prompt: str, storage: Storage
     ) -> Steps:
         conditions = self._conditions(edit, [prompt])
-        networks, found = self._networks, Steps()
+        networks, recording = self._networks, Steps()
         sites = [s for s in self._program.sites if s.name != "halo.conv_in"]
         for step in storage.kept(edit.steps):
             inputs = {
@@ -162,8 +161,8 @@ class Lab:
                 **conditions,
             }
             arrays, _ = record(networks.encoder, networks.decoder, inputs, sites=sites)
-            found[step] = pack({k: v[0] for k, v in arrays.items()}, storage.kind)
-        return found
+            recording[step] = pack({k: v[0] for k, v in arrays.items()}, storage.kind)
+        return recording
 
     def _predict(
         self,
@@ -206,10 +205,10 @@ class Lab:
         return Sampler(name, config, steps=edit.steps, seed=edit.seed)
 
     def _conditions(self, edit: Edit, prompts: list[str]) -> Any:
-        found = embed(self._encoders, prompts)
+        text = embed(self._encoders, prompts)
         height, width = edit.mask.shape
         return conditions_of(
-            found.hidden, found.pooled, width=width, height=height, variant=self._variant
+            text.hidden, text.pooled, width=width, height=height, variant=self._variant
         )
 
     def _finish(self, request: Running, edit: Edit, began: float) -> Made:

@@ -1,11 +1,11 @@
-"""One edit at a time: the server over HTTP, dense, sparse and automatic, against diffusers'
-inpainting pipeline in this process, on the same weights, steps and number of threads, taking turns.
+"""Latency of single edits: the server over HTTP (dense, sparse, auto) against diffusers.
 
     python -m bench.edit_latency --rounds 7
     python -m bench.edit_latency sdxl --rounds 3 --steps 6
 
-The second is SDXL's topology at half its width with random weights, 512 x 512 pixels; its bundle is
-built first (minutes, 6 GB).
+Diffusers' inpainting pipeline runs in this process with the same weights, steps and number of
+threads. Server and diffusers alternate. `sdxl` is SDXL's topology at half its width with random
+weights, at 512 x 512 pixels. Its bundle is built first (minutes, 6 GB).
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Level:
-    """Median milliseconds of an edit at one mask ratio, and what it spent waiting for cached
-    inputs.
-    """
+    """Median milliseconds of an edit at one mask ratio, and its wait for cached inputs."""
 
     ratio: float
     diffusers_ms: float
@@ -73,12 +71,12 @@ class Level:
 
     @property
     def auto_loss(self) -> float:
-        """How much `auto` loses to the better of the two."""
+        """Relative loss of `auto` against the faster of `dense` and `sparse`."""
         return self.auto_ms / min(self.dense_ms, self.sparse_ms) - 1
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print the table, write the report."""
     parser = argparse.ArgumentParser(description="edits against diffusers on this machine")
     parser.add_argument("network", nargs="?", choices=("demo", "sdxl"), default="demo")
     parser.add_argument("--rounds", type=int, default=7)
@@ -104,7 +102,7 @@ def main() -> None:
 def compare(
     network: str, ratios: Sequence[float] = RATIOS, *, rounds: int, steps: int, threads: int
 ) -> list[Level]:
-    """A server for the network (`demo` or `sdxl`) and diffusers, measured in turns."""
+    """Measure a server for the network (`demo` or `sdxl`) and diffusers in turns."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     bundle, pipe, scale = _demo() if network == "demo" else _sdxl()
@@ -114,12 +112,12 @@ def compare(
 
 
 def _demo() -> tuple[Path, DiffusionPipeline, int]:
-    """Bundle, pipeline, and how many times as large as the demo's the picture is."""
+    """Bundle, pipeline, and the size of the image as a multiple of the demo's."""
     return DEMO_BUNDLE, StableDiffusionInpaintPipeline.from_pretrained(str(DEMO_CHECKPOINT)), 1
 
 
 def _sdxl() -> tuple[Path, DiffusionPipeline, int]:
-    """SDXL's topology at half its width, between small text encoders and a small autoencoder."""
+    """SDXL's topology at half its width, with small text encoders and a small VAE."""
     checkpoint, bundle = FOLDER / "sdxl-checkpoint", FOLDER / "sdxl"
     if not checkpoint.exists():
         pipe = topology("sdxl")
@@ -141,7 +139,7 @@ def measure(
     steps: int,
     scale: int,
 ) -> list[Level]:
-    """Every side in turn at every ratio, the template recorded beforehand."""
+    """Measure all sides in turns at every ratio. The template is recorded before."""
     before, after = held_out_scenes(2, seed=3)
     image, prompt = (render(before) * 255).round().astype(np.uint8), describe(after)
     image = np.kron(image, np.ones((scale, scale, 1), np.uint8))
@@ -173,10 +171,10 @@ def measure(
 
 
 def table(found: Sequence[Level]) -> Table:
-    """The medians, for people."""
-    shown = Table(title="one edit at a time, milliseconds")
-    columns = ("ratio", "diffusers", "dense", "sparse", "auto", "auto took", "auto loses")
-    for column in (*columns, "sparse / diffusers", "waits for caches"):
+    """The table of medians."""
+    shown = Table(title="Latency of a single edit (median ms)")
+    columns = ("ratio", "diffusers", "dense", "sparse", "auto", "auto chose", "auto loses")
+    for column in (*columns, "sparse / diffusers", "wait for caches"):
         shown.add_column(column, justify="right")
     for level in found:
         times = (level.diffusers_ms, level.dense_ms, level.sparse_ms, level.auto_ms)

@@ -1,9 +1,10 @@
-"""How good sparse edits are: against dense ones of the same request, and by the demo model's judge.
+"""Quality of sparse edits, compared to dense edits of the same request and rated by a checker.
 
     python -m bench.edit_quality --bundle bundles/demo --cases 100
 
-A case is a drawn scene as template, one of its shapes to be replaced by another, and a square mask
-around it. Writes `bench/results/edit_quality.json` and `docs/images/edit-quality.png`.
+In each case the template is a drawn scene. One of its shapes, inside a square mask, is replaced by
+another. The demo model's checker rates the results. Writes `bench/results/edit_quality.json` and
+`docs/images/edit-quality.png`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Case:
-    """One edit and what it shall show; `ratio` is the mask's share of the picture."""
+    """One edit and the scene that it should show. `ratio` is the mask's share of the image."""
 
     edit: Edit
     wanted: Scene
@@ -73,8 +74,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """A sparse edit beside the dense one, inside the mask; `checked` are shares of the attributes
-    that the judge finds right.
+    """A sparse edit compared to the dense one, inside the mask.
+
+    `checked` and `checked_dense` are the shares of attributes that the checker finds right.
     """
 
     way: str
@@ -87,7 +89,7 @@ class Measured:
 
 
 def main() -> None:
-    """Make the edits, print and write what came out."""
+    """Make the edits, print the table, write the report and the figure."""
     parser = argparse.ArgumentParser(description="sparse edits against dense ones")
     parser.add_argument("--bundle", type=Path, default=DEMO_BUNDLE)
     parser.add_argument("--cases", type=int, default=100)
@@ -107,7 +109,7 @@ def main() -> None:
 
 
 def cases(count: int, steps: int) -> list[Case]:
-    """Scenes that training never saw, with masks of all ratios, evenly."""
+    """Held-out scenes, with masks of all ratios in equal numbers."""
     rng = random.Random(1)
     scenes = held_out_scenes(count, seed=11)
     ratios = [RATIOS[i * len(RATIOS) // count] for i in range(count)]
@@ -115,7 +117,7 @@ def cases(count: int, steps: int) -> list[Case]:
 
 
 def measure(lab: Lab, todo: Sequence[Case], ways: Iterable[str]) -> list[Measured]:
-    """Every case in every way."""
+    """Measure every case with every one of these `WAYS`."""
     found = []
     for case in track(todo, description="edits", console=console):
         dense = lab.dense(case.edit)
@@ -163,29 +165,29 @@ def psnr(one: Array, other: Array, mask: Array) -> float:
 
 
 def table(found: Sequence[Measured]) -> Table:
-    """Medians by way, of masks up to 0.35 and of larger ones, and the judge's shares."""
-    shown = Table(title="sparse edits against dense ones, inside the mask")
+    """Medians by way, for masks up to 0.35 and for larger ones, and the checker's shares."""
+    shown = Table(title="Sparse edits compared to dense ones, inside the mask")
     shown.add_column("way", no_wrap=True)
     columns = ("SSIM <= 0.35", "SSIM > 0.35", "PSNR", "right", "right (dense)", "speedup")
     for column in columns:
         shown.add_column(column, justify="right")
     for name in dict.fromkeys(m.way for m in found):
-        mine = [m for m in found if m.way == name]
-        small = [m.ssim for m in mine if m.ratio <= 0.35]
-        large = [m.ssim for m in mine if m.ratio > 0.35]
+        of_way = [m for m in found if m.way == name]
+        small = [m.ssim for m in of_way if m.ratio <= 0.35]
+        large = [m.ssim for m in of_way if m.ratio > 0.35]
         shown.add_row(
             name,
             *(f"{statistics.median(v):.3f}" if v else "" for v in (small, large)),
-            f"{statistics.median(m.psnr for m in mine):.1f}",
-            f"{100 * statistics.mean(m.checked for m in mine):.0f} %",
-            f"{100 * statistics.mean(m.checked_dense for m in mine):.0f} %",
-            f"{statistics.median(m.speedup for m in mine):.2f}",
+            f"{statistics.median(m.psnr for m in of_way):.1f}",
+            f"{100 * statistics.mean(m.checked for m in of_way):.0f} %",
+            f"{100 * statistics.mean(m.checked_dense for m in of_way):.0f} %",
+            f"{statistics.median(m.speedup for m in of_way):.2f}",
         )
     return shown
 
 
 def draw_curves(found: Sequence[Measured], path: Path) -> None:
-    """SSIM over the mask's ratio, a curve for each way."""
+    """Draw SSIM over the mask's ratio, a curve for each way."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -193,9 +195,9 @@ def draw_curves(found: Sequence[Measured], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name in dict.fromkeys(m.way for m in found):
-        mine = [m for m in found if m.way == name]
-        ratios = sorted({m.ratio for m in mine})
-        medians = [statistics.median(m.ssim for m in mine if m.ratio == r) for r in ratios]
+        of_way = [m for m in found if m.way == name]
+        ratios = sorted({m.ratio for m in of_way})
+        medians = [statistics.median(m.ssim for m in of_way if m.ratio == r) for r in ratios]
         axes.plot(ratios, medians, marker="o", markersize=3, linewidth=1.2, label=name)
     axes.axhline(0.95, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xlabel="mask ratio", ylabel="SSIM of sparse and dense edit, inside the mask")
@@ -221,7 +223,7 @@ def _case(scene: Scene, ratio: float, steps: int, rng: random.Random) -> Case:
 
 
 def square(centre: tuple[float, float], ratio: float) -> Array:
-    """A square mask of that share of the picture around a point, moved inside the picture."""
+    """A square mask of this share of the image around a point, moved to fit inside the image."""
     side = round(CANVAS * ratio**0.5)
     x, y = (int(min(max(0, c - side / 2), CANVAS - side)) for c in centre)
     mask = np.zeros((CANVAS, CANVAS), np.uint8)
@@ -230,7 +232,7 @@ def square(centre: tuple[float, float], ratio: float) -> Array:
 
 
 def _checked(image: Array, wanted: Scene) -> float:
-    """Share of the prompt's attributes that the judge finds."""
+    """Share of the prompt's attributes that the checker finds."""
     found = score(image.astype(np.float32) / 255, wanted).right.values()
     return sum(right for right, _ in found) / sum(asked for _, asked in found)
 

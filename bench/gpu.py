@@ -1,7 +1,7 @@
-"""The server with torch engines on one NVIDIA GPU against diffusers on the same GPU, eager and
-compiled, on random weights in the published configurations. Started by `bench/gpu.sh`.
+"""The server with torch engines against diffusers, eager and compiled, on one NVIDIA GPU.
 
-The sides take turns. What the time does not suffice for is left out and said so.
+Uses random weights in the published configurations. Started by `bench/gpu.sh`. The sides alternate.
+Measurements for which the time is too short are left out and marked in the table.
 """
 
 from __future__ import annotations
@@ -33,16 +33,21 @@ from tests.fakes.true_configs import CONFIGS
 PROMPT = "a large red circle at the left on a blue background"
 SIDES = ("tessera", "eager", "compiled")
 COMPILE_S = {"sd15": 70.0, "sdxl": 130.0}
-"""What torch.compile may take for one UNet and size; without that much time it is left out."""
+"""Seconds that torch.compile may take for one UNet and size. It is skipped if fewer are left."""
 console = Console(highlight=False, width=120)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is measured: configurations, sizes in the order of their importance, and how often.
+    """What is measured.
 
-    `compiles_s` is the time that has to be left for a compiled side, by variant; `backend` is
-    torch.compile's.
+    Attributes:
+        configs: configurations of the networks, by variant and part.
+        sizes: sizes by variant, the most important first.
+        steps: numbers of steps.
+        rounds: turns of each side.
+        compiles_s: seconds that have to be left for the compiled side, by variant.
+        backend: backend of torch.compile.
     """
 
     configs: Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -55,7 +60,7 @@ class Setting:
 
 @dataclasses.dataclass
 class Case:
-    """Seconds a picture by side, one list entry a turn; a side that is missing has a reason."""
+    """Seconds per image by side, one list entry per turn. A missing side has a reason."""
 
     variant: str
     size: int
@@ -68,7 +73,7 @@ FULL = Setting(CONFIGS, {"sd15": (512, 1024), "sdxl": (1024, 512)}, (30, 50), 3,
 
 
 def main() -> None:
-    """Measure and print; the table comes last."""
+    """Measure, and print the table at the end."""
     parser = argparse.ArgumentParser(description="Tessera against diffusers on one GPU")
     parser.add_argument(
         "--tiny", action="store_true", help="small networks, two steps, any machine"
@@ -76,7 +81,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.5, help="when to stop starting things")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that server and weights go, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the server, removes weights
     if not options.tiny and not torch.cuda.is_available():
         parser.error("torch finds no NVIDIA GPU; --tiny runs on a CPU")
     setting = tiny() if options.tiny else FULL
@@ -88,7 +93,7 @@ def main() -> None:
 
 
 def measure(variant: str, setting: Setting, folder: Path, deadline: float) -> list[Case]:
-    """All cases of a variant."""
+    """Measure all cases of a variant."""
     began = time.monotonic()
     sizes = setting.sizes[variant]
     write_random_bundle(folder, variant, setting.configs[variant], max_size=max(sizes))
@@ -115,7 +120,7 @@ def measure(variant: str, setting: Setting, folder: Path, deadline: float) -> li
 def _measure_size(
     cases: list[Case], server: Server, pipe: DiffusionPipeline, setting: Setting, deadline: float
 ) -> None:
-    """Both uncompiled sides in turns, then the compiled one, for every number of steps."""
+    """Measure both uncompiled sides in turns, then the compiled one, for every number of steps."""
     variant, size = cases[0].variant, cases[0].size
     with Client(server.http, timeout=300) as client:
 
@@ -142,7 +147,7 @@ def _take_turns(
     rounds: int,
     deadline: float,
 ) -> None:
-    """One picture that does not count, then `rounds` of each side for each number of steps."""
+    """Draw a warm-up image per side, then `rounds` images per side and number of steps."""
     for name, draw in sides.items():
         if time.monotonic() < deadline:
             draw(cases[0].steps)
@@ -159,11 +164,11 @@ def _take_turns(
 
 
 def table(cases: list[Case]) -> Table:
-    """Medians, and the ratios of the server's to diffusers'."""
+    """Medians, and the ratios of the server's time to diffusers'."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     shown = Table(
-        title=f"{device}: seconds a picture (median), one at a time; torch {torch.__version__}, "
-        f"diffusers {diffusers.__version__}, random weights"
+        title=f"{device}: seconds per image (median), one request at a time; torch "
+        f"{torch.__version__}, diffusers {diffusers.__version__}, random weights"
     )
     for column in ("model", "size", "steps", *SIDES, "tessera/eager", "tessera/compiled"):
         shown.add_column(column, justify="right")
@@ -180,7 +185,7 @@ def table(cases: list[Case]) -> Table:
 
 
 def tiny() -> Setting:
-    """The same in small, for a machine without a GPU."""
+    """A small setting, for a machine without a GPU."""
     text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
     changes: dict[str, dict[str, Any]] = {
         "text_encoder": text | {"num_hidden_layers": 2, "projection_dim": 32},
@@ -216,7 +221,7 @@ def _place() -> tuple[Any, ...]:
 
 
 def _roomy_folder() -> str | None:
-    """Where 7 GB of weights go: memory if there is plenty, else the usual temporary folder."""
+    """Folder for 7 GB of weights: in memory if there is enough, else the default (`None`)."""
     memory = Path("/dev/shm")
     if memory.is_dir():
         free = os.statvfs(memory)

@@ -1,9 +1,8 @@
-"""One client, one picture at a time: the server over HTTP against diffusers' pipeline in this
-process, on the same weights, steps and number of threads, taking turns.
+"""Latency of single images: the server over HTTP against diffusers' pipeline in this process.
 
-Virtual cores are at times the threads of one physical core. So a product is timed with one thread
-and with all of them before every turn, and figures are also given for the turns in which the
-threads had cores of their own.
+Both use the same weights, steps and number of threads, and alternate. Virtual cores may be threads
+of one physical core. So before every turn a matrix product is timed with one thread and with all
+threads. Figures are also given separately for turns in which the threads had separate cores.
 """
 
 from __future__ import annotations
@@ -27,8 +26,12 @@ GUIDANCE = 4.0
 
 @dataclass(frozen=True)
 class Turn:
-    """Milliseconds of one picture from each side; `info` is what the server says of its own, and
-    `scaling` the speed-up by all threads just before, as a share of their number.
+    """One image from each side.
+
+    Attributes:
+        server_ms, diffusers_ms: milliseconds of each side.
+        info: the server's INFO.
+        scaling: speed-up by all threads just before, as a share of their number.
     """
 
     server_ms: float
@@ -38,17 +41,17 @@ class Turn:
 
     @property
     def own_cores(self) -> bool:
-        """Whether the threads had cores of their own."""
+        """Whether the threads had separate cores."""
         return self.scaling >= 0.75
 
     @property
     def outside_ms(self) -> float:
-        """What the client waited for beyond the time inside the engines."""
+        """Milliseconds that the client waited in addition to the time inside the engines."""
         return self.server_ms - self.info.engine_ms
 
 
 def measure(server: Server, *, rounds: int, steps: int, threads: int) -> list[Turn]:
-    """`rounds` pictures from each side, alternating, after two of each that do not count."""
+    """Measure `rounds` images from each side, alternating, after two warm-up images each."""
     torch.set_num_threads(threads)
     pipe = StableDiffusionPipeline.from_pretrained(str(DEMO_CHECKPOINT))
     pipe.set_progress_bar_config(disable=True)
@@ -72,8 +75,8 @@ def measure(server: Server, *, rounds: int, steps: int, threads: int) -> list[Tu
 
 
 def summary(turns: list[Turn]) -> dict[str, dict[str, Any]]:
-    """Quartiles (lower, median, upper) of every figure, over all turns and over the kinds of turns
-    of which there are at least three.
+    """Quartiles (lower, median, upper) of every figure, over all turns and over each kind of turn
+    with at least three turns.
     """
     kinds = {
         "all": turns,
@@ -96,9 +99,9 @@ def _figures(turns: list[Turn]) -> dict[str, list[float]]:
 
 
 def table(turns: list[Turn]) -> Table:
-    """The summary, for people."""
+    """The summary as a table."""
     found = summary(turns)
-    shown = Table(title="One picture at a time: median (quartiles)")
+    shown = Table(title="Latency of a single image: median (quartiles)")
     shown.add_column("figure", no_wrap=True)
     for kind, figures in found.items():
         shown.add_column(f"{kind}, {figures['turns']} turns", justify="right")
@@ -109,7 +112,7 @@ def table(turns: list[Turn]) -> Table:
 
 
 def _scaling(threads: int) -> float:
-    """Of a matrix product: the speed-up by all threads over one, as a share of their number."""
+    """Speed-up of a matrix product by all threads over one, as a share of their number."""
     one, many = (min(_product_s(count) for _ in range(3)) for count in (1, threads))
     return one / many / threads
 

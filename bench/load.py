@@ -1,4 +1,4 @@
-"""Many clients at once, driven by NVIDIA's perf_analyzer."""
+"""Concurrent clients, driven by NVIDIA's perf_analyzer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONCURRENCY = (1, 2, 4, 8)
 
 
 def measure(server: Server, *, steps: int) -> dict[str, list[Load]]:
-    """Closed loop over gRPC at each level of `CONCURRENCY`."""
+    """Measure a closed loop over gRPC at each level of `CONCURRENCY`."""
     inputs = {"PROMPT": PROMPT, "STEPS": steps, "SEED": 1}
     levels = []
     for n in track(CONCURRENCY, description="perf_analyzer, gRPC"):
@@ -24,9 +24,9 @@ def measure(server: Server, *, steps: int) -> dict[str, list[Load]]:
 
 
 def table(levels: dict[str, list[Load]]) -> Table:
-    """perf_analyzer's figures, for people."""
-    shown = Table(title="perf_analyzer")
-    for column in ("load", "pictures/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms"):
+    """perf_analyzer's figures as a table."""
+    shown = Table(title="Throughput and latency under load (perf_analyzer)")
+    for column in ("load", "images/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms"):
         shown.add_column(column, justify="right")
     for name, found in levels.items():
         for level in found:

@@ -1,11 +1,11 @@
-"""Where the low-rank side path becomes cheaper than refits in turns, and where it does not.
+"""When the low-rank side path is cheaper than refits in turns.
 
     python -m bench.lora_crossover [--engine onnxruntime] [--steps 20] [--rounds 9]
 
-On the demo bundle's engines, without a server: one step of n requests with n different LoRAs. By
-turns it is n calls of the UNet's halves with two rows each, and for each set a refit, spread over
-the steps of a request. By the side path it is one call with 2 n rows. Sides alternate within a
-round; medians. Writes `bench/results/lora_crossover.json`.
+Measures one step of n requests with n different LoRAs on the demo bundle's engines, without a
+server. In turns a step is n calls of the UNet's halves with two rows each, plus a refit for each
+set, spread over the steps of a request. On the side path it is one call with 2 n rows. Sides
+alternate within a round, and medians are reported. Writes `bench/results/lora_crossover.json`.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ class Level:
     """One step of `sets` requests with LoRAs of one rank.
 
     Attributes:
-        layers: that the LoRAs change.
-        pair_ms: a call of the UNet with two rows.
-        refit_ms: to put one set in.
-        side_ms: a call of the side path with all rows.
-        turns_ms: a step by turns, refits spread over the steps of a request.
+        layers: kind of layers that the LoRAs change.
+        rank: rank of the LoRAs.
+        sets: number of adapter sets.
+        pair_ms: time of a UNet call with two rows.
+        refit_ms: time of a switch to another set.
+        side_ms: time of a side path call with all rows.
+        turns_ms: time of a step in turns, with refits spread over the steps of a request.
     """
 
     layers: str
@@ -73,7 +75,7 @@ class Level:
 
 
 class Sides:
-    """Both paths of the demo bundle.
+    """Both LoRA paths of the demo bundle.
 
     Args:
         folder: of the LoRAs.
@@ -97,27 +99,27 @@ class Sides:
         self._shape = (4, 32, 32)
 
     def set_of(self, name: str) -> AdapterSet:
-        """One LoRA, as an adapter set."""
+        """The adapter set with one LoRA."""
         return (AdapterUse(name, self._store.load(name).digest, 1.0),)
 
     def put_in(self, wanted: AdapterSet) -> None:
-        """Refit the UNet."""
+        """Switch the UNet to an adapter set."""
         self._patcher.apply(wanted, self._load)
 
     def pair(self) -> None:
-        """A call of the UNet for one request."""
+        """Call the UNet for one guided request."""
         self._unet.predict(*self._inputs(2), self._conditions(2))
 
     def side(self, sets: Sequence[AdapterSet]) -> None:
-        """A call of the side path for requests with these sets."""
-        requests = [(self._request(own), own) for own in sets]
+        """Call the side path for requests with these sets."""
+        requests = [(self._request(adapter_set), adapter_set) for adapter_set in sets]
         self._side.enter(requests)
-        numbers = torch.cat([request.side[SET] for request, _ in requests])
-        rows = len(numbers)
-        self._side.predict(*self._inputs(rows), {**self._conditions(rows), SET: numbers}, None)
+        indices = torch.cat([request.side[SET] for request, _ in requests])
+        rows = len(indices)
+        self._side.predict(*self._inputs(rows), {**self._conditions(rows), SET: indices}, None)
 
-    def _request(self, own: AdapterSet) -> Running:
-        plan = Plan(0, 0, "", 0, 20, 4.0, 128, 128, "euler", 0.0, adapters=own)
+    def _request(self, adapter_set: AdapterSet) -> Running:
+        plan = Plan(0, 0, "", 0, 20, 4.0, 128, 128, "euler", 0.0, adapters=adapter_set)
         sampler = Sampler("euler", self._config, steps=20, seed=0)
         return Running(plan, {}, sampler, torch.zeros(1, *self._shape))
 
@@ -132,7 +134,7 @@ class Sides:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print the tables, write the report."""
     parser = argparse.ArgumentParser(description="side path against refits in turns")
     parser.add_argument("--engine", choices=tuple(EngineKind), default=EngineKind.AUTO)
     parser.add_argument("--steps", type=int, default=20, help="of a request")
@@ -157,7 +159,7 @@ def main() -> None:
 
 
 def write_files() -> dict[tuple[str, int], list[str]]:
-    """LoRAs by layers and rank: their names."""
+    """Write LoRA files; returns their names by kind of layers and rank."""
     names = {}
     for number, (kind, modules) in enumerate(KINDS_OF_LORA.items()):
         for rank in RANKS:
@@ -169,7 +171,7 @@ def write_files() -> dict[tuple[str, int], list[str]]:
 def measure(
     sides: Sides, names: Sequence[str], kind: str, rank: int, count: int, options: Any
 ) -> Level:
-    """Medians over the rounds, of which the first does not count."""
+    """Medians over the rounds, after a warm-up round."""
     sets = [sides.set_of(name) for name in names[:count]]
     others = [sides.set_of(name) for name in names]
     times: dict[str, list[float]] = {"pair": [], "refit": [], "side": []}
@@ -189,16 +191,16 @@ def measure(
 
 
 def table(levels: Sequence[Level]) -> Table:
-    """For people: the side path's step in units of the step by turns."""
-    shown = Table(title=f"{levels[0].layers}: side path / turns (below 1 the side path is cheaper)")
+    """A table of the side path's time divided by the time in turns."""
+    shown = Table(title=f"{levels[0].layers}: side path / turns (below 1: side path is cheaper)")
     shown.add_column("rank", justify="right")
     for count in SETS:
         shown.add_column(f"{count} sets", justify="right")
     shown.add_column("refit ms", justify="right")
     for rank in RANKS:
-        own = [level for level in levels if level.rank == rank]
-        ratios = [f"{level.side_ms / level.turns_ms:.2f}" for level in own]
-        shown.add_row(str(rank), *ratios, f"{median(level.refit_ms for level in own):.0f}")
+        of_rank = [level for level in levels if level.rank == rank]
+        ratios = [f"{level.side_ms / level.turns_ms:.2f}" for level in of_rank]
+        shown.add_row(str(rank), *ratios, f"{median(level.refit_ms for level in of_rank):.0f}")
     return shown
 
 

@@ -1,4 +1,4 @@
-"""LoRA files of random numbers for the demo model's UNet."""
+"""Writes LoRA files with random weights for the demo model's UNet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONVOLUTIONS = ("conv1", "conv2")
 def write_loras(
     folder: Path, names: Sequence[str], *, rank: int, modules: Sequence[str] = LINEAR
 ) -> None:
-    """Write a file for each name, of that rank and for layers with these suffixes."""
+    """Write a file for each name, with updates of this rank for layers with these suffixes."""
     unet = UNet2DConditionModel.from_pretrained(str(DEMO_CHECKPOINT), subfolder="unet")
     pipe = SimpleNamespace(unet=unet)
     for seed, name in enumerate(names):

@@ -1,9 +1,9 @@
-"""What the demo's LoRAs change, and what `lora_policy` bounded costs: pictures whose LoRA comes in
-at step K against those that had it from the start.
+"""The effect of the demo's LoRAs, and the loss with `lora_policy` bounded.
 
     python -m bench.lora_quality --pictures 40
 
-By diffusers, whose pictures Tessera's are (tests). Writes `bench/results/lora_quality.json` and
+Compares images whose LoRA starts at step K to images that have it from the start. Images are drawn
+by diffusers; tests show that Tessera's are the same. Writes `bench/results/lora_quality.json` and
 `docs/images/lora-bounded.png`.
 """
 
@@ -42,12 +42,14 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Measured:
-    """Pictures of one LoRA that came in after `without` steps.
+    """Images of one LoRA that starts after some steps.
 
     Attributes:
-        ssim: with the pictures that had it from the start, one of each prompt.
-        styled: share that is in the LoRA's style.
-        right: share of the prompts' attributes that the judge finds.
+        style: name of the LoRA.
+        without: number of steps without it.
+        ssim: SSIM with the image that has it from the start, for each prompt.
+        styled: share of images in the LoRA's style.
+        right: share of the prompts' attributes that the checker finds.
     """
 
     style: str
@@ -58,7 +60,7 @@ class Measured:
 
 
 def main() -> None:
-    """Draw, print and write what came out."""
+    """Draw images, print the table, write the report and the figure."""
     parser = argparse.ArgumentParser(description="what the demo's LoRAs change")
     parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def measure(style: str, scenes: Sequence[Scene]) -> list[Measured]:
-    """One LoRA, coming in after each number of steps."""
+    """Measure one LoRA, started after each number of steps in `WITHOUT`."""
     pipe = StableDiffusionPipeline.from_pretrained(DEMO_CHECKPOINT)
     pipe.set_progress_bar_config(disable=True)
     folder = DEMO_CHECKPOINT.parent / "loras"
@@ -103,7 +105,7 @@ def measure(style: str, scenes: Sequence[Scene]) -> list[Measured]:
 def _draw(
     pipe: StableDiffusionPipeline, scene: Scene, seed: int, without: int
 ) -> npt.NDArray[np.uint8]:
-    """A picture (h, w, 3) whose UNet gets its LoRA after some steps; the text encoder has it."""
+    """An image (h, w, 3) whose UNet gets the LoRA after some steps, unlike its text encoder."""
 
     def bring_in(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
         if step + 1 == without:
@@ -126,7 +128,7 @@ def _draw(
 
 def table(found: Sequence[Measured]) -> Table:
     """Medians by LoRA and steps without it."""
-    shown = Table(title=f"LoRAs that come in late, of {STEPS} steps")
+    shown = Table(title=f"LoRAs that start late, in {STEPS} steps")
     for column in ("LoRA", "steps without", "SSIM with exact", "in its style", "attributes right"):
         shown.add_column(column, justify="left" if column == "LoRA" else "right")
     for m in found:
@@ -142,7 +144,7 @@ def table(found: Sequence[Measured]) -> Table:
 
 
 def draw_curves(found: Sequence[Measured], path: Path) -> None:
-    """SSIM and share in style over K, a curve for each LoRA."""
+    """Draw SSIM and share in style over the number of steps without, a curve for each LoRA."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -150,10 +152,10 @@ def draw_curves(found: Sequence[Measured], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharex=True)
     for style in dict.fromkeys(m.style for m in found):
-        mine = [m for m in found if m.style == style]
-        steps = [m.without for m in mine]
-        axes[0].plot(steps, [statistics.median(m.ssim) for m in mine], marker="o", label=style)
-        axes[1].plot(steps, [m.styled for m in mine], marker="o", label=style)
+        of_style = [m for m in found if m.style == style]
+        steps = [m.without for m in of_style]
+        axes[0].plot(steps, [statistics.median(m.ssim) for m in of_style], marker="o", label=style)
+        axes[1].plot(steps, [m.styled for m in of_style], marker="o", label=style)
     axes[0].set(xlabel=f"steps without the LoRA, of {STEPS}", ylabel="SSIM with exact")
     axes[1].set(xlabel=f"steps without the LoRA, of {STEPS}", ylabel="share in its style")
     axes[0].legend()

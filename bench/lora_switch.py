@@ -1,12 +1,14 @@
-"""What it costs to change a UNet's LoRA: Tessera's refit against diffusers on the same file.
+"""The cost of switching a UNet's LoRA: Tessera's refit against diffusers, with the same file.
 
     python -m bench.lora_switch --config sd15 --rank 32 [--threads 2] [--rounds 3]
 
-The UNet has a published configuration and random float32 weights, the file changes all of its
-linear layers. Each side runs in a process of its own, since both need the memory (SDXL: 12 GB, and
-as much for the mapped checkpoint; 9 GB more to keep a set's merged weights, which is left out where
-they are not free). Tessera's engines are of the torch kind; what it restores from, the checkpoint's
-weights, lies in a mapped file. Writes `bench/results/lora_switch_CONFIG.json`.
+The UNet has a published configuration and random float32 weights. The file changes all its linear
+layers. Each side runs in a separate process, since both need the memory. SDXL needs 12 GB and as
+much for the mapped checkpoint. Keeping a set's merged weights needs 9 GB more and is skipped if
+they are not free.
+
+Tessera uses torch engines. It restores the checkpoint's weights from a mapped file. Writes
+`bench/results/lora_switch_CONFIG.json`.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ Times = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Setting:
-    """What both sides do."""
+    """Options of both sides."""
 
     folder: Path
     config: str
@@ -63,19 +65,23 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(Path(folder), chosen.config, chosen.rank, chosen.rounds, chosen.threads)
-        sides = {side.__name__: _apart(side, setting) for side in (prepare, tessera, diffusers)}
+        setting = Setting(
+            Path(folder), options.config, options.rank, options.rounds, options.threads
+        )
+        sides = {
+            side.__name__: _in_process(side, setting) for side in (prepare, tessera, diffusers)
+        }
     found = {name: {k: round(median(v), 1) for k, v in t.items()} for name, t in sides.items()}
     ours, theirs = found["tessera"], found["diffusers"]
     switch = theirs["load"] + theirs["unfuse"]
     found["ratio"] = {k: round(switch / ours[k], 1) for k in ("cold", "warm", "kept") if k in ours}
-    settings = {k: v for k, v in vars(chosen).items() if k != "threads"}
-    machine = describe_machine(chosen.threads)
+    settings = {k: v for k, v in vars(options).items() if k != "threads"}
+    machine = describe_machine(options.threads)
     report = json.dumps({**settings, "machine": machine, **found}, indent=1)
     print(report)
-    (ROOT / "bench" / "results" / f"lora_switch_{chosen.config}.json").write_text(report + "\n")
+    (ROOT / "bench" / "results" / f"lora_switch_{options.config}.json").write_text(report + "\n")
 
 
 def prepare(setting: Setting) -> Times:
@@ -97,7 +103,7 @@ def prepare(setting: Setting) -> Times:
 
 
 def tessera(setting: Setting) -> Times:
-    """A -> B -> A: with files read anew, with files parsed, and with merged weights kept."""
+    """Switch A -> B -> A: reading files, with parsed files, and with kept merged weights."""
     unet = _unet(setting)
     unet.load_state_dict(load_file(setting.folder / "base"))
     base = load_file(setting.folder / "base")
@@ -119,11 +125,11 @@ def tessera(setting: Setting) -> Times:
     _switch(warm, sets["b"], parsed)  # touches every base weight once
     for _ in range(setting.rounds):
         for name in NAMES:
-            anew = new_store()
+            empty = new_store()
             with _clock(times["cold"]):
                 with _clock(times["parse"]):
-                    anew.load(name)
-                _switch(warm, sets[name], anew)
+                    empty.load(name)
+                _switch(warm, sets[name], empty)
         for name in NAMES:
             with _clock(times["warm"]):
                 _switch(warm, sets[name], parsed)
@@ -175,11 +181,11 @@ def _unet(setting: Setting) -> UNet2DConditionModel:
     return unet.requires_grad_(False)
 
 
-def _switch(patcher: Patcher, wanted: AdapterSet, store: AdapterStore) -> None:
+def _switch(patcher: Patcher, adapter_set: AdapterSet, store: AdapterStore) -> None:
     def load(use: AdapterUse) -> Adapter:
         return store.load_digest(use.name, use.digest)
 
-    patcher.apply(wanted, load)
+    patcher.apply(adapter_set, load)
 
 
 def _touched(store: AdapterStore) -> set[str]:
@@ -197,7 +203,7 @@ def _clock(times: list[float]) -> Iterator[None]:
     times.append(1e3 * (time.perf_counter() - began))
 
 
-def _apart(side: Callable[[Setting], Times], setting: Setting) -> Times:
+def _in_process(side: Callable[[Setting], Times], setting: Setting) -> Times:
     """Run a side in a new process."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:

@@ -1,13 +1,12 @@
-"""Requests with different LoRAs on a real server: refits in turns, the low-rank side path, and the
-server's own choice, under the same load.
+"""Requests with different LoRAs on a real server, by LoRA path: `refit`, `side` and `auto`.
 
     python -m bench.mixed_adapters
-    python -m bench.mixed_adapters --blocks 1 --requests 12 --steps 10     # a short look
+    python -m bench.mixed_adapters --blocks 1 --requests 12 --steps 10     # a short run
 
-Requests arrive at random (Poisson) at a share of what the server can do without LoRAs, each with
-one of 20 LoRAs, the popular ones more often (Zipf). The three servers take turns, block by block,
-with the same arrivals. Latency counts from the arrival. Writes `bench/results/mixed_adapters.json`
-and `docs/images/mixed_adapters.png`.
+Requests arrive at random (Poisson), at a share of the server's capacity without LoRAs. Each has one
+of 20 LoRAs, with popular ones more often (Zipf). Three servers, one per path, alternate block by
+block with the same arrivals. Latency is measured from the arrival. Writes
+`bench/results/mixed_adapters.json` and `docs/images/mixed_adapters.png`.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request of a block: when, after its beginning, and with which LoRA."""
+    """A request of a block: its arrival in seconds after the block's start, its LoRA, its seed."""
 
     seconds: float
     lora: str
@@ -61,10 +60,10 @@ class Measured:
     """One server's answers.
 
     Attributes:
-        latencies_ms: from the arrival to the answer.
-        paths: how many requests got their LoRA in which way.
+        latencies_ms: milliseconds from arrival to answer, for each request.
+        paths: number of requests by the LoRA path they used.
         batches: mean batch of each request.
-        refit_ms: of each request.
+        refit_ms: milliseconds of refits, for each request.
     """
 
     latencies_ms: list[float] = field(default_factory=list)
@@ -73,13 +72,13 @@ class Measured:
     refit_ms: list[float] = field(default_factory=list)
 
     def percentile(self, share: float) -> float:
-        """Of the latencies."""
+        """The latency below which this share of the requests is."""
         ordered = sorted(self.latencies_ms)
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print the table, write the report and the figure."""
     options = _options()
     names = [f"lora-{number:02}" for number in range(LORAS)]
     write_loras(options.adapters, names, rank=options.rank)
@@ -94,7 +93,7 @@ def main() -> None:
         }
         capacity = measure_capacity(servers[LoraPath.REFIT], options.steps)
         rate = options.share * capacity
-        console.print(f"without LoRAs {capacity:.2f} pictures/s; arrivals {rate:.2f}/s")
+        console.print(f"capacity without LoRAs {capacity:.2f} images/s, arrivals {rate:.2f}/s")
         for server in servers.values():
             prepare(server, names, options.steps)
         found = measure(servers, names, rate, options)
@@ -106,7 +105,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": machine,
         "settings": {**settings, "loras": LORAS, "zipf": ZIPF, "capacity": round(capacity, 3)},
-        "servers": {path: asdict(own) for path, own in found.items()},
+        "servers": {path: asdict(measured) for path, measured in found.items()},
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     draw(found, options.figure)
@@ -114,7 +113,7 @@ def main() -> None:
 
 
 def measure_capacity(server: Server, steps: int) -> float:
-    """Pictures per second without LoRAs, eight requests at a time."""
+    """Images per second without LoRAs, with eight concurrent requests."""
 
     def one(seed: int) -> None:
         with Client(server.http, timeout=600) as client:
@@ -128,7 +127,7 @@ def measure_capacity(server: Server, steps: int) -> float:
 
 
 def prepare(server: Server, names: Sequence[str], steps: int) -> None:
-    """Have a server read every file and open what it opens later."""
+    """Let a server read every file and open everything that it opens lazily."""
     with ThreadPoolExecutor(4) as pool, Client(server.http, timeout=600) as client:
         draws = [
             pool.submit(client.generate, PROMPT, steps=steps, guidance=GUIDANCE, loras=[Lora(name)])
@@ -139,7 +138,7 @@ def prepare(server: Server, names: Sequence[str], steps: int) -> None:
 
 
 def arrivals(names: Sequence[str], rate: float, count: int, seed: int) -> list[Arrival]:
-    """A block of requests; the same for the same seed."""
+    """A block of requests, determined by the seed."""
     rng, now, block = random.Random(seed), 0.0, []
     weights = [1 / (place + 1) ** ZIPF for place in range(len(names))]
     for number in range(count):
@@ -151,7 +150,7 @@ def arrivals(names: Sequence[str], rate: float, count: int, seed: int) -> list[A
 def measure(
     servers: dict[str, Server], names: Sequence[str], rate: float, options: argparse.Namespace
 ) -> dict[str, Measured]:
-    """Every block on every server; who begins changes from block to block."""
+    """Run every block on every server. The first server changes from block to block."""
     found = {path: Measured() for path in servers}
     order = list(servers)
     with Progress(console=console) as progress:
@@ -167,7 +166,7 @@ def measure(
 
 
 def run_block(server: Server, block: Sequence[Arrival], steps: int, into: Measured) -> None:
-    """Send each request when it arrives, whatever has become of those before."""
+    """Send each request at its arrival, without waiting for earlier ones."""
     began = time.perf_counter()
 
     def one(arrival: Arrival) -> tuple[float, Info]:
@@ -192,35 +191,35 @@ def run_block(server: Server, block: Sequence[Arrival], steps: int, into: Measur
 
 
 def table(found: dict[str, Measured]) -> Table:
-    """For people."""
-    shown = Table(title="mixed LoRAs, latency from the arrival")
-    columns = ("--lora-path", "requests", "p50 ms", "p95 ms", "mean batch", "refits ms", "went by")
+    """The results as a table."""
+    shown = Table(title="Requests with different LoRAs: latency from arrival")
+    columns = ("--lora-path", "requests", "p50 ms", "p95 ms", "mean batch", "refits ms", "used")
     for column in columns:
         side: Any = "left" if column in (columns[0], columns[-1]) else "right"
         shown.add_column(column, justify=side, no_wrap=column == columns[0])
-    for path, own in found.items():
+    for path, measured in found.items():
         shown.add_row(
             path,
-            str(len(own.latencies_ms)),
-            f"{own.percentile(0.5):.0f}",
-            f"{own.percentile(0.95):.0f}",
-            f"{statistics.mean(own.batches):.1f}",
-            f"{statistics.mean(own.refit_ms):.1f}",
-            ", ".join(f"{way} {count}" for way, count in sorted(own.paths.items())),
+            str(len(measured.latencies_ms)),
+            f"{measured.percentile(0.5):.0f}",
+            f"{measured.percentile(0.95):.0f}",
+            f"{statistics.mean(measured.batches):.1f}",
+            f"{statistics.mean(measured.refit_ms):.1f}",
+            ", ".join(f"{used} {count}" for used, count in sorted(measured.paths.items())),
         )
     return shown
 
 
 def draw(found: dict[str, Measured], path: Path) -> None:
-    """Share of requests answered within a time, a curve for each server."""
+    """Draw the share of requests answered within a time, a curve for each server."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for name, own in found.items():
-        ordered = sorted(own.latencies_ms)
+    for name, measured in found.items():
+        ordered = sorted(measured.latencies_ms)
         shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
         axes.step([ms / 1e3 for ms in ordered], shares, where="post", label=name)
     axes.set(xlabel="seconds from the arrival", ylabel="share of requests answered", ylim=(0, 1))
@@ -232,10 +231,10 @@ def draw(found: dict[str, Measured], path: Path) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="requests with different LoRAs under load")
     parser.add_argument("--adapters", type=Path, default=FOLDER / "files", help="folder of LoRAs")
-    parser.add_argument("--rank", type=int, default=8, help="of each LoRA")
-    parser.add_argument("--share", type=float, default=0.7, help="of the capacity without LoRAs")
+    parser.add_argument("--rank", type=int, default=8, help="rank of each LoRA")
+    parser.add_argument("--share", type=float, default=0.7, help="load as a share of the capacity")
     parser.add_argument("--blocks", type=int, default=6, help="turns of each server")
-    parser.add_argument("--requests", type=int, default=50, help="in a block")
+    parser.add_argument("--requests", type=int, default=50, help="requests per block")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, default=RESULTS)

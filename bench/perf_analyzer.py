@@ -1,8 +1,8 @@
 """Runs NVIDIA's perf_analyzer and reads its report.
 
-The binary comes in tritonclient 2.51's wheel, the newest that runs on Debian 12; `make` unpacks it
-beside the environment. Two shared libraries that it needs lie, under other names, in the wheel of
-nvidia-pytriton; links with the names it looks for are put into a temporary folder.
+The binary is in the wheel of tritonclient 2.51, the newest that runs on Debian 12. `make` unpacks
+it into the virtual environment. It needs two shared libraries that the wheel of nvidia-pytriton has
+under other names. Links with the expected names are put into a temporary folder.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ def measure_load(
     stability: int = 20,
     extra: Sequence[str] = (),
 ) -> list[Load]:
-    """Load the model `generate` and return one `Load` per level.
+    """Put load on the model `generate` and return one `Load` per level.
 
     Args:
         url: `http://host:port` or `grpc://host:port`.
-        inputs: name -> value of every request.
-        concurrency: `start:end:step` of requests in flight; or
+        inputs: inputs of every request, by name.
+        concurrency: `start:end:step` of concurrent requests. Use this or `request_rate`.
         request_rate: `start:end:step` of requests per second.
-        requests: how many requests a measurement window counts.
-        stability: by how many per cent windows may differ for the result to count as stable.
-        extra: further flags of perf_analyzer.
+        requests: number of requests in a measurement window.
+        stability: largest difference between windows of a stable result, in per cent.
+        extra: additional flags for perf_analyzer.
 
     Raises:
-        FileNotFoundError: there is no perf_analyzer.
-        RuntimeError: it failed; the message is its output.
+        FileNotFoundError: perf_analyzer is not installed.
+        RuntimeError: perf_analyzer failed. The message has its output.
     """
     binary = find_perf_analyzer()
     if binary is None:
@@ -115,8 +115,8 @@ def _environment(folder: Path) -> dict[str, str]:
     spec = importlib.util.find_spec("pytriton")
     if spec is not None and spec.origin is not None:
         libraries = Path(spec.origin).parents[1] / "nvidia_pytriton.libs"
-        for wanted, pattern in _LIBRARIES.items():
-            for found in libraries.glob(pattern):
-                (folder / wanted).symlink_to(found)
+        for name, pattern in _LIBRARIES.items():
+            for library in libraries.glob(pattern):
+                (folder / name).symlink_to(library)
     search = os.pathsep.join([str(folder), os.environ.get("LD_LIBRARY_PATH", "")])
     return os.environ | {"LD_LIBRARY_PATH": search}

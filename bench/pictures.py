@@ -1,4 +1,4 @@
-"""Contact sheets with captions: the results that people look at."""
+"""Contact sheets: images with captions on one page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PAPER, _INK, _FAINT = (250, 249, 246), (30, 30, 30), (110, 110, 110)
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture, what is written under it, and a fainter last line."""
+    """An image with a caption below it and a fainter last line."""
 
     image: Image.Image
     caption: str
@@ -22,7 +22,7 @@ class Tile:
 
 
 def sheet(title: str, tiles: Sequence[Tile], *, columns: int, side: int = 192) -> Image.Image:
-    """Tiles in rows from the top left, each picture scaled to fit a square of `side` pixels."""
+    """Tiles in rows from the top left, with each image scaled to fit a square of `side` pixels."""
     font = ImageFont.load_default(_TEXT)
     line = _TEXT + 3
     cell_height = side + (_LINES + 1) * line + _GAP

@@ -1,7 +1,7 @@
-"""Bundles with random weights in the published configurations, for measurements: speed does not
-depend on what the weights are.
+"""Bundles with random weights in the published configurations, for measurements.
 
-A graph's file holds its weights by name and no operators, so only the torch engine can run it.
+Speed does not depend on the values of weights. A graph's file has its weights by name and no
+operators, so only the torch engine can run it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
     """Write a bundle with half-precision weights.
 
     Args:
-        folder: of the bundle; must not exist.
-        variant: a row of the table of variants.
-        configs: of its networks, by part.
+        folder: the bundle's folder; must not exist.
+        variant: name of a row of the table of variants.
+        configs: configurations of its networks, by part.
         max_size: largest width and height in pixels.
     """
     (folder / "graphs").mkdir(parents=True)
@@ -96,24 +96,24 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
 
 
 def pipeline_of(folder: Path) -> DiffusionPipeline:
-    """Diffusers' pipeline on the same weights, on the CPU in half precision."""
+    """A diffusers pipeline with the bundle's weights, on the CPU in half precision."""
     manifest = read_manifest(folder)
     row = VARIANTS[manifest.variant]
-    made: dict[str, nn.Module] = {}
+    networks: dict[str, nn.Module] = {}
     for graph, entry in manifest.graphs.items():
         part = network_of(graph)
-        if part not in made:
+        if part not in networks:
             config = json.loads((folder / entry.config).read_text())
-            made[part] = new_network(part, config).eval()
-        load_weights(wrap(graph, made[part], row), folder / entry.file, entry.layout)
+            networks[part] = new_network(part, config).eval()
+        load_weights(wrap(graph, networks[part], row), folder / entry.file, entry.layout)
     tokenizers = {name: AutoTokenizer.from_pretrained(folder / name) for name in row.tokenizers}
     scheduler = EulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     if row.pooled:
         return StableDiffusionXLPipeline(
-            **made, **tokenizers, scheduler=scheduler, add_watermarker=False
+            **networks, **tokenizers, scheduler=scheduler, add_watermarker=False
         )
     return StableDiffusionPipeline(
-        **made,
+        **networks,
         **tokenizers,
         scheduler=scheduler,
         safety_checker=None,
@@ -123,13 +123,13 @@ def pipeline_of(folder: Path) -> DiffusionPipeline:
 
 
 def _write_weights(module: nn.Module, path: Path) -> None:
-    """An ONNX file of initializers, their values in a file beside it."""
+    """Write an ONNX file of initializers, with their values in a separate file."""
     data = path.with_name(path.name + ".data")
     graph, offset = onnx.GraphProto(name=path.stem), 0
     with data.open("wb") as out:
         for name, parameter in module.named_parameters():
             array = _random(name, parameter.shape).numpy()
-            held = onnx.TensorProto(
+            initializer = onnx.TensorProto(
                 name=name,
                 data_type=onnx.TensorProto.FLOAT16,
                 dims=array.shape,
@@ -137,15 +137,15 @@ def _write_weights(module: nn.Module, path: Path) -> None:
             )
             place = {"location": data.name, "offset": offset, "length": array.nbytes}
             for key, value in place.items():
-                held.external_data.add(key=key, value=str(value))
-            graph.initializer.append(held)
+                initializer.external_data.add(key=key, value=str(value))
+            graph.initializer.append(initializer)
             out.write(array.tobytes())
             offset += array.nbytes
     onnx.save(onnx.helper.make_model(graph), str(path))
 
 
 def _random(name: str, shape: torch.Size) -> torch.Tensor:
-    """A weight as networks start out with, so that nothing overflows in half precision."""
+    """A weight as in a newly initialised network, so that nothing overflows in half precision."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if len(shape) < 2:
         return torch.full(shape, float("norm" in name and name.endswith("weight"))).half()

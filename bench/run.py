@@ -1,7 +1,7 @@
-"""`make bench`: the ratios of the README's tables, from one run on this machine.
+"""`make bench`: measures the ratios in the README's tables on this machine.
 
-Two sides of a ratio take turns within the run, so that whatever else the machine does falls on
-both. The report is written to `bench/results/`.
+The two sides of a ratio alternate within the run, so that other load on the machine affects both.
+The report is written to `bench/results/`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from bench.server import DEMO_BUNDLE, ROOT, serving
 
 RESULTS = ROOT / "bench" / "results" / "cpu.json"
 EDITS = 5
-"""Turns of edits."""
+"""Turns of each side for edits."""
 _LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy", "nvidia-pytriton")
 console = Console(highlight=False)
 
 
 def main() -> None:
-    """Measure, print, write the report."""
+    """Measure, print the tables, write the report."""
     parser = argparse.ArgumentParser(description="Tessera against diffusers on this machine")
     parser.add_argument("--rounds", type=int, default=40, help="turns of each side")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of an image")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the report")
     options = parser.parse_args()
     if options.rounds < 3:
-        parser.error("--rounds has to be 3 or more, for quartiles")
+        parser.error(f"--rounds is {options.rounds}; accepted: 3 or more (for quartiles)")
     threads = len(os.sched_getaffinity(0))
     machine = describe_machine(threads)
     console.rule(f"{machine['cpu']}, {threads} threads")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The machine and library versions that the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

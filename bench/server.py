@@ -33,7 +33,7 @@ _ENDS_WITHIN_S = 150.0  # tessera-serve gives its server 60
 
 @dataclass
 class Server:
-    """A running `tessera-serve`; `log` is what it and tritonserver print."""
+    """A running server. `log` is the file with the output of `tessera-serve` and tritonserver."""
 
     process: subprocess.Popen[bytes]
     http_port: int
@@ -43,16 +43,16 @@ class Server:
 
     @property
     def http(self) -> str:
-        """The address of the HTTP endpoint, as `Client` takes it."""
+        """The address of the HTTP endpoint, for `Client`."""
         return f"http://localhost:{self.http_port}"
 
     @property
     def grpc(self) -> str:
-        """The address of the gRPC endpoint, as `Client` takes it."""
+        """The address of the gRPC endpoint, for `Client`."""
         return f"grpc://localhost:{self.grpc_port}"
 
     def ready(self, model: str = "") -> bool:
-        """What the server says of itself or of one model."""
+        """Whether the server, or one model, reports that it is ready."""
         path = f"/v2/models/{model}/ready" if model else "/v2/health/ready"
         try:
             with urllib.request.urlopen(self.http + path, timeout=5) as answer:
@@ -66,28 +66,29 @@ class Server:
         """Wait until the models say that they are ready, the internal ones too.
 
         Raises:
-            RuntimeError: it has ended, or one is not ready in time; the message is its log.
+            RuntimeError: the server has ended, or a model is not ready in time. The message has the
+                log.
         """
         self.wait_until(lambda: all(map(self.ready, models)), seconds)
 
     def wait_started(self, seconds: float = _STARTS_WITHIN_S) -> None:
-        """Wait until `tessera-serve` says that it is ready, its first pictures made.
+        """Wait until `tessera-serve` reports that it is ready, after its first images.
 
         Raises:
-            RuntimeError: as `wait_ready`.
+            RuntimeError: see `wait_ready`.
         """
         self.wait_until(lambda: "is ready after" in self.log.read_text(), seconds)
 
     def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until something is the case.
+        """Wait until a condition is true.
 
         Raises:
-            RuntimeError: as `wait_ready`.
+            RuntimeError: see `wait_ready`.
         """
         end = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"waited {seconds:.0f} s for it:\n{self.log.read_text()}")
+                raise RuntimeError(f"not ready within {seconds:.0f} s:\n{self.log.read_text()}")
             time.sleep(0.05)
 
 
@@ -100,7 +101,7 @@ def _ended(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on at the moment."""
+    """Ports on which nothing listens now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for s in sockets:
@@ -112,20 +113,20 @@ def free_ports(count: int) -> list[int]:
 def plain_serving(
     repositories: Sequence[Path], log: Path, *, explicit: bool = False, **variables: str
 ) -> Iterator[Server]:
-    """A tritonserver on free ports that no `tessera-serve` looks after.
+    """Run a tritonserver on free ports without `tessera-serve`.
 
     Args:
-        repositories: whose models it loads, all of them.
-        log: what it prints.
+        repositories: model repositories; all their models are loaded.
+        log: file for the server's output.
         explicit: whether models can be loaded and unloaded later.
-        variables: of its environment.
+        variables: additional environment variables.
 
     Raises:
-        RuntimeError: it does not start; the message is its log.
+        RuntimeError: the server does not start. The message has its log.
     """
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         found, ports = find_server(Path(folder)), Ports(*free_ports(3))
-        own = {} if "TESSERA_TEMPLATES" in variables else {"TESSERA_TEMPLATES": f"{folder}/kept"}
+        variables = {"TESSERA_TEMPLATES": f"{folder}/kept", **variables}
         load = [name for repository in repositories for name in models_of(repository)]
         line = command(found, repositories, ports, load=load, extra=["--log-info=false"])
         if not explicit:
@@ -133,7 +134,7 @@ def plain_serving(
         with (
             log.open("wb") as sink,
             subprocess.Popen(
-                line, env=environment(found, **own, **variables), stdout=sink, stderr=sink
+                line, env=environment(found, **variables), stdout=sink, stderr=sink
             ) as process,
         ):
             server = Server(process, ports.http, ports.grpc, ports.metrics, log)
@@ -147,11 +148,12 @@ def plain_serving(
 
 @contextlib.contextmanager
 def serving(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """`tessera-serve` on a bundle, on free ports, ended with SIGTERM; templates are kept beside the
-    log.
+    """Run `tessera-serve` on a bundle and free ports, and end it with SIGTERM.
+
+    Templates are stored in the folder of the log.
 
     Raises:
-        RuntimeError: it does not start; the message is its log.
+        RuntimeError: the server does not start. The message has its log.
     """
     http, grpc, metrics = free_ports(3)
     command = [sys.executable, "-m", "tessera.serve", str(bundle), "-v"]

@@ -1,10 +1,12 @@
-"""One UNet step of a masked edit against the dense step of the same engine, over mask ratios.
+"""One sparse UNet step against the dense step of the same kind of engine, by mask ratio.
 
 The network has SDXL's topology at half its width (160/320/640 channels, 1/2/4 transformer layers),
-random weights, 128 x 128 latents. Dense are the two dense graphs as they are served; sparse is the
-graph `unet_sparse` with its caches gathered anew for each step, from a recording of some steps in
-memory. Sides take turns. Each ratio can be measured in a run of its own; results are kept in one
-file until all are there. Neither side has been refitted: engines as they are opened in serving.
+random weights, and 128 x 128 latents. The dense side runs the two dense graphs as a server does.
+The sparse side runs the graph `unet_sparse`. For each step it gathers the cached inputs from a
+recording of some steps in memory.
+
+The sides alternate. Each ratio can be measured in a separate run; results are kept in files until
+all are measured. Neither side has been refitted: engines are opened as in a server.
 
     python -m bench.sparse --prepare           (export the graphs once: minutes)
     python -m bench.sparse 0.02 0.05 0.11      (measure; by default all ratios)
@@ -67,11 +69,17 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Ratio:
-    """Milliseconds per step at one mask ratio: a list of turns for each side.
+    """Milliseconds per step at one mask ratio, a list of turns for each side.
 
-    `run` is the engine alone, `assembly` the gathering of the cached inputs before it, `overlapped`
-    a whole step with the next one's inputs gathered meanwhile. `error` is the largest difference
-    from the dense prediction.
+    Attributes:
+        ratio: the mask's share of the latents.
+        rows: rows per level.
+        dense: dense step on the engines.
+        eager: dense step in eager diffusers.
+        run: sparse step, the engine only.
+        assembly: gathering the cached inputs before a sparse step.
+        overlapped: a sparse step while the next one's inputs are gathered.
+        error: largest difference from the dense prediction.
     """
 
     ratio: float
@@ -85,12 +93,12 @@ class Ratio:
 
     @property
     def step(self) -> list[float]:
-        """Assembly and engine, one after the other."""
+        """Assembly followed by the engine."""
         return [a + b for a, b in zip(self.run, self.assembly, strict=True)]
 
 
 def prepare() -> None:
-    """Export the graphs into `FOLDER` and record some steps, if this code has not yet done so."""
+    """Export the graphs into `FOLDER` and record some steps, unless this code already did."""
     stamp = code_digest()
     if FOLDER.exists() and (FOLDER / "done").exists() and (FOLDER / "done").read_text() == stamp:
         return
@@ -116,10 +124,10 @@ def prepare() -> None:
 
 
 class Sides:
-    """What takes turns: dense and sparse engines, eager diffusers, and what they need.
+    """The measured sides, dense and sparse engines and eager diffusers, and their inputs.
 
     Args:
-        threads: of each call.
+        threads: threads of each call.
     """
 
     def __init__(self, threads: int) -> None:
@@ -151,22 +159,22 @@ class Sides:
         return {k: v[step : step + 1] for k, v in self.inputs.items()}
 
     def dense(self, step: int) -> torch.Tensor:
-        """The dense step, by the two graphs."""
+        """The dense step, on the two dense graphs."""
         inputs = self.one(step)
         return self._dense.predict(inputs.pop("sample"), inputs.pop("timestep"), inputs)
 
     def eager(self, step: int) -> torch.Tensor:
-        """The dense step, by diffusers."""
+        """The dense step, in diffusers."""
         with torch.no_grad():
             return self.unet(*self.one(step).values()).sample
 
     def batch(self, mask: Mask) -> Batch:
-        """One request with one branch."""
+        """The batch of one request with one branch."""
         return Batch(self.program, [Part(make_tables(mask, self.program.paddings))])
 
     @cached_property
     def texts(self) -> list[Tensors]:
-        """The steps' conditions, with the text projected; once per request when served."""
+        """The steps' conditions, with the text projected. A server does this once per request."""
         names = ("encoder_hidden_states",)
         return [
             dict(self._sparse.project_text({n: self.one(s)[n] for n in names}))
@@ -174,7 +182,7 @@ class Sides:
         ]
 
     def assemble(self, batch: Batch, step: int) -> Tensors:
-        """Gather what one step needs from the recording."""
+        """Gather the cached inputs of one step from the recording."""
         return batch.cached([ArrayCache(self._recording, step)])
 
     def sparse(self, batch: Batch, step: int, cached: Tensors) -> torch.Tensor:
@@ -194,7 +202,7 @@ class Sides:
 
 
 def square(ratio: float) -> Mask:
-    """A square in the middle that covers this share of the latents."""
+    """A square in the centre that covers this share of the latents."""
     side = round(SIDE * ratio**0.5)
     first = (SIDE - side) // 2
     mask = np.zeros((SIDE, SIDE), bool)
@@ -203,7 +211,7 @@ def square(ratio: float) -> Mask:
 
 
 def measure(sides: Sides, ratio: float, *, turns: int, eager: bool) -> Ratio:
-    """Turns of every side at one ratio, after one that does not count."""
+    """Measure turns of every side at one ratio, after a warm-up turn."""
     mask = square(ratio)
     batch = sides.batch(mask)
     _ = batch.fixed
@@ -218,17 +226,17 @@ def measure(sides: Sides, ratio: float, *, turns: int, eager: bool) -> Ratio:
         del cached
         found["overlapped"].append(sides.overlapped(batch, 2))
         timed(found["dense"], sides.dense, step)
-        if eager and turn < 3:  # it takes longest and is not what the goal is about
+        if eager and turn < 3:  # it takes longest, and no goal depends on it
             timed(found["eager"], sides.eager, step)
-        wanted = sides.answers[step : step + 1]
-        active = torch.from_numpy(mask).expand_as(wanted)
-        error = max(error, float((batch.scatter(rows, wanted) - wanted)[active].abs().max()))
+        expected = sides.answers[step : step + 1]
+        active = torch.from_numpy(mask).expand_as(expected)
+        error = max(error, float((batch.scatter(rows, expected) - expected)[active].abs().max()))
     counted = {name: [round(v, 2) for v in values[1:]] for name, values in found.items()}
     return Ratio(ratio, list(batch.counts), error=error, **counted)
 
 
 def timed(into: list[float], call: Callable[..., Any], *arguments: Any) -> Any:
-    """The call's result; its milliseconds go into the list."""
+    """Make a call, append its milliseconds to `into`, and return its result."""
     began = time.perf_counter()
     result = call(*arguments)
     into.append(1e3 * (time.perf_counter() - began))
@@ -236,9 +244,9 @@ def timed(into: list[float], call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def table(found: Sequence[Ratio]) -> Table:
-    """The report, for people: medians, and the spread of the ratio of each turn."""
+    """A table of medians, and the spread of each turn's speed-up."""
     shown = Table(title="One UNet step, SDXL topology at half width, 128 x 128 latents, float32")
-    for name in ("mask", "rows", "dense", "sparse", "of it assembly", "overlapped"):
+    for name in ("mask", "rows", "dense", "sparse", "assembly in it", "overlapped"):
         shown.add_column(name + (" ms" if name not in ("mask", "rows") else ""), justify="right")
     for name in ("speed-up", "min-max", "overlapped", "over eager diffusers", "largest error"):
         shown.add_column(name, justify="right")
@@ -266,7 +274,7 @@ def table(found: Sequence[Ratio]) -> Table:
 def measure_all(
     ratios: Sequence[float] = RATIOS, *, turns: int = 5, eager: bool = True
 ) -> list[Ratio]:
-    """Measure some ratios with a thread per core; returns all that have been measured so far."""
+    """Measure some ratios with a thread per core; returns all results measured so far."""
     sides = Sides(len(os.sched_getaffinity(0)))
     for ratio in ratios:
         entry = measure(sides, ratio, turns=turns, eager=eager)
@@ -276,7 +284,7 @@ def measure_all(
 
 
 def main() -> None:
-    """Measure the ratios that are asked for, print all that have been."""
+    """Measure the requested ratios, and print all results measured so far."""
     parser = argparse.ArgumentParser(description="sparse against dense UNet steps")
     parser.add_argument("ratios", nargs="*", type=float, help="mask ratios; by default all")
     parser.add_argument("--prepare", action="store_true", help="only export the graphs")

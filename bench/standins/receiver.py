@@ -1,4 +1,4 @@
-"""Calls senders as `denoise` calls ControlNets, and adds what they send to maps of its own."""
+"""Calls senders as `denoise` calls ControlNets, and adds their residuals to maps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from tessera.triton import pb
 
 
 class TritonPythonModel:
-    """WANTED (JSON: `shapes`, (c, h, w) of each map; `rows`; `calls`, how many senders at once) ->
-    TIMES (JSON: milliseconds until all have answered, and of the additions).
+    """WANTED -> TIMES.
+
+    WANTED is JSON: `shapes`, (c, h, w) of each map; `rows`; `calls`, the number of concurrent
+    senders. TIMES is JSON: milliseconds until all senders have answered, and of the additions.
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
-        """Nothing is kept between calls but threads."""
+        """Start the threads that make the calls."""
         torch.set_num_threads(1)
         self._threads = ThreadPoolExecutor(4)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
-        """Answer each request on its own."""
+        """Answer each request separately."""
         return pb.answer_each(requests, self._answer)
 
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
@@ -35,8 +37,8 @@ class TritonPythonModel:
         answers = [job.result() for job in asked]
         between = time.perf_counter()
         for answer in answers:
-            for own, part in zip(maps, answer.split([m.numel() for m in maps]), strict=True):
-                own.add_(part.view(own.shape), alpha=0.5)
+            for target, part in zip(maps, answer.split([m.numel() for m in maps]), strict=True):
+                target.add_(part.view(target.shape), alpha=0.5)
         ended = time.perf_counter()
         times = {"call_ms": 1e3 * (between - began), "add_ms": 1e3 * (ended - between)}
         return [pb.tensor("TIMES", json.dumps(times).encode())]

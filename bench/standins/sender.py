@@ -1,5 +1,5 @@
-"""Answers any call with RESIDUALS of a given size, which lie ready: what is left is what Triton
-does with them.
+"""Answers any call with prepared RESIDUALS of a given size, so that only Triton's transfer takes
+time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stand-in for a ControlNet: sleeps for as many milliseconds as its name says, answers zeros."""
+"""A stand-in for a ControlNet: sleeps for the milliseconds in its name and answers zeros."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tessera.triton import pb
 
 
 class TritonPythonModel:
-    """As `tessera.triton.controlnet`'s; `controlnet_sleep40` takes 40 ms a step."""
+    """Like the model of `tessera.triton.controlnet`. `controlnet_sleep40` takes 40 ms per step."""
 
     def initialize(self, args: dict[str, Any]) -> None:
-        """Read the duration off the name, and how many numbers a row of residuals has."""
+        """Read the duration from the name, and the number of residuals per row."""
         torch.set_num_threads(1)
         trace.write_to(ServerSettings.from_environment().trace)
         config = json.loads(args["model_config"])
@@ -26,7 +26,7 @@ class TritonPythonModel:
         self._branches: dict[int, int] = {}
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
-        """Answer each request on its own."""
+        """Answer each request separately."""
         return pb.answer_each(requests, self._answer)
 
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:

@@ -1,1 +1,1 @@
-"""Turns checkpoints into bundles, and trains the demo model."""
+"""Builds bundles from checkpoints, compiles and verifies them, and trains the demo model."""

@@ -1,7 +1,7 @@
-"""What goes into a bundle beside the checkpoint: ControlNets, exported with it, and LoRA files.
+"""Add-ons of a bundle: ControlNets, which are exported with the checkpoint, and LoRA files.
 
-LoRAs are copied as they are and not listed in the manifest: the folder `adapters` of a bundle is
-one where files may be put in and taken out at any time.
+LoRA files are copied unchanged and not listed in the manifest, since files may be added to and
+removed from a bundle's folder `adapters` at any time.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ _FAMILY = (
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
 )
-"""What decides which inputs a ControlNet takes and how many residuals of which width it gives."""
+"""Configuration that decides a ControlNet's inputs and the number and widths of its residuals."""
 _EMBEDDING_WIDTHS = (16, 32, 96, 256)  # Zhang et al. 2023, as in diffusers
 
 
 @dataclass(frozen=True)
 class AddOns:
-    """Paths of what is to be built in.
+    """Paths of ControlNets and LoRAs to add to a bundle.
 
     Attributes:
-        controlnets: by name: a folder with `config.json` and safetensors weights, or one
-            safetensors file.
+        controlnets: ControlNets by name: a folder with `config.json` and safetensors weights, or a
+            single safetensors file.
         loras: safetensors files.
-        placements: where ControlNets run, as `NAME=PLACE`; those that are not named run where the
-            other models do.
+        placements: where ControlNets run, as `NAME=PLACE`. Others run where the other models do.
     """
 
     controlnets: Mapping[str, Path] = field(default_factory=dict)
@@ -60,16 +59,16 @@ class AddOns:
         """`placements` by name.
 
         Raises:
-            BundleError: one is of another form or names no ControlNet.
+            BundleError: a placement has another form or names an unknown ControlNet.
         """
         try:
-            found = read_placements(self.placements, self.controlnets)
+            placements = read_placements(self.placements, self.controlnets)
         except TesseraError as error:
             raise BundleError(str(error)) from None
-        return {name: place.text for name, place in found.items()}
+        return {name: placement.text for name, placement in placements.items()}
 
     def check(self) -> None:
-        """Look at names and files before anything expensive is done.
+        """Check names and files before expensive work begins.
 
         Raises:
             BundleError: a name or a file is not accepted.
@@ -77,46 +76,46 @@ class AddOns:
         for name, path in self.controlnets.items():
             if not _NAME.fullmatch(name) or name.endswith(HINT):
                 raise BundleError(
-                    f"ControlNet name {name!r} is not accepted; accepted: letters, digits, _ and "
-                    f"-, not ending in {HINT}"
+                    f"ControlNet name is {name!r}; accepted: letters, digits, _ and -, not ending "
+                    f"in {HINT}"
                 )
             _check_controlnet(name, path)
-        self.places  # noqa: B018 - raises what is wrong with them
+        self.places  # noqa: B018 - raises if a placement is wrong
         stems = [path.stem for path in self.loras]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        if twice:
-            raise BundleError(f"two LoRA files are called {twice[0]}; rename one of them")
+        duplicates = sorted({stem for stem in stems if stems.count(stem) > 1})
+        if duplicates:
+            raise BundleError(f"two LoRA files are called {duplicates[0]}; rename one of them")
         for path in self.loras:
             _check_lora(path)
 
 
 def read_controlnets(pairs: Sequence[str]) -> dict[str, Path]:
-    """`NAME=PATH` of the command line.
+    """Parse `NAME=PATH` arguments of the command line.
 
     Raises:
-        BundleError: one is of another form, or a name comes twice.
+        BundleError: an argument has another form, or a name is given twice.
     """
-    found: dict[str, Path] = {}
+    controlnets: dict[str, Path] = {}
     for pair in pairs:
         name, equals, path = pair.partition("=")
         if not equals or not path:
             raise BundleError(f"--controlnet is {pair!r}; accepted: NAME=PATH")
-        if name in found:
-            raise BundleError(f"--controlnet {name} is given twice; give each its own name")
-        found[name] = Path(path)
-    return found
+        if name in controlnets:
+            raise BundleError(f"--controlnet {name} is given twice; give each a different name")
+        controlnets[name] = Path(path)
+    return controlnets
 
 
 def open_controlnet(
     name: str, path: Path, unet: UNet2DConditionModel, latents: Latents
 ) -> ControlNetModel:
-    """A ControlNet in float32 that fits the UNet.
+    """Open a ControlNet in float32 and check that it fits the UNet.
 
-    A single file says nothing of its configuration: it is read with the one that diffusers would
-    give a new ControlNet for this UNet.
+    A single file has no configuration. It is read with the configuration that diffusers would give
+    a new ControlNet for this UNet.
 
     Raises:
-        BundleError: it cannot be read, or is of another family.
+        BundleError: the ControlNet cannot be read, or belongs to another family.
     """
     try:
         if path.is_dir():
@@ -137,10 +136,10 @@ def open_controlnet(
 
 
 def install_loras(out: Path, loras: Sequence[Path]) -> None:
-    """Copy LoRA files into a bundle, each whole or not at all.
+    """Copy LoRA files into a bundle, each atomically.
 
     Raises:
-        BundleError: the disk is full, or the folder cannot be written.
+        BundleError: the disk is full or the folder cannot be written.
     """
     folder = out / ADAPTERS
     try:
@@ -165,18 +164,18 @@ def _check_controlnet(name: str, path: Path) -> None:
         )
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise BundleError(f"ControlNet {name}: {path} is no safetensors file")
+            raise BundleError(f"ControlNet {name}: {path} is not a safetensors file")
         return
     if not (path / "config.json").exists():
         raise BundleError(f"ControlNet {name}: {path} has no config.json")
     if not list(path.glob("*.safetensors")):
         raise BundleError(
-            f"ControlNet {name}: {path} holds no safetensors weights; accepted: *.safetensors"
+            f"ControlNet {name}: {path} has no safetensors weights; accepted: *.safetensors"
         )
 
 
 def _open_file(path: Path, unet: UNet2DConditionModel, latents: Latents) -> ControlNetModel:
-    levels = latents.pixels.bit_length()  # of the picture's embedding, each half as large
+    levels = latents.pixels.bit_length()  # of the hint's network, each half as large
     with init_empty_weights():
         like = ControlNetModel.from_unet(
             unet,
@@ -189,41 +188,43 @@ def _open_file(path: Path, unet: UNet2DConditionModel, latents: Latents) -> Cont
 
 
 def _check_family(
-    name: str, own: Mapping[str, Any], unet: Mapping[str, Any], latents: Latents
+    name: str, config: Mapping[str, Any], unet: Mapping[str, Any], latents: Latents
 ) -> None:
     """Compare a ControlNet's configuration with the UNet's.
 
     Raises:
-        BundleError: the first thing that does not fit.
+        BundleError: they differ; the message has the first difference.
     """
-    theirs = {key: _plain(unet.get(key)) for key in _FAMILY}
-    ours = {key: _plain(own.get(key)) for key in _FAMILY}
-    ours["pixels a latent"] = 2 ** (len(own["conditioning_embedding_out_channels"]) - 1)
-    theirs["pixels a latent"] = latents.pixels
-    for key, wanted in theirs.items():
-        if ours[key] != wanted:
+    expected = {key: _plain(unet.get(key)) for key in _FAMILY}
+    actual = {key: _plain(config.get(key)) for key in _FAMILY}
+    actual["pixels per latent"] = 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)
+    expected["pixels per latent"] = latents.pixels
+    for key, value in expected.items():
+        if actual[key] != value:
             raise BundleError(
                 f"ControlNet {name} is of another family than the checkpoint: its {key} is "
-                f"{ours[key]}, accepted: {wanted}"
+                f"{actual[key]}; accepted: {value}"
             )
     for key in ("class_embed_type", "encoder_hid_dim_type", "global_pool_conditions"):
-        if own.get(key):
+        if config.get(key):
             raise BundleError(
-                f"ControlNet {name} has {key} {own[key]!r}; accepted: a ControlNet without"
+                f"ControlNet {name} has {key} {config[key]!r}; accepted: a ControlNet without it"
             )
 
 
 def _check_lora(path: Path) -> None:
     refuse_pickle(path)
     if path.suffix != ".safetensors" or not path.is_file():
-        raise BundleError(f"LoRA {path} is no safetensors file; accepted: *.safetensors")
+        raise BundleError(f"LoRA {path} is not a safetensors file; accepted: *.safetensors")
     try:
         with safe_open(path, framework="pt") as weights:
             names = list(weights.keys())
     except (SafetensorError, OSError) as error:
         raise BundleError(f"LoRA {path} cannot be read: {first_line(error)}") from error
     if not any("lora" in name for name in names):
-        raise BundleError(f"{path} holds no LoRA: none of its {len(names)} tensors is named so")
+        raise BundleError(
+            f'{path} is not a LoRA: none of its {len(names)} tensors has "lora" in its name'
+        )
 
 
 def _plain(value: Any) -> Any:

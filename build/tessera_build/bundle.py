@@ -1,6 +1,6 @@
-"""Checkpoint -> bundle.
+"""Builds a bundle from a checkpoint.
 
-A bundle appears whole, by a rename, or not at all.
+The bundle is written to a temporary folder and renamed, so it appears complete or not at all.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxr
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be chosen about a bundle; `None` is what the checkpoint and its variant suggest.
+    """Options of a bundle. `None` means the value of the checkpoint or its variant.
 
     Attributes:
-        steps, guidance, scheduler, size: of a request that does not say.
+        steps, guidance, scheduler, size: defaults for requests that do not set them.
         min_size, max_size: limits of width and height in pixels.
-        max_rows: largest batch of one UNet call (two rows for a request with guidance).
-        lora_bound: share of the steps that a request with `lora_policy` bounded may be without its
+        max_rows: largest batch of one UNet call (a guided request has two rows).
+        lora_bound: share of the steps that a request with `lora_policy` bounded may run without its
             LoRAs.
-        lora_rank: how large the ranks of a request's LoRAs together may be for the low-rank side
-            path; 0 leaves its graphs out.
+        lora_rank: largest sum of the ranks of a request's LoRAs on the low-rank side path; 0 leaves
+            its graphs out.
     """
 
     steps: int | None = None
@@ -88,20 +88,19 @@ def build_bundle(
     config: Path | None = None,
     addons: AddOns = _NONE,
 ) -> Manifest:
-    """Export every graph of a checkpoint into the bundle `out`, replacing what is there but for its
-    LoRAs.
+    """Export every graph of a checkpoint into a bundle.
 
     Args:
         checkpoint: a diffusers folder or a single safetensors file.
-        out: the bundle's folder.
+        out: the bundle's folder. An existing bundle is replaced, except for its LoRAs.
         choices: defaults and limits.
-        progress: is told (what comes next, parts done, parts in all).
+        progress: called with (next part, number of finished parts, number of all parts).
         config: see `open_checkpoint`.
-        addons: ControlNets and LoRAs to build in.
+        addons: ControlNets and LoRAs to add.
 
     Raises:
-        BundleError: the checkpoint or an add-on cannot be read or is not supported, a choice does
-            not fit, another build is writing to `out`, or the disk is full.
+        BundleError: the checkpoint or an add-on cannot be read or is not supported, a choice is not
+            accepted, another build is writing to `out`, or the disk is full.
     """
     addons.check()
     with _writing(out), _locked(out):
@@ -142,8 +141,8 @@ def build_bundle(
 
 
 def is_current(out: Path, checkpoint: Path, choices: Choices, addons: AddOns = _NONE) -> bool:
-    """Whether `out` is a whole bundle of this checkpoint with these choices and ControlNets, made
-    by this version of the exporter.
+    """Whether `out` is a complete bundle of this checkpoint with these choices and ControlNets,
+    built by this version of the exporter.
     """
     try:
         manifest = read_manifest(out)
@@ -156,8 +155,8 @@ def is_current(out: Path, checkpoint: Path, choices: Choices, addons: AddOns = _
 
 
 def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) -> str:
-    """SHA-256 over the files of a checkpoint and its ControlNets, the choices, and the code that
-    exports them.
+    """SHA-256 of the files of a checkpoint and its ControlNets, the choices, and the exporter's
+    code.
     """
     parts = [code_digest(), *(file_digest(p) for p in _files(checkpoint))]
     for name, path in sorted(addons.controlnets.items()):
@@ -167,7 +166,7 @@ def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) ->
 
 
 def code_digest() -> str:
-    """SHA-256 over the code that decides what is in a bundle's graphs."""
+    """SHA-256 of the code that determines the contents of a bundle's graphs."""
     here = Path(__file__).parent
     networks = Path(tessera.networks.__file__).parent
     builder = (
@@ -193,7 +192,7 @@ def _files(path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """A full disk or a folder that cannot be written to is one sentence."""
+    """Turn a full disk or an unwritable folder into a `BundleError`."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -202,7 +201,7 @@ def _writing(out: Path) -> Iterator[None]:
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) else None
         if not isinstance(error, OSError) and "os error" not in str(error):
-            raise  # libraries written in Rust have no class for what the system said
+            raise  # libraries written in Rust raise system errors without a class of their own
         raise BundleError(f"{out} could not be written: {reason or error}") from error
 
 
@@ -214,10 +213,10 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), lock.stat()):
-            raise BlockingIOError  # its owner has just removed it, and another may hold a new one
+            raise BlockingIOError  # just removed by its owner; another process may have a new one
     except (BlockingIOError, FileNotFoundError):
         os.close(descriptor)
-        raise BundleError(f"another build is writing to {out}; wait for it to end") from None
+        raise BundleError(f"another build is writing to {out}; wait until it ends") from None
     try:
         yield
     finally:
@@ -255,8 +254,8 @@ def _write_config(pipe: DiffusionPipeline, variant: str, folder: Path) -> None:
 
 
 def _save_config(network: nn.Module, folder: Path) -> None:
-    """Write `config.json` alone, without the path that the network was loaded from: the same
-    checkpoint elsewhere is the same bundle.
+    """Write `config.json` only, without the path that the network was loaded from. So a checkpoint
+    gives the same bundle wherever it is stored.
     """
     owner: Any = network if isinstance(network, ConfigMixin) else network.config
     (owner.save_config if isinstance(network, ConfigMixin) else owner.save_pretrained)(folder)
@@ -267,7 +266,7 @@ def _save_config(network: nn.Module, folder: Path) -> None:
 
 
 def _natural_size(pipe: DiffusionPipeline) -> int:
-    """Pixels of the square pictures that the UNet was made for."""
+    """Side in pixels of the square images that the UNet was trained for."""
     return int(pipe.unet.config.sample_size) * latents_of(pipe).pixels
 
 
@@ -284,14 +283,14 @@ def _limits(pipe: DiffusionPipeline, choices: Choices) -> Limits:
 def _defaults(pipe: DiffusionPipeline, variant: str, choices: Choices) -> Defaults:
     row = VARIANTS[variant]
     cls = type(pipe.scheduler).__name__
-    own = [name for name, s in SCHEDULERS.items() if s.cls == cls and not s.settings]
+    of_checkpoint = [name for name, s in SCHEDULERS.items() if s.cls == cls and not s.settings]
     size = choices.size or _natural_size(pipe)
     return Defaults(
         steps=choices.steps or row.steps,
         guidance=row.guidance if choices.guidance is None else choices.guidance,
         width=size,
         height=size,
-        scheduler=choices.scheduler or (own[0] if own else row.scheduler),
+        scheduler=choices.scheduler or next(iter(of_checkpoint), row.scheduler),
         lora_bound=choices.lora_bound,
     )
 
@@ -304,8 +303,8 @@ def _checked(limits: Limits, defaults: Defaults) -> tuple[Limits, Defaults]:
     sizes = (limits.min_size, defaults.width, limits.max_size)
     if list(sizes) != sorted(sizes) or any(s % SIZE_STEP for s in sizes):
         raise BundleError(
-            f"smallest, usual and largest size are {sizes}; accepted: multiples of {SIZE_STEP} in "
-            "ascending order"
+            f"smallest, default and largest size are {sizes}; accepted: multiples of {SIZE_STEP} "
+            "in ascending order"
         )
     return limits, defaults
 
@@ -316,7 +315,7 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; an older bundle there is moved aside first and then removed."""
+    """Rename `folder` to `out`. An older bundle there is renamed first and removed afterwards."""
     old = folder.with_name(folder.name + "-old")
     if out.exists():
         out.rename(old)

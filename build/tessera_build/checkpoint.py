@@ -1,6 +1,6 @@
 """Opens a diffusers checkpoint and finds its row in the table of variants.
 
-Accepted are a folder, a single safetensors file and a hub's "owner/name"; never a pickle.
+Accepts a folder, a single safetensors file and a hub's "owner/name". Rejects pickles.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _SUPPORTED = ", ".join(f"{v.title} ({name})" for name, v in VARIANTS.items())
 
 
 def find_checkpoint(source: str) -> Path:
-    """The folder or file that `source` names; a hub's "owner/name" is downloaded into its cache.
+    """The checkpoint's folder or file. A hub's "owner/name" is downloaded into the hub's cache.
 
     Raises:
-        BundleError: there is nothing of that name, or it is a pickle.
+        BundleError: the checkpoint does not exist, or is a pickle.
     """
     path = Path(source)
     refuse_pickle(path)
     if path.exists():
         if path.is_file() and path.suffix != ".safetensors":
-            raise BundleError(f"{source} is no safetensors file; accepted: *.safetensors")
+            raise BundleError(f"{source} is not a safetensors file; accepted: *.safetensors")
         if path.is_dir() and not (path / "model_index.json").exists():
             raise BundleError(f"{source} is not a diffusers checkpoint: it has no model_index.json")
         return path
@@ -56,30 +56,30 @@ def find_checkpoint(source: str) -> Path:
         return Path(DiffusionPipeline.download(source, use_safetensors=True))
     except Exception as error:  # the hub client raises whatever its HTTP library does
         raise BundleError(
-            f"{source} is no local path, and the hub did not give it: {first_line(error)}"
+            f"{source} is not a local path, and the hub did not provide it: {first_line(error)}"
         ) from error
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a file by its suffix.
+    """Reject a file with the suffix of a pickle.
 
     Raises:
-        BundleError: it is a pickle's.
+        BundleError: the suffix is a pickle's.
     """
     if path.suffix in _PICKLES:
         raise BundleError(f"{path} is a pickle, which can run code; accepted: safetensors")
 
 
 def open_checkpoint(path: Path, *, config: Path | None = None) -> tuple[DiffusionPipeline, str]:
-    """The checkpoint as a diffusers pipeline in float32, and the name of its variant.
+    """Open a checkpoint as a diffusers pipeline in float32; returns it and its variant's name.
 
     Args:
-        path: of a diffusers folder or a single safetensors file.
-        config: for a single file: a diffusers folder to take the configs from, where the hub, which
-            has them otherwise, cannot be reached.
+        path: a diffusers folder or a single safetensors file.
+        config: for a single file, a diffusers folder with its configuration. Without it the
+            configuration comes from the hub.
 
     Raises:
-        BundleError: it cannot be read, or is of a kind that is not supported.
+        BundleError: the checkpoint cannot be read, or its kind is not supported.
     """
     try:
         if path.is_file():
@@ -92,10 +92,14 @@ def open_checkpoint(path: Path, *, config: Path | None = None) -> tuple[Diffusio
 
 
 def variant_of(pipeline: str, unet: Mapping[str, Any]) -> str:
-    """Name of the row that a checkpoint belongs to, by its own configuration.
+    """Name of the variant of a checkpoint, by its configuration.
+
+    Args:
+        pipeline: class name of the diffusers pipeline.
+        unet: configuration of the UNet.
 
     Raises:
-        BundleError: none fits; the sentence says what is supported.
+        BundleError: no variant fits. The message lists the supported ones.
     """
     known = {v.pipeline for v in VARIANTS.values()}
     if pipeline not in known:
@@ -125,7 +129,7 @@ def _open_folder(path: Path) -> tuple[DiffusionPipeline, str]:
             raise _unsupported(f"has no {part}, as refiners do")
         if not list((path / part).glob("*.safetensors")):
             raise BundleError(
-                f"{path / part} holds no safetensors weights; accepted: *.safetensors (convert a "
+                f"{path / part} has no safetensors weights; accepted: *.safetensors (convert a "
                 "pickle with diffusers' save_pretrained)"
             )
     options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
@@ -136,7 +140,7 @@ def _open_folder(path: Path) -> tuple[DiffusionPipeline, str]:
 
 
 def _open_file(path: Path, options: dict[str, str]) -> DiffusionPipeline:
-    """A single file names no pipeline; the names and shapes of its weights tell."""
+    """Open a single file. The names and shapes of its weights determine the pipeline."""
     with safe_open(path, framework="pt") as weights:
         names = set(weights.keys())
         if _FIRST_CONV not in names:
@@ -154,7 +158,7 @@ def _open_file(path: Path, options: dict[str, str]) -> DiffusionPipeline:
         if options:
             raise
         raise BundleError(
-            f"{path} needs its configuration from a hub, which did not give it "
+            f"{path} needs its configuration from a hub, which did not provide it "
             f"({first_line(error)}); name a folder that has it with --config"
         ) from error
 
@@ -164,5 +168,5 @@ def _unsupported(what: str) -> BundleError:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says first, cut to 300 characters."""
+    """The first line of an error's message, cut to 300 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

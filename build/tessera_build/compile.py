@@ -1,8 +1,8 @@
-"""`tessera-build compile`: a bundle's graphs -> refittable TensorRT engines.
+"""`tessera-build compile`: compiles a bundle's graphs into refittable TensorRT engines.
 
-Strongly typed: a graph is exported again in the wanted precision and TensorRT keeps to it. What is
-planned needs neither a GPU nor TensorRT; `Compiler` is where both come in. Plans that are there
-already are left alone, so an interrupted run goes on where it stopped.
+Compiled engines are strongly typed: a graph is exported again in the chosen precision, and TensorRT
+keeps it. Listing the jobs needs neither a GPU nor TensorRT; only `Compiler` does. Existing compiled
+engines are kept, so an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -46,14 +46,20 @@ TOLERANCE = {"fp16": 2e-2, "bf16": 6e-2, "fp32": 2e-3}
 
 _DECODER = "unet_decoder"
 _RANK = 16
-"""Likeliest rank of low-rank inputs."""
+"""Most likely rank of low-rank inputs."""
 _PAIR = 2
-"""Rows of a request with guidance: the usual batch, and the largest outside the UNet."""
+"""Rows of a guided request: the usual batch, and the largest one outside the UNet."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A compiled engine to build, or one that is there already."""
+    """A compiled engine to build, or one that exists already.
+
+    Attributes:
+        source: the graph.
+        key: everything that the compiled engine depends on.
+        path: its file.
+    """
 
     source: Source
     key: CompiledKey
@@ -61,19 +67,19 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the compiled engine is there, with its record and its canary."""
+        """Whether the compiled engine exists, with its record and its canary."""
         needed = (self.path, self.path.with_suffix(".json"), canary_path(self.path))
         return all(path.exists() for path in needed)
 
 
 class Compiler(Protocol):
-    """TensorRT on a GPU, as far as this module needs it."""
+    """Compiles and opens engines. `tensorrt.PolygraphyCompiler` does so on a GPU."""
 
     architecture: str
     version: str
 
     def build(self, graph: Path, key: CompiledKey, timing_cache: Path) -> bytes:
-        """Compile an ONNX file into a compiled engine."""
+        """Compile an ONNX file; returns the content of the compiled engine's file."""
         ...
 
     def open(self, engine_file: Path, key: CompiledKey, source: Source) -> Engine:
@@ -84,7 +90,7 @@ class Compiler(Protocol):
 def plan_jobs(
     folder: Path, *, precision: str, architecture: str, tensorrt: str, stripped: bool = False
 ) -> list[Job]:
-    """What there is to compile; needs no GPU.
+    """The compiled engines of a bundle. Needs no GPU.
 
     Raises:
         BundleError: the precision is unknown, or this TensorRT is known to be faulty.
@@ -110,8 +116,9 @@ def plan_jobs(
 
 
 def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
-    """Shapes of a graph's inputs within the bundle's limits, by a run without numbers (on torch's
-    meta device).
+    """Shapes of a graph's inputs within the bundle's limits.
+
+    Runs modules on torch's meta device, which computes shapes without numbers.
     """
     limits, defaults, pixels = manifest.limits, manifest.defaults, manifest.latents.pixels
     denoises = source.graph.startswith(("unet", CONTROLNET)) and not source.graph.endswith(HINT)
@@ -133,10 +140,10 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
 
 
 def compile_job(job: Job, compiler: Compiler, folder: Path) -> CompiledRecord:
-    """Build one compiled engine, compare it with torch as built and after a refit, put it in place.
+    """Build a compiled engine, compare it with torch before and after a refit, and store it.
 
     Raises:
-        BundleError: TensorRT refuses the graph, or the compiled engine computes something else.
+        BundleError: TensorRT rejects the graph, or the compiled engine computes wrong results.
     """
     (folder / FOLDER).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder / FOLDER, prefix=".build-") as name:
@@ -145,13 +152,17 @@ def compile_job(job: Job, compiler: Compiler, folder: Path) -> CompiledRecord:
         inputs = _trace_inputs(job.source, read_manifest(folder), folder)
         layout = _export(module, inputs, PRECISIONS[job.key.precision], work / "graph.onnx")
         if layout != dict(job.source.layout):
-            raise BundleError(f"{job.key.graph}: weights lie otherwise in {job.key.precision}")
+            raise BundleError(
+                f"{job.key.graph}: the layout of weights in {job.key.precision} differs from the "
+                "bundle's; build the bundle again"
+            )
         engine_file = work / "engine.plan"
         cache = folder / FOLDER / f"timing-{job.key.architecture}-{job.key.tensorrt}.cache"
         engine_file.write_bytes(compiler.build(work / "graph.onnx", job.key, cache))
-        canary = _hatch(job, inputs)
+        canary = _make_canary(job, inputs)
         canary.write(canary_path(engine_file))
-        built, refitted = _sing(job, compiler.open(engine_file, job.key, job.source), canary)
+        engine = compiler.open(engine_file, job.key, job.source)
+        built, refitted = _check_canary(job, engine, canary)
         record = CompiledRecord(job.key, file_digest(engine_file), built, refitted)
         write_compiled(folder, record, engine_file)
     return record
@@ -164,8 +175,8 @@ def _export(
     return export_graph(module.to(dtype), signature_of(module, cast), path)
 
 
-def _hatch(job: Job, inputs: Tensors) -> Canary:
-    """What torch computes with the graph's weights, and with the first matrix doubled."""
+def _make_canary(job: Job, inputs: Tensors) -> Canary:
+    """The outputs of torch with the graph's weights, and with its first matrix doubled."""
     module = open_module(job.source)
     built = run(module, inputs)
     name, weight = next(
@@ -178,33 +189,34 @@ def _hatch(job: Job, inputs: Tensors) -> Canary:
     return Canary(name, value, inputs, built, run(module, inputs), tolerance)
 
 
-def _sing(job: Job, engine: Engine, canary: Canary) -> tuple[float, float]:
-    """Differences of an engine from torch: as built, and after a refit (the worse of doing and
-    undoing it).
+def _check_canary(job: Job, engine: Engine, canary: Canary) -> tuple[float, float]:
+    """Differences of an engine from torch, as built and after a refit.
+
+    The latter is the larger one of refitting and undoing the refit.
 
     Raises:
-        BundleError: one is beyond the tolerance.
+        BundleError: a difference exceeds the tolerance.
     """
     built = difference(canary.built, engine.run(canary.inputs))
     refitted = max(refit_difference(engine, canary))
-    for what, found in (("as built", built), ("after a refit", refitted)):
-        if not found <= canary.tolerance:
+    for when, error in (("as built", built), ("after a refit", refitted)):
+        if not error <= canary.tolerance:
             raise BundleError(
-                f"the compiled engine of {job.key.graph} is {found:.1e} away from torch {what}, "
-                f"more than {canary.tolerance:.0e}; it is not used"
+                f"the compiled engine of {job.key.graph} differs from torch by {error:.1e} {when}; "
+                f"accepted: at most {canary.tolerance:.0e}; it is not used"
             )
     return built, refitted
 
 
-def _precision(source: Source, wanted: str) -> str:
-    """The wanted one, unless the graph overflows in it."""
-    return "fp32" if wanted == "fp16" and overflows_in_half(source) else wanted
+def _precision(source: Source, precision: str) -> str:
+    """The chosen precision, or `fp32` if the graph overflows in it."""
+    return "fp32" if precision == "fp16" and overflows_in_half(source) else precision
 
 
 def _sparse_profile(
     module: SparseUNet, manifest: Manifest, corners: tuple[tuple[int, int, int], ...]
 ) -> dict[str, Shapes]:
-    """The numbers of active tokens and of their neighbours have ranges of their own."""
+    """The profile of `unet_sparse`, where numbers of active tokens and halo rows vary too."""
     (_, *smallest), (_, *usual), (most, *largest) = corners
     ranges = sparse_ranges(
         module.program,

@@ -1,4 +1,4 @@
-"""Random inputs for the modules of graphs, to trace, compare and measure them with."""
+"""Random inputs for the modules of graphs, for tracing, comparing and measuring."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tessera.types import Tensors
 from tessera_build.sparse import sparse_inputs
 
 TOKENS = 77
-"""The window of every text encoder that Stable Diffusion has had."""
+"""The window of all text encoders of Stable Diffusion."""
 
 RANK = 3
-"""Of low-rank inputs."""
+"""Default rank of low-rank inputs."""
 
 
 def example_inputs(
@@ -31,21 +31,21 @@ def example_inputs(
     width: int,
     rank: int = RANK,
 ) -> Tensors:
-    """Inputs by name, in the module's order, on the CPU in float32.
+    """Random inputs by name, in the module's order, on the CPU in float32.
 
     Args:
-        module: of any graph but the UNet's decoder half, which takes `decoder_inputs`, and
-            `factor_inputs` if it has low-rank inputs.
-        latents: of the bundle.
-        rows: the batch.
-        height: in latents.
-        width: in latents.
-        rank: of low-rank inputs.
+        module: module of any graph except the UNet's decoder half. For that use `decoder_inputs`,
+            and `factor_inputs` if it has low-rank inputs.
+        latents: the bundle's latent space.
+        rows: size of the batch.
+        height: height in latents.
+        width: width in latents.
+        rank: rank of low-rank inputs.
     """
     if isinstance(module, LowRank):
         size = {"rows": rows, "height": height, "width": width}
-        own = example_inputs(module.half, latents, **size)
-        return {**own, **factor_inputs(module, rows, rank)}
+        of_half = example_inputs(module.half, latents, **size)
+        return {**of_half, **factor_inputs(module, rows, rank)}
     if isinstance(module, SparseUNet):
         encoder = UNetEncoder(module.source)
         live = example_inputs(encoder, latents, rows=rows, height=height, width=width)
@@ -60,17 +60,17 @@ def example_inputs(
         "encoder_hidden_states": (TOKENS, getattr(config, "cross_attention_dim", 0)),
         "text_embeds": (_pooled_width(config),),
     }
-    made = {name: torch.randn(rows, *shapes[name]) for name in module.inputs if name in shapes}
+    inputs = {name: torch.randn(rows, *shapes[name]) for name in module.inputs if name in shapes}
     if "input_ids" in module.inputs:
         ids = torch.randint(0, config.vocab_size, (rows, TOKENS))
         ids[:, -1] = config.eos_token_id  # the projection reads the embedding at the first of these
-        made["input_ids"] = ids
+        inputs["input_ids"] = ids
     if "timestep" in module.inputs:
-        made["timestep"] = torch.linspace(1, 900, rows)
+        inputs["timestep"] = torch.linspace(1, 900, rows)
     if "time_ids" in module.inputs:
         sizes = [8.0 * n for n in (height, width, 0, 0, height, width)]
-        made["time_ids"] = torch.tensor([sizes] * rows)
-    return {name: made[name] for name in module.inputs}
+        inputs["time_ids"] = torch.tensor([sizes] * rows)
+    return {name: inputs[name] for name in module.inputs}
 
 
 def decoder_inputs(inputs: Mapping[str, torch.Tensor], encoded: Tensors) -> Tensors:
@@ -86,8 +86,9 @@ def decoder_inputs(inputs: Mapping[str, torch.Tensor], encoded: Tensors) -> Tens
 
 
 def factor_inputs(module: GraphModule, rows: int, rank: int = RANK) -> Tensors:
-    """The low-rank inputs of a half of the UNet that has such, else none; updates of a tenth of the
-    weights' own size.
+    """Random low-rank inputs of a half of the UNet, if it takes any.
+
+    The updates are about a tenth as large as the weights.
     """
     if not isinstance(module, LowRank):
         return {}
@@ -96,7 +97,7 @@ def factor_inputs(module: GraphModule, rows: int, rank: int = RANK) -> Tensors:
 
 
 def run(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Tensors:
-    """The module's outputs by name."""
+    """Run a module; returns its outputs by name."""
     with torch.no_grad():
         outputs = module(*inputs.values())
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -104,7 +105,7 @@ def run(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def is_picture(name: str) -> bool:
-    """Whether an input or output has height and width, as axes 2 and 3."""
+    """Whether an input or output has height and width, at axes 2 and 3."""
     return name in ("sample", "latents", "image", "mid", "hint") or name.startswith("skip_")
 
 

@@ -1,11 +1,11 @@
-"""Torch module -> ONNX graph in which every weight keeps its name.
+"""Exports a torch module as an ONNX graph in which every weight keeps its name.
 
-torch's exporter transposes, folds and renames weights as it likes. A graph that is to be refitted
-needs one initializer per parameter, under the parameter's own name. So the graph is exported
-unoptimised; layout operators that stand directly on a parameter are folded into its initializer
-(and recorded, so that a new weight can be brought into the same layout); everything that does not
-touch a parameter is then constant-folded as usual. Passes that would merge equal parameters or drop
-zero biases are left out on purpose.
+torch's exporter may transpose, fold and rename weights. A refittable graph needs one initializer
+per parameter, with the parameter's name. So the graph is exported without optimisation. Layout
+operators directly on a parameter are folded into its initializer and recorded, so that a new weight
+can be converted to the same layout. Everything that does not involve a parameter is then
+constant-folded as usual. Passes that would merge equal parameters or drop zero biases are left out
+on purpose.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ _MOVES = {"Transpose", "Unsqueeze", "Squeeze", "Reshape"}
 
 @dataclass(frozen=True)
 class Signature:
-    """Example inputs (batch of two, so that no axis is mistaken for a constant) and names of what
-    goes in and out.
+    """Example inputs, names and dynamic axes of a module.
 
     Attributes:
-        dynamic: dynamic axes as torch.export takes them.
-        axes: dynamic axes by name, of a module that is to be traced instead (see `trace`).
+        example: example inputs, with a batch of two, so that no axis is mistaken for a constant.
+        inputs, outputs: names of inputs and outputs.
+        dynamic: dynamic axes in the form of torch.export.
+        axes: dynamic axes by name, for a module that is traced instead (see `trace`).
     """
 
     example: tuple[torch.Tensor, ...]
@@ -54,9 +55,17 @@ class Signature:
 def export_graph(
     module: torch.nn.Module, signature: Signature, path: Path, *, external: bool = False
 ) -> Layout:
-    """Write `path` (.onnx) and return how initializers differ in layout from the module's
-    parameters. Weights go into a file of their own (.onnx.data) if they are to be `external`, or
-    too large.
+    """Export a module.
+
+    Args:
+        module: the module.
+        signature: its inputs and outputs.
+        path: the .onnx file to write.
+        external: whether to write weights to a separate file (.onnx.data). Weights that are too
+            large for one file are always written there.
+
+    Returns:
+        How initializers differ in layout from the module's parameters.
 
     Raises:
         RuntimeError: a parameter has no initializer of its name in the graph.
@@ -73,7 +82,7 @@ def export_graph(
     lost = sorted(parameters - set(model.graph.initializers))
     if lost:
         raise RuntimeError(f"{len(lost)} parameters lost in export, first {lost[0]}")
-    passes.ClearMetadataAndDocStringPass()(model)  # stack traces, with the paths of this machine
+    passes.ClearMetadataAndDocStringPass()(model)  # they have stack traces with local paths
     program.save(path, external_data=external)
     return layout
 
@@ -106,8 +115,8 @@ def _capture(module: torch.nn.Module, signature: Signature) -> torch.onnx.ONNXPr
             opset=OPSET,
         )
         return torch.onnx.ONNXProgram(model, None)
-    # By itself torch.onnx.export traces some of these modules twice, the second time through
-    # dynamo: that takes more than twice as long and finds the same.
+    # Without this, torch.onnx.export traces some of these modules twice, the second time through
+    # dynamo. That takes more than twice as long and gives the same result.
     traced = torch.export.export(
         module, signature.example, dynamic_shapes=signature.dynamic, strict=False
     )
@@ -137,8 +146,10 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> ir.Value:
-    """Torch's scaled_dot_product_attention in plain operators; the exporter's own translation
-    transposes the keys by ten of them, through shapes that are computed at every call.
+    """Torch's scaled_dot_product_attention in plain operators.
+
+    The exporter's translation transposes the keys with ten operators, through shapes that are
+    computed in every call.
     """
     if is_causal or enable_gqa or dropout_p:
         raise NotImplementedError("attention with is_causal, enable_gqa or dropout")
@@ -154,7 +165,7 @@ def _attention(
 
 
 def _fold_layouts(model: ir.Model, parameters: set[str]) -> Layout:
-    """Fold transposes and reshapes of a parameter into its initializer; returns what was done."""
+    """Fold transposes and reshapes of a parameter into its initializer; returns the changes."""
     graph, layout = model.graph, Layout()
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
@@ -163,8 +174,8 @@ def _fold_layouts(model: ir.Model, parameters: set[str]) -> Layout:
         if source.name in layout or len(list(source.uses())) != 1:
             continue  # a shared parameter keeps its operators
         assert source.const_value is not None, f"{source.name} has no value"
-        moved, how = _moved(node, source.const_value.numpy())
-        if how is None:
+        moved, change = _moved(node, source.const_value.numpy())
+        if change is None:
             continue
         value = ir.Value(
             name=source.name,
@@ -176,15 +187,15 @@ def _fold_layouts(model: ir.Model, parameters: set[str]) -> Layout:
         graph.remove(node, safe=True)
         del graph.initializers[source.name]
         graph.initializers[source.name] = value
-        layout[source.name] = how
+        layout[source.name] = change
     return layout
 
 
 def _moved(
     node: ir.Node, array: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[Any], dict[str, list[int]] | None]:
-    """A parameter after a layout operator, and the record of it; `None` if the operator's argument
-    is not constant.
+    """A parameter after a layout operator, and the change for the layout; `None` if the operator's
+    argument is not constant.
     """
     if node.op_type == "Transpose":
         perm = (
@@ -211,7 +222,7 @@ def _constant_ints(value: ir.Value | None) -> list[int] | None:
 
 
 def _fold_constants(model: ir.Model, parameters: set[str]) -> None:
-    """Evaluate whatever depends on no parameter and no input; tidy up."""
+    """Evaluate nodes that depend on no parameter and no input, and remove unused ones."""
 
     def keep_parameters(node: ir.Node) -> bool | None:
         return False if any(i is not None and i.name in parameters for i in node.inputs) else None

@@ -1,4 +1,4 @@
-"""Which graphs a checkpoint becomes, with the example inputs and names each is exported with."""
+"""Lists the graphs of a checkpoint, with the example inputs and names for their export."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BATCH, _HEIGHT, _WIDTH = 2, 32, 16
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph to export: its name in the bundle, the module, what goes in and out."""
+    """A graph to export: its name in the bundle, its module, its inputs and outputs."""
 
     name: str
     module: GraphModule
@@ -44,8 +44,13 @@ def graphs_of(
     *,
     lowrank: bool = True,
 ) -> list[GraphSpec]:
-    """Every graph of a pipeline and of the ControlNets that go with it, ready to export one after
-    the other; the UNet's halves with low-rank inputs (`lowrank`) behind the plain ones.
+    """Every graph of a pipeline and its ControlNets, in the order of export.
+
+    Args:
+        pipe: the pipeline.
+        variant: its variant.
+        controlnets: ControlNets by name.
+        lowrank: whether to include the UNet's halves with low-rank inputs, after the plain ones.
     """
     latents = latents_of(pipe)
     size = {"rows": _BATCH, "height": _HEIGHT, "width": _WIDTH}
@@ -74,17 +79,17 @@ def graphs_of(
 def _lowrank(
     unet: nn.Module, variant: Variant, inputs: Iterable[Mapping[str, torch.Tensor]]
 ) -> list[GraphSpec]:
-    """The halves with low-rank inputs, whose other inputs are given."""
+    """The UNet's halves with low-rank inputs. `inputs` are the inputs of the plain halves."""
     specs = []
-    for half, own in zip(("unet_encoder", "unet_decoder"), inputs, strict=True):
+    for half, of_half in zip(("unet_encoder", "unet_decoder"), inputs, strict=True):
         module = graphs.wrap(half + LOWRANK, unet, variant)
-        example = {**own, **factor_inputs(module, _BATCH)}
+        example = {**of_half, **factor_inputs(module, _BATCH)}
         specs.append(GraphSpec(half + LOWRANK, module, signature_of(module, example)))
     return specs
 
 
 def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Signature:
-    """Names and dynamic axes: the batch of everything, height and width of pictures."""
+    """Names and dynamic axes of a module: the batch, and height and width where there are any."""
     if isinstance(module, SparseUNet):
         example = tuple(inputs.values())
         return Signature(example, module.inputs, module.outputs, axes=axes_of(module))
@@ -98,13 +103,13 @@ def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Sig
         p.kind is not Parameter.VAR_POSITIONAL
         for p in signature(module.forward).parameters.values()
     )
-    if len(axes) > named:  # the others are one variadic argument
+    if len(axes) > named:  # the rest is one variadic argument
         axes = [*axes[:named], tuple(axes[named:])]
     return Signature(tuple(inputs.values()), module.inputs, module.outputs, tuple(axes))
 
 
 def _lowrank_axes(module: LowRank) -> Axes:
-    """Dynamic axes by name; torch.export takes ten times as long as a trace."""
+    """Dynamic axes by name, for a trace: torch.export takes ten times as long."""
     axes = {}
     for name in (*module.inputs, *module.outputs):
         axes[name] = {0: "rows"}

@@ -1,4 +1,4 @@
-"""Two graphs of one network: the second refers to the first one's file of weights."""
+"""Shares a file of weights between two graphs of one network. Knows ONNX files only."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from onnx import TensorProto, numpy_helper
 
 
 def share_weights(graph: Path, owner: Path) -> None:
-    """Have `graph` (.onnx) refer to the external data of `owner`, in the same folder, wherever it
-    holds an initializer of the same name and content; its own external data is deleted if nothing
-    refers to it any more.
+    """Let a graph use the external data of another graph for equal initializers.
+
+    The graph's own external data is deleted if nothing refers to it any more.
+
+    Args:
+        graph: the .onnx file to change.
+        owner: an .onnx file in the same folder. Initializers with the same name and content as one
+            of its external ones will refer to its data.
     """
     model = onnx.load(str(graph), load_external_data=False)
-    lent = {i.name: i for i in onnx.load(str(owner), load_external_data=False).graph.initializer}
+    shared = {i.name: i for i in onnx.load(str(owner), load_external_data=False).graph.initializer}
     for initializer in model.graph.initializer:
-        other = lent.get(initializer.name)
+        other = shared.get(initializer.name)
         if other is not None and _is_external(other) and _equal(initializer, other, graph.parent):
             initializer.CopyFrom(other)
     files = {e.value for i in model.graph.initializer for e in i.external_data}
-    own = graph.with_name(f"{graph.name}.data")
+    data = graph.with_name(f"{graph.name}.data")
     graph.write_bytes(model.SerializeToString())
-    if own.name not in files:
-        own.unlink(missing_ok=True)
+    if data.name not in files:
+        data.unlink(missing_ok=True)
 
 
 def _is_external(tensor: TensorProto) -> bool:

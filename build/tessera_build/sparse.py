@@ -18,26 +18,27 @@ _BY_BRANCH = ("timestep", "time_ids", "text_embeds", "part", "norms")
 
 
 def sparse_inputs(module: SparseUNet, live: Tensors) -> Tensors:
-    """Inputs of `unet_sparse` with random caches and a mask for each branch.
+    """Inputs of `unet_sparse` with random caches and a different mask for each branch.
 
     Args:
-        module: with or without weights.
-        live: inputs of the UNet's encoder half, a row for each branch.
+        module: the module, with or without weights.
+        live: inputs of the UNet's encoder half, one row per branch.
     """
     program, sample = module.program, live["sample"]
     height, width = sample.shape[2:]
     masks = example_masks(len(sample), height, width)
     batch = Batch(program, [Part(make_tables(mask, program.paddings)) for mask in masks])
     caches = [ArrayCache(_random_arrays(program, (height, width))) for _ in masks]
-    made = live | batch.sample(sample) | batch.fixed | batch.cached(caches)
-    made |= batch.residuals(_random_maps(program, len(masks), (height, width)))
+    inputs = live | batch.sample(sample) | batch.fixed | batch.cached(caches)
+    inputs |= batch.residuals(_random_maps(program, len(masks), (height, width)))
     text = live["encoder_hidden_states"]
-    made |= {name: _random_text(module, name, text) for name in module.inputs if name not in made}
-    return {name: made[name] for name in module.inputs}
+    missing = [name for name in module.inputs if name not in inputs]
+    inputs |= {name: _random_text(module, name, text) for name in missing}
+    return {name: inputs[name] for name in module.inputs}
 
 
 def example_masks(rows: int, height: int, width: int) -> list[Mask]:
-    """Rectangles of about a third of the sides, each at another place and of another size."""
+    """Rectangles of about a third of the sides, at different places and of different sizes."""
     masks = []
     for row in range(rows):
         mask = np.zeros((height, width), bool)
@@ -47,7 +48,9 @@ def example_masks(rows: int, height: int, width: int) -> list[Mask]:
 
 
 def sparse_axes(program: Program, name: str) -> dict[int, str]:
-    """The dynamic axes of an input of `unet_sparse`, by name: axes of one name have one length."""
+    """The dynamic axes of an input of `unet_sparse`, by name. Axes with equal names have equal
+    lengths.
+    """
     kind, _, level = name.partition("_")
     if name in _BY_BRANCH or name.startswith(("text_key", "text_value")):
         return {0: "branches"}
@@ -81,17 +84,17 @@ def sparse_ranges(
     largest: tuple[int, int],
     most: int,
 ) -> list[dict[str, int]]:
-    """Smallest, likeliest and largest length of every dynamic axis.
+    """Smallest, most likely and largest length of every dynamic axis.
 
-    The usual call is a request with guidance whose mask is a square of a fifth of the picture. Each
-    length has its own largest value: no mask needs all of them at once.
+    The most likely call is a guided request whose mask is a square of a fifth of the image. Each
+    length has its own maximum; no mask reaches all of them at once.
 
     Args:
-        program: of the UNet.
-        smallest: size in latents.
-        usual: size in latents.
-        largest: size in latents.
-        most: branches.
+        program: the UNet's program.
+        smallest: smallest size in latents (height, width).
+        usual: default size in latents.
+        largest: largest size in latents.
+        most: largest number of branches.
     """
     least = _lengths(program, smallest, branches=1)
     likely = _lengths(program, usual, branches=2)
@@ -116,7 +119,7 @@ def shapes_with(
     example: Mapping[str, torch.Tensor],
     lengths: Mapping[str, int],
 ) -> dict[str, tuple[int, ...]]:
-    """The example's shapes with other lengths of the dynamic axes."""
+    """The example's shapes, with `lengths` for the dynamic axes."""
     return {
         name: tuple(
             lengths[axes[name][i]] if i in axes[name] else n for i, n in enumerate(value.shape)

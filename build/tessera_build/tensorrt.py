@@ -1,4 +1,4 @@
-"""The builder's side of TensorRT: compiles ONNX files with polygraphy, on the GPU of this machine.
+"""Compiles ONNX files with TensorRT through polygraphy, on this machine's GPU.
 
 The only builder module that knows TensorRT.
 """
@@ -31,13 +31,13 @@ class PolygraphyCompiler:
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
-            raise BundleError("compiling needs an NVIDIA GPU, and torch finds none")
+            raise BundleError("compiling needs an NVIDIA GPU, but torch finds none")
         major, minor = torch.cuda.get_device_capability()
         self.architecture = f"sm_{major}{minor}"
         self.version = version()
 
     def build(self, graph: Path, key: CompiledKey, timing_cache: Path) -> bytes:
-        """See `Compiler.build`; the timing cache is read and extended."""
+        """See `Compiler.build`. The timing cache is read and extended."""
         profile = Profile()
         for name, shapes in key.profile.items():
             profile.add(name, min=shapes.smallest, opt=shapes.likeliest, max=shapes.largest)

@@ -1,9 +1,10 @@
-"""Torch module -> ONNX graph by tracing, for graphs with hundreds of inputs of dynamic shape.
+"""Exports a torch module as an ONNX graph by tracing, for graphs with hundreds of dynamic inputs.
 
-torch.export reasons about every shape symbolically: for the sparse UNet's tables and caches that
-takes minutes of a CPU (SDXL's topology: 86 s), a trace of the same module 5 s. The parameters are
-traced as inputs, so that each keeps its name and none is merged with an equal one, and are made
-initializers afterwards.
+torch.export reasons about every shape symbolically. For the sparse UNet's tables and caches that
+takes minutes of CPU time (SDXL's topology: 86 s). A trace of the same module takes 5 s.
+
+Parameters are traced as inputs, so that each keeps its name and none is merged with an equal one.
+Afterwards they become initializers.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ def trace_graph(
     axes: Axes,
     opset: int,
 ) -> ir.Model:
-    """The graph, with the module's parameters as initializers.
+    """Trace a module; returns the graph with the module's parameters as initializers.
 
     Args:
-        module: in evaluation mode.
-        example: its inputs.
-        inputs: their names.
-        outputs: names of what it returns.
-        axes: dynamic axes by name of the input or output; axes of one name have one length.
-        opset: of the graph.
+        module: the module, in evaluation mode.
+        example: example inputs.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+        axes: dynamic axes by name of the input or output. Axes with equal names have equal lengths.
+        opset: ONNX opset of the graph.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        module.training = True  # of this module alone: only then equal parameters are not merged
+        module.training = True  # on this module only: else equal parameters would be merged
         try:
             torch.onnx.export(
                 module,
@@ -63,9 +64,9 @@ def trace_graph(
 
 
 def _make_initializer(model: ir.Model, name: str, value: torch.Tensor) -> None:
-    found = next((i for i in model.graph.inputs if i.name == name), None)
-    if found is None:
-        return  # whoever checks that no parameter is lost says so
-    model.graph.inputs.remove(found)
-    found.const_value = ir.tensor(value, name=name)
-    model.graph.initializers[name] = found
+    parameter = next((i for i in model.graph.inputs if i.name == name), None)
+    if parameter is None:
+        return  # `export_graph` reports lost parameters
+    model.graph.inputs.remove(parameter)
+    parameter.const_value = ir.tensor(value, name=name)
+    model.graph.initializers[name] = parameter

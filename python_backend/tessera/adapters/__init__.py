@@ -1,11 +1,13 @@
-"""LoRAs: reading their files, merging them into a network's weights, and taking turns with them.
+"""LoRAs: reading their files, merging them into weights, sharing an engine between adapter sets.
 
     formats   one file -> low-rank updates by weight name
     targets   the weights of a bundle's networks that an update may change
-    library   the files of some folders, by name; hot
-    store     parsed files in memory, within a byte budget; read ahead
-    merge     base weights + updates -> weights, into an engine and out again
-    turns     which of several adapter sets the engine works for
+    library   adapter files in some folders, by name; scanned for every request
+    store     parsed adapters in memory, within a byte budget; read ahead
+    merge     base weights + updates -> weights, put into an engine and replaced again
+    turns     which of several adapter sets has the engine
+    side      the low-rank side path, on which different adapter sets share a call
+    switch    chooses requests, path and adapter set for every tick
 
-None of it knows Triton.
+None of these modules knows Triton.
 """

@@ -1,11 +1,12 @@
-"""What ticks cost, measured, and when requests would be done: by refits and turns, or by the
-low-rank side path.
+"""Measured costs of ticks, and the choice between refits in turns and the low-rank side path.
 
-By turns each set waits for those before it, and has smaller calls and refits to pay; by the side
-path everybody is done last, after as many calls as the longest request has steps. The way by which
-the requests that are here are done earlier, on the average, is taken; if others wait for their
-places, that by which the last one is. A call of the side path whose cost is not known is tried if
-it would pay at the least that it can cost.
+In turns, each adapter set waits for the sets before it and pays for refits, but its calls are
+smaller. On the side path all requests run together, for as many calls as the longest request has
+steps. The path with the earlier mean finish of the running requests is chosen. If other requests
+wait for slots, the path on which the last running request finishes earlier is chosen. A side path
+call of unknown cost is tried if its lowest possible cost would pay off.
+
+Knows numbers only.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from math import inf
 from statistics import median
 
 MEASUREMENTS = 3
-"""So many make a cost known: the first calls of a size are slower than later ones."""
+"""A cost is known after this many measurements: the first calls of a size are slower."""
 KEPT = 7
+"""How many of a size's latest measurements are kept."""
 SIZES = 64
-"""Sizes of calls that are remembered at a time; those measured last."""
+"""How many sizes are remembered: the most recently measured."""
 FRESH_S = 600.0
-"""Older measurements are forgotten: what else a machine does changes."""
+"""Older measurements are dropped, since the other load on a machine changes."""
 GAIN = 0.95
-"""The side path has to be this much better, lest noise decides."""
+"""The side path's time has to be below this share of the other, so that noise does not decide."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Group:
     """Requests of one adapter set.
 
     Attributes:
-        work: size of their call: latents of all rows.
-        steps: that the longest of them still needs.
-        current: whether the set is in the engine.
-        requests: how many they are.
+        work: size of their call: number of latents in all rows.
+        steps: remaining steps of the longest request.
+        current: whether the set is in the engine now.
+        requests: number of requests.
     """
 
     work: int
@@ -48,50 +50,46 @@ class Group:
 
 @dataclass
 class Curve:
-    """Milliseconds by size of a call: medians of the latest measurements, straight lines between
-    them.
-    """
+    """Milliseconds by size of a call: medians of the latest measurements, interpolated linearly."""
 
     clock: Callable[[], float] = time.monotonic
     _points: dict[int, deque[tuple[float, float]]] = field(default_factory=dict)
     _sorted: list[tuple[int, float]] = field(default_factory=list)
-    _until: float = -inf  # when `_sorted` is no longer true
+    _until: float = -inf  # `_sorted` is valid until this time
 
     def add(self, size: int, ms: float) -> None:
-        """Take a measurement into account."""
+        """Add a measurement."""
         self._points.setdefault(size, deque(maxlen=KEPT)).append((self.clock(), ms))
         if len(self._points) > SIZES:
             del self._points[min(self._points, key=lambda s: self._points[s][-1][0])]
         self._until = -inf
 
     def at(self, size: int) -> float | None:
-        """The cost of a size within those that are known; else `None`."""
+        """The cost of a size within the range of known sizes; `None` outside of it."""
         known = self._known()
-        place = bisect_left([s for s, _ in known], size)
-        if place < len(known) and known[place][0] == size:
-            return known[place][1]
-        if 0 < place < len(known):
-            (low, below), (high, above) = known[place - 1 : place + 1]
+        index = bisect_left([s for s, _ in known], size)
+        if index < len(known) and known[index][0] == size:
+            return known[index][1]
+        if 0 < index < len(known):
+            (low, below), (high, above) = known[index - 1 : index + 1]
             return below + (above - below) * (size - low) / (high - low)
         return None
 
     def about(self, size: int) -> float | None:
-        """As `at`, and beyond the known sizes in proportion to the nearest one."""
-        known, found = self._known(), self.at(size)
-        if found is not None or not known:
-            return found
+        """Like `at`, but outside the known range in proportion to the nearest known size."""
+        known, cost = self._known(), self.at(size)
+        if cost is not None or not known:
+            return cost
         nearest, ms = known[0] if size < known[0][0] else known[-1]
         return ms * size / nearest
 
     def at_least(self, size: int) -> float:
-        """What a size cannot cost less than: its own cost or the highest of smaller ones; 0 if none
-        is known.
-        """
+        """A lower bound of a size's cost: its cost, or the highest cost of a smaller size, or 0."""
         smaller = [ms for known, ms in self._known() if known < size]
         return self.at(size) or max(smaller, default=0.0)
 
     def _known(self) -> list[tuple[int, float]]:
-        """Sizes that have been measured often enough of late, ascending, with their costs."""
+        """Sizes with enough recent measurements, ascending, with their costs."""
         now = self.clock()
         if now >= self._until:
             limit = now - FRESH_S
@@ -104,7 +102,7 @@ class Curve:
 
 @dataclass
 class Costs:
-    """Measured costs of calls, by size and (of the side path) ranks."""
+    """Measured costs of calls, by size and, for the side path, by ranks."""
 
     clock: Callable[[], float] = time.monotonic
     dense: Curve = field(init=False)
@@ -114,7 +112,13 @@ class Costs:
         self.dense = Curve(self.clock)
 
     def add(self, work: int, ms: float, *, ranks: tuple[int, int] | None) -> None:
-        """Take a tick into account; `ranks` are those of a side path's call."""
+        """Add the measurement of a tick.
+
+        Args:
+            work: size of the call: number of latents in all rows.
+            ms: its time.
+            ranks: ranks of a side path call; `None` for the UNet's usual engines.
+        """
         curve = self.dense if ranks is None else self.side.setdefault(ranks, Curve(self.clock))
         curve.add(work, ms)
 
@@ -127,40 +131,40 @@ class Costs:
         quantum: int,
         full: bool = False,
     ) -> bool:
-        """Whether to run these groups by calls of the side path.
+        """Whether these groups should run on the side path.
 
         Args:
             groups: one for each adapter set.
-            ranks: of the side path's call.
-            refit_ms: what it costs to put a set into the engine.
+            ranks: ranks of the side path call.
+            refit_ms: milliseconds of a switch to another set.
             quantum: ticks that a set keeps the engine while others wait.
-            full: whether requests may be waiting for the places of these.
+            full: whether other requests may be waiting for slots.
         """
         by_turns = self._by_turns(groups, refit_ms, quantum)
         if by_turns is None:
-            return False  # then it is measured first
+            return False  # so that turns are measured first
         curve = self.side.get(ranks)
         if curve is not None and curve.at(sum(g.work for g in groups)) is not None:
-            aside = _aside(groups, curve.about)
+            on_side = _on_side(groups, curve.about)
         elif len(groups) > 1:
-            aside = _aside(groups, lambda size: self._least(size, ranks))
+            on_side = _on_side(groups, lambda size: self._at_least(size, ranks))
         else:
             return False
         if full:
-            return max(aside) < GAIN * max(by_turns)
-        return _mean(aside, groups) < GAIN * _mean(by_turns, groups)
+            return max(on_side) < GAIN * max(by_turns)
+        return _mean(on_side, groups) < GAIN * _mean(by_turns, groups)
 
-    def _least(self, size: int, ranks: tuple[int, int]) -> float:
-        """What a call of the side path cannot cost less than: what is known of smaller ranks and
-        sizes, or without LoRAs.
+    def _at_least(self, size: int, ranks: tuple[int, int]) -> float:
+        """A lower bound of a side path call: the cost known for smaller ranks and sizes, or without
+        LoRAs.
         """
-        lower = [c for own, c in self.side.items() if own[0] <= ranks[0] and own[1] <= ranks[1]]
+        lower = [c for r, c in self.side.items() if r[0] <= ranks[0] and r[1] <= ranks[1]]
         return max(curve.at_least(size) for curve in (self.dense, *lower))
 
     def _by_turns(
         self, groups: Sequence[Group], refit_ms: float, quantum: int
     ) -> list[float] | None:
-        """When each group would be done by turns; `None` if no call has been measured."""
+        """When each group would finish in turns; `None` if no call has been measured."""
         calls = [self.dense.about(group.work) for group in groups]
         left, done, now = [group.steps for group in groups], [0.0] * len(groups), 0.0
         inside = [group.current for group in groups]
@@ -177,8 +181,8 @@ class Costs:
         return done
 
 
-def _aside(groups: Sequence[Group], cost: Callable[[int], float | None]) -> list[float]:
-    """When each group would be done by the side path, whose calls shrink as groups end."""
+def _on_side(groups: Sequence[Group], cost: Callable[[int], float | None]) -> list[float]:
+    """When each group would finish on the side path, whose calls shrink as groups finish."""
     done, now, before = [0.0] * len(groups), 0.0, 0
     for index in sorted(range(len(groups)), key=lambda i: groups[i].steps):
         steps = groups[index].steps
@@ -189,6 +193,6 @@ def _aside(groups: Sequence[Group], cost: Callable[[int], float | None]) -> list
 
 
 def _mean(done: Sequence[float], groups: Sequence[Group]) -> float:
-    """Over the requests."""
+    """Mean finish over the requests."""
     total = sum(when * g.requests for when, g in zip(done, groups, strict=True))
     return total / sum(g.requests for g in groups)

@@ -1,4 +1,7 @@
-"""Adapter sets as low-rank inputs of the UNet's halves (`tessera.networks.lowrank`)."""
+"""Adapter sets as low-rank inputs of the UNet's halves (`tessera.networks.lowrank`).
+
+Knows parsed adapters and tensors, nothing of engines or requests.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,28 @@ from tessera.networks.slots import CONV, FACTORS, LINEAR, Slot, widths_of
 from tessera.plan import AdapterUse
 
 Factors = dict[str, torch.Tensor]
-"""By name of the input: (rank, width) of one adapter set, (rows, rank, width) of a batch."""
+"""By name of the input: (rank, width) for one adapter set, (rows, rank, width) for a batch."""
 Ranks = tuple[int, int]
-"""Of layers of one point, and of convolutions of several."""
+"""Rank of layers of one point, rank of larger convolutions."""
 Term = tuple[Mapping[str, Update], float]
-"""A LoRA's updates of the UNet by name of the weight, and its weight in the set."""
+"""An adapter's updates of the UNet by name of the weight, and its weight in the set."""
 _WEIGHT = ".weight"
 _KNOWN = 1000
+"""How many sets' ranks are remembered."""
 
 
 class FactorStore:
-    """Factors of adapter sets, made when they are first asked for.
+    """Factors of adapter sets, computed on first use.
 
     Args:
         halves: slots of the encoder and the decoder half.
-        load: gives the LoRA of an element of a set.
+        load: loads the adapter of an adapter use.
         budget: bytes of factors to keep.
-        device: where they are to be.
-        dtype: their precision.
+        device: device of the factors.
+        dtype: precision of the factors.
 
     Attributes:
-        halves: as given.
+        halves: slots of the encoder and the decoder half.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class FactorStore:
         """See `ranks_of`.
 
         Raises:
-            TesseraError: of `load`.
+            TesseraError: an adapter cannot be loaded.
         """
         if adapter_set not in self._ranks:
             if len(self._ranks) == _KNOWN:
@@ -69,15 +73,16 @@ class FactorStore:
         """Factors of a set for each half.
 
         Raises:
-            TesseraError: of `load`.
+            TesseraError: an adapter cannot be loaded.
         """
-        made = self._kept.get(adapter_set)
-        if made is None:
+        factors = self._kept.get(adapter_set)
+        if factors is None:
             terms = self._terms(adapter_set)
             with torch.inference_mode():
-                made = [self._placed(factors_of(slots, terms)) for slots in self.halves]
-            self._kept.put(adapter_set, made, sum(t.nbytes for half in made for t in half.values()))
-        return made
+                factors = [self._placed(factors_of(slots, terms)) for slots in self.halves]
+            size = sum(t.nbytes for half in factors for t in half.values())
+            self._kept.put(adapter_set, factors, size)
+        return factors
 
     def _placed(self, factors: Factors) -> Factors:
         return {name: t.to(self._device, self._dtype) for name, t in factors.items()}
@@ -87,45 +92,45 @@ class FactorStore:
 
 
 def ranks_of(terms: Iterable[Term]) -> Ranks:
-    """The largest sums of ranks that one layer has in a set."""
+    """The largest sum of ranks that any layer has in a set."""
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for updates, _ in terms:
         for name, update in updates.items():
-            own = ranks[update.down[0].numel() > update.down.shape[1]]  # several points
-            own[name] = own.get(name, 0) + update.rank
-    linear, conv = (max(own.values(), default=0) for own in ranks)
+            by_layer = ranks[update.down[0].numel() > update.down.shape[1]]  # several points
+            by_layer[name] = by_layer.get(name, 0) + update.rank
+    linear, conv = (max(by_layer.values(), default=0) for by_layer in ranks)
     return linear, conv
 
 
 def factors_of(slots: Mapping[str, Slot], terms: Sequence[Term]) -> Factors:
-    """The factors of a set in one half, float32 on the CPU; weight and alpha / rank are in the
-    upper ones. A kind of layers that the set does not change has rank 0.
+    """The factors of a set in one half, float32 on the CPU.
+
+    The up factors include the adapter's weight and alpha / rank. A kind of layers that the set does
+    not change has rank 0.
     """
     changed = {layer: _updates(f"{layer}{_WEIGHT}", terms) for layer in slots}
-    widths, made = widths_of(slots), Factors()
+    widths, factors = widths_of(slots), Factors()
     for stacks in (LINEAR, CONV):
-        own = {n: u for n, u in changed.items() if slots[n].stacks == stacks}
-        rank = max((sum(update.rank for update, _ in u) for u in own.values()), default=0)
+        of_kind = {n: u for n, u in changed.items() if slots[n].stacks == stacks}
+        rank = max((sum(update.rank for update, _ in u) for u in of_kind.values()), default=0)
         down, up = (torch.zeros(rank, widths[stack]) for stack in stacks)
-        for name, updates in own.items():
+        for name, updates in of_kind.items():
             _put(slots[name], updates, down, up)
-        made |= dict(zip(stacks, (down, up), strict=True))
-    return made
+        factors |= dict(zip(stacks, (down, up), strict=True))
+    return factors
 
 
 def padded_rank(rank: int, most: int) -> int:
-    """The rank that a batch is given: the next power of two, so that few shapes come up, but not
-    more than an engine takes.
-    """
+    """The rank of a batch: the next power of two, so that few shapes occur, but at most `most`."""
     return min(1 << max(rank - 1, 0).bit_length(), most)
 
 
 def join(rows: Sequence[Factors], most: int) -> Factors:
-    """Factors of a batch, on the rows' device and in their precision.
+    """Stack the factors of a batch, on the rows' device and in their precision.
 
     Args:
-        rows: of the adapter set of each row.
-        most: largest rank that an engine takes; none of the rows has more.
+        rows: the factors of each row's adapter set.
+        most: largest rank that an engine accepts; no row has more.
     """
     joined = Factors()
     for name in FACTORS:
@@ -145,7 +150,7 @@ def _updates(name: str, terms: Sequence[Term]) -> list[tuple[Update, float]]:
 def _put(
     slot: Slot, updates: Sequence[tuple[Update, float]], down: torch.Tensor, up: torch.Tensor
 ) -> None:
-    """Write a layer's updates into the stacks, one below the other."""
+    """Write a layer's updates into the stacks, one after the other along the rank."""
     start = 0
     for update, weight in updates:
         ranks = slice(start, start + update.rank)

@@ -1,8 +1,8 @@
-"""A LoRA's file -> low-rank updates by the name of the weight that they change.
+"""Parses an adapter file into low-rank updates by the name of the weight that they change.
 
-Safetensors only, in the layouts of kohya's scripts, diffusers and PEFT. Key names are translated by
-diffusers' own converters, so that a file means here what it means to `load_lora_weights`. What is
-no plain LoRA (LoHa, LoKr, DoRA ...) is refused by its name.
+Accepts safetensors in the layouts of kohya's scripts, diffusers and PEFT. Diffusers' own converters
+translate key names, so that a file has the same effect as with `load_lora_weights`. Other kinds of
+adapters (LoHa, LoKr, DoRA ...) are rejected by name. Knows no bundle: `targets` checks the fit.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tessera.types import Tensors
 MAX_BYTES = 4 * 2**30
 """Largest file that is read."""
 MAX_RANK = 512
+"""Largest rank that is accepted."""
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 """The networks that a LoRA may change, as diffusers prefixes them."""
@@ -40,7 +41,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _TEXT = DIFFUSERS_OLD_TO_PEFT | DIFFUSERS_TO_PEFT
 _MAPPINGS = {"unet": UNET_TO_DIFFUSERS, "text_encoder": _TEXT, "text_encoder_2": _TEXT}
-"""Old and new diffusers names -> PEFT's, which are the modules' own."""
+"""Old and new diffusers names -> PEFT's names, which equal the modules' names."""
 _OTHERS = {
     r"\.hada_": "a LoHa (Hadamard products)",
     r"\.lokr_": "a LoKr (Kronecker products)",
@@ -54,21 +55,21 @@ _OTHERS = {
     r"lora_[AB]\.bias$|lora_(up|down)\.bias$": "a LoRA with biases",
     r"lora_controlnet": "a Control-LoRA",
 }
-"""Pattern of a key -> what such a file is."""
+"""Pattern of a key -> the kind of file that has such keys."""
 
 
 class Unusable(Exception):
-    """A file that cannot be used as a LoRA; `str(error)` says why, without a subject: `ends
-    early`.
+    """A file cannot be used as a LoRA. `str(error)` gives the reason without a subject, such as
+    `is empty`.
     """
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one file adds to one weight: `scale * up @ down`.
+    """What one adapter adds to one weight: `scale * up @ down`.
 
     Attributes:
-        down: (rank, in) of a linear layer, (rank, in, h, w) of a convolution.
+        down: (rank, in) for a linear layer, (rank, in, h, w) for a convolution.
         up: (out, rank) or (out, rank, 1, 1).
         scale: alpha / rank.
     """
@@ -84,23 +85,23 @@ class Update:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight that it fits."""
+        """Shape of the weight that it changes."""
         return (int(self.up.shape[0]), *map(int, self.down.shape[1:]))
 
     @property
     def nbytes(self) -> int:
-        """Size in memory."""
+        """Bytes in memory."""
         return self.down.nbytes + self.up.nbytes
 
 
 @dataclass(frozen=True)
 class ParsedAdapter:
-    """A parsed LoRA.
+    """A parsed adapter file.
 
     Attributes:
         layout: `kohya`, `diffusers` or `peft`.
         digest: first 16 hexadecimal digits of the file's SHA-256.
-        updates: by part (`unet` ...) and name of the weight (`mid_block...to_q.weight`).
+        updates: updates by part (`unet` ...) and name of the weight (`mid_block...to_q.weight`).
     """
 
     layout: str
@@ -109,22 +110,22 @@ class ParsedAdapter:
 
 
 def read_adapter(path: Path, *, layers_per_block: int | None = None) -> ParsedAdapter:
-    """Parse a file.
+    """Parse an adapter file.
 
     Args:
-        path: of the file.
-        layers_per_block: of the UNet's config, for a variant whose LoRAs may use the names of the
+        path: the file.
+        layers_per_block: from the UNet's config, for a variant whose LoRAs may use the names of the
             original SDXL code.
 
     Raises:
-        Unusable: it is too large, is no whole safetensors file, is no LoRA of a known layout, or
-            holds numbers that are not finite.
+        Unusable: the file is too large, is not a complete safetensors file, is not a LoRA of a
+            known layout, or has values that are not finite.
     """
     content = _read(path)
     tensors, metadata = _tensors(content), _configuration(content)
     for pattern, kind in _OTHERS.items():
         if any(re.search(pattern, key) for key in tensors):
-            raise Unusable(f"is {kind}, and only plain LoRAs can be applied")
+            raise Unusable(f"is {kind}; accepted: plain LoRAs")
     _check_values(tensors)
     layout = _layout(tensors)
     try:
@@ -141,15 +142,13 @@ def read_adapter(path: Path, *, layers_per_block: int | None = None) -> ParsedAd
 
 
 def _read(path: Path) -> bytes:
-    """The whole file: were it mapped instead, whoever overwrites it in place would end this
-    process.
-    """
+    """Read the whole file. If it were mapped, overwriting it in place would crash this process."""
     try:
         if not path.is_file():
             raise Unusable("is not a regular file")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise Unusable(f"has {size} bytes, and at most {MAX_BYTES} are read")
+            raise Unusable(f"has {size} bytes; accepted: at most {MAX_BYTES}")
         return path.read_bytes()
     except OSError as error:
         raise Unusable(f"cannot be read: {error.strerror or error}") from error
@@ -157,7 +156,7 @@ def _read(path: Path) -> bytes:
 
 def _tensors(content: bytes) -> Tensors:
     if content[8:9] != b"{":
-        raise Unusable("is no safetensors file")
+        raise Unusable("is not a safetensors file")
     try:
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError) as error:
@@ -176,7 +175,7 @@ def _configuration(content: bytes) -> dict[str, Any]:
     except ValueError:
         config = None
     if not isinstance(config, dict):
-        raise Unusable("has lora_adapter_metadata that is no JSON object")
+        raise Unusable("has lora_adapter_metadata that is not a JSON object")
     return config
 
 
@@ -184,9 +183,9 @@ def _check_values(tensors: Tensors) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise Unusable(f"has {key} in {kind}, and only float16, bfloat16 and float32 are read")
+            raise Unusable(f"has {key} in {kind}; accepted: float16, bfloat16 and float32")
         if not torch.isfinite(tensor).all():
-            raise Unusable(f"has values in {key} that are NaN or infinite")
+            raise Unusable(f"has NaN or infinite values in {key}")
 
 
 def _layout(tensors: Tensors) -> str:
@@ -195,16 +194,14 @@ def _layout(tensors: Tensors) -> str:
     known = tuple(f"{part}." for part in PARTS)
     stray = next((k for k in tensors if not k.startswith(known) or "lora" not in k), None)
     if stray is not None:
-        raise Unusable(
-            f"has the key {stray}, which is of none of the layouts kohya, diffusers and PEFT"
-        )
+        raise Unusable(f"has the key {stray}; accepted: keys of kohya, diffusers or PEFT")
     return "peft" if any(".lora_A." in key for key in tensors) else "diffusers"
 
 
 def _part(part: str, state: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
     """One network's tensors, named `module.lora_A.weight` and `module.lora_B.weight`."""
-    own = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
-    yield from convert_state_dict(own, _MAPPINGS[part]).items()
+    tensors = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+    yield from convert_state_dict(tensors, _MAPPINGS[part]).items()
 
 
 def _updates(
@@ -235,19 +232,19 @@ def _check_pair(name: str, down: torch.Tensor, up: torch.Tensor) -> None:
     if not fits:
         raise Unusable(
             f"has halves of shapes {tuple(down.shape)} and {tuple(up.shape)} for {name}, "
-            "which make no low-rank product"
+            "which do not form a low-rank product"
         )
     if down.shape[0] > MAX_RANK:
-        raise Unusable(f"has rank {down.shape[0]} at {name}, and at most {MAX_RANK} is applied")
+        raise Unusable(f"has rank {down.shape[0]} at {name}; accepted: at most {MAX_RANK}")
 
 
 def _scales(
     part: str, alphas: Mapping[str, float], metadata: Mapping[str, Any]
 ) -> Callable[[str, int], float]:
-    """(module, rank) -> alpha / rank: from kohya's alphas, from PEFT's configuration, or 1."""
-    own = {k.removeprefix(f"{part}."): v for k, v in alphas.items() if k.startswith(f"{part}.")}
-    if own:
-        by_module = {_module_of_alpha(part, key): alpha for key, alpha in own.items()}
+    """(module, rank) -> alpha / rank, by kohya's alphas or PEFT's configuration, else 1."""
+    of_part = {k.removeprefix(f"{part}."): v for k, v in alphas.items() if k.startswith(f"{part}.")}
+    if of_part:
+        by_module = {_module_of_alpha(part, key): alpha for key, alpha in of_part.items()}
         return lambda module, rank: by_module.get(module, float(rank)) / rank
     config = {
         k.removeprefix(f"{part}."): v for k, v in metadata.items() if k.startswith(f"{part}.")
@@ -257,7 +254,7 @@ def _scales(
     default = _number(config["lora_alpha"])
     patterns = {k: _number(v) for k, v in dict(config.get("alpha_pattern") or {}).items()}
     if not all(re.fullmatch(r"\^?[\w.]+", pattern) for pattern in patterns):
-        raise Unusable("has an alpha_pattern in its metadata that is no name of a module")
+        raise Unusable("has an alpha_pattern in its metadata that is not a module's name")
     root = math.sqrt if config.get("use_rslora") else float
 
     def scale(module: str, rank: int) -> float:
@@ -268,7 +265,7 @@ def _scales(
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """As PEFT matches its patterns, for those that are names."""
+    """Whether a pattern that is a name matches a module, by PEFT's rules."""
     name = pattern.removeprefix("^")
     return module == name or (name == pattern and module.endswith(f".{name}"))
 
@@ -276,11 +273,11 @@ def _matches(pattern: str, module: str) -> bool:
 def _number(value: object) -> float:
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
-    raise Unusable(f"has the alpha {value!r} in its metadata, which is no finite number")
+    raise Unusable(f"has the alpha {value!r} in its metadata; accepted: a finite number")
 
 
 def _module_of_alpha(part: str, key: str) -> str:
-    """The module that a converted alpha belongs to; diffusers names it in two ways."""
+    """The module of a converted alpha. Diffusers has two ways to name it."""
     name = key.removesuffix(".alpha")
     down = {"unet": ".lora.down.weight"}.get(part, ".lora_linear_layer.down.weight")
     name = name if name.endswith(".weight") else f"{name}{down}"
@@ -289,10 +286,10 @@ def _module_of_alpha(part: str, key: str) -> str:
 
 
 def _check_complete(updates: Mapping[str, Mapping[str, Update]], state: Tensors) -> None:
-    """Every tensor has to have found its place."""
+    """Check that every tensor is part of an update."""
     used = 2 * sum(len(part) for part in updates.values())
     if used != len(state):
-        raise Unusable(f"has {len(state)} tensors of which only {used} make pairs")
+        raise Unusable(f"has {len(state)} tensors, of which only {used} form pairs")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,8 @@
-"""The LoRA files of some folders, by name.
+"""The adapter files in some folders, by name.
 
-Hot: folders are looked at anew for every request that names a LoRA. A name is a file's stem and is
-only ever looked up among those found: it cannot lead out of the folders.
+Folders are scanned again for every request that names a LoRA, so new files work without a restart.
+A name is a file's stem. It is only looked up among the scanned files, so it cannot lead out of the
+folders. Knows no file contents.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """A file as it is now; another `version` means another content."""
+    """An adapter file on disk.
+
+    Attributes:
+        name: the file's stem.
+        path: the file.
+        size: bytes.
+        version: changes whenever the file's content does.
+    """
 
     name: str
     path: Path
@@ -27,11 +35,11 @@ class AdapterFile:
 
 
 class Library:
-    """Files called `*.safetensors`.
+    """The `*.safetensors` files in some folders.
 
     Args:
-        folders: looked at in this order; the first file of a name counts. Folders that are missing
-            are empty.
+        folders: folders in order of precedence: the first file of a name is used. A missing folder
+            counts as empty.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -43,19 +51,22 @@ class Library:
         return cls([folder / ADAPTERS, *further])
 
     def entries(self) -> dict[str, AdapterFile]:
-        """Every file, by name, in alphabetical order."""
-        found: dict[str, AdapterFile] = {}
+        """All files by name, in alphabetical order."""
+        files: dict[str, AdapterFile] = {}
         for folder in self._folders:
-            for entry in _scan(folder):
-                found.setdefault(entry.name, entry)
-        return dict(sorted(found.items()))
+            for file in _scan(folder):
+                files.setdefault(file.name, file)
+        return dict(sorted(files.items()))
 
     def find(self, name: str, field: str) -> AdapterFile:
-        """The file of that name.
+        """The file of a name.
+
+        Args:
+            name: the LoRA's name.
+            field: the request field that has the name, for the error.
 
         Raises:
-            InvalidInput: there is none; lists names that are close, or else all of them. `field` is
-                where the name stood.
+            InvalidInput: there is none. The message lists similar names, or else all of them.
         """
         entries = self.entries()
         if name in entries:
@@ -68,12 +79,12 @@ def _scan(folder: Path) -> list[AdapterFile]:
         paths = [p for p in folder.iterdir() if p.suffix == SUFFIX]
     except OSError:
         return []
-    entries = []
+    files = []
     for path in paths:
         try:
             stat = path.stat()
         except OSError:
-            continue  # it went away, or is a link to nothing
+            continue  # it was removed, or is a broken link
         version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        entries.append(AdapterFile(path.stem, path, stat.st_size, version))
-    return entries
+        files.append(AdapterFile(path.stem, path, stat.st_size, version))
+    return files

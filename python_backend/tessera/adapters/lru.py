@@ -1,4 +1,4 @@
-"""A cache that forgets what has not been used for longest once it holds too many bytes."""
+"""A cache with a byte budget that evicts the least recently used values."""
 
 from __future__ import annotations
 
@@ -12,43 +12,46 @@ V = TypeVar("V")
 
 
 class ByteLru(Generic[K, V]):
-    """Usable from several threads.
+    """A least recently used cache, safe to use from several threads.
 
     Args:
-        budget: bytes that the values together may take; what is larger alone is not kept.
+        budget: bytes that all values may take together. A larger single value is not kept.
+
+    Attributes:
+        nbytes: bytes that all values take now.
     """
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._held: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
 
     def get(self, key: K) -> V | None:
-        """The value, which counts as used; `None` if it is not (or no longer) held."""
+        """The value of a key, marked as used; `None` if it is not in the cache."""
         with self._lock:
-            if key not in self._held:
+            if key not in self._entries:
                 return None
-            self._held.move_to_end(key)
-            return self._held[key][0]
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
 
     def put(self, key: K, value: V, nbytes: int) -> None:
-        """Keep a value and forget others as far as the budget asks for it."""
+        """Store a value, and evict others as far as the budget requires."""
         with self._lock:
             self._drop(key)
             if nbytes > self._budget:
                 return
-            self._held[key] = (value, nbytes)
+            self._entries[key] = (value, nbytes)
             self.nbytes += nbytes
             while self.nbytes > self._budget:
-                self._drop(next(iter(self._held)))
+                self._drop(next(iter(self._entries)))
 
     def __contains__(self, key: K) -> bool:
-        return key in self._held
+        return key in self._entries
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._entries)
 
     def _drop(self, key: K) -> None:
-        if key in self._held:
-            self.nbytes -= self._held.pop(key)[1]
+        if key in self._entries:
+            self.nbytes -= self._entries.pop(key)[1]

@@ -1,7 +1,8 @@
-"""Base weights + updates -> weights, into a network's engines and out again.
+"""Merges updates into base weights and puts the result into a network's engines.
 
-Merged weights replace the base's for as long as an adapter set is current; whatever is not touched
-by the next set gets its base weight back, so a switch leaves no residue.
+Merged weights are in the engine while an adapter set is current. The next set restores the base of
+every weight that it does not change itself, so a switch leaves no residue. Knows engines and
+adapters, nothing of requests.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from tessera.engines.base import Engine
 from tessera.plan import AdapterUse
 
 CHUNK_BYTES = 2**24
-"""Weights go into an engine by about this much at a time."""
+"""Weights are put into an engine in chunks of about this size."""
 
 AdapterSet: TypeAlias = tuple[AdapterUse, ...]
-"""What is merged; the empty set is the base."""
+"""The adapter uses of one request in one network. The empty set is the base."""
 BASE: AdapterSet = ()
 Weights = dict[str, torch.Tensor]
 Term = tuple[Update, float]
 Terms = dict[str, list[Term]]
-"""By name of the weight: what is added to it, and how much of it."""
+"""By name of the weight: the updates that are added to it, each with the adapter's weight."""
 
 
 @dataclass
@@ -40,10 +41,10 @@ class Patchable:
     """An engine whose weights can be replaced.
 
     Attributes:
-        engine: runs one graph.
+        engine: the engine of one graph.
         names: weights of the graph that updates may change.
         base: name -> the checkpoint's weight, float32.
-        dirty: weights in the engine that may not be the base's.
+        dirty: names of weights in the engine that may differ from the base.
     """
 
     engine: Engine
@@ -56,15 +57,15 @@ class Patcher:
     """Puts adapter sets into one network.
 
     Args:
-        part: the network, as LoRA files name it.
-        patchables: its engines; one weight may be in several.
-        budget: bytes of merged weights to keep for the next time.
-        threads: of the merging; 0 is one per core.
+        part: the network's name in LoRA files.
+        patchables: its engines. A weight may be in several of them.
+        budget: bytes of merged weights to keep for reuse.
+        threads: number of threads for merging; 0 means one per core.
 
     Attributes:
-        current: the set that is in; `None` if putting one in has failed.
-        switches: how often another set was put in.
-        refit_ms: time that took, in all.
+        current: the set that is in the engines; `None` after a failed switch.
+        switches: number of switches.
+        refit_ms: total milliseconds of all switches.
     """
 
     def __init__(
@@ -82,16 +83,16 @@ class Patcher:
         self.refit_ms = 0.0
 
     def apply(self, adapter_set: AdapterSet, load: Callable[[AdapterUse], Adapter]) -> float:
-        """Make the network that of an adapter set; returns the milliseconds it took.
+        """Switch the engines to an adapter set; returns the milliseconds it took.
 
         Args:
             adapter_set: the set.
-            load: gives the LoRA of one of its elements; not called for a set whose merged weights
-                are at hand.
+            load: loads the adapter of an adapter use. Not called if the set's merged weights are
+                kept.
 
         Raises:
-            TesseraError: of `load`, in which case nothing has changed, or of an engine, after which
-                every weight in doubt is replaced the next time.
+            TesseraError: from `load`: nothing has changed. From an engine: the next switch replaces
+                every weight that may be wrong.
         """
         if adapter_set == self.current:
             return 0.0
@@ -119,7 +120,7 @@ class Patcher:
         return elapsed
 
     def _refit(self, index: int, touched: set[str], merged: Callable[[str], torch.Tensor]) -> None:
-        """Put merged weights in, and base weights where the last set's still are."""
+        """Put merged weights into an engine, and base weights where the last set's remain."""
         patchable = self._patchables[index]
 
         def weights() -> Iterator[tuple[str, torch.Tensor]]:
@@ -158,11 +159,15 @@ class Patcher:
 def merge(
     base: torch.Tensor, terms: Sequence[Term], out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`base + sum(weight * scale * up @ down)`, each product of its own LoRA only, in float32.
+    """`base + sum(weight * scale * up @ down)` over the updates, in float32.
 
-    The result lies in memory as `base` does, row by row or column by column, so that an engine
-    that keeps a weight transposed need not turn it round. `out` is a tensor like `base` to put it
-    in.
+    The result has the memory order of `base`, by rows or by columns. So an engine that keeps a
+    weight transposed does not have to transpose it.
+
+    Args:
+        base: the checkpoint's weight.
+        terms: updates and the weights of their adapters.
+        out: a tensor like `base` for the result; allocated if missing.
     """
     up = torch.cat([u.up.float().flatten(1) * (weight * u.scale) for u, weight in terms], 1)
     down = torch.cat([u.down.float().flatten(1) for u, _ in terms])
@@ -175,8 +180,8 @@ def merge(
 
 
 class _Scratch:
-    """Buffers for merged weights that an engine copies at once: fresh memory would cost more than
-    the merging.
+    """Buffers for merged weights, which an engine copies immediately. Allocating new memory would
+    cost more than merging.
     """
 
     def __init__(self) -> None:
@@ -184,7 +189,7 @@ class _Scratch:
         self._used = 0
 
     def like(self, weight: torch.Tensor) -> torch.Tensor:
-        """A tensor of the weight's shape and strides, until `reuse`."""
+        """A tensor with the weight's shape and strides, valid until `reuse`."""
         if self._used == len(self._buffers):
             self._buffers.append(torch.empty(0))
         if self._buffers[self._used].numel() < weight.numel():
@@ -196,7 +201,7 @@ class _Scratch:
         )
 
     def reuse(self) -> None:
-        """What was given out may be overwritten."""
+        """Allow all buffers to be overwritten."""
         self._used = 0
 
 
@@ -205,21 +210,22 @@ def _is_transposed(weight: torch.Tensor) -> bool:
 
 
 def _many_points(weight: torch.Tensor) -> bool:
-    """Whether it is of a convolution of more than one point."""
+    """Whether the weight belongs to a convolution of more than one point."""
     return weight.ndim == 4 and weight[0, 0].numel() > 1
 
 
-def _terms(part: str, chosen: Sequence[tuple[Adapter, AdapterUse]]) -> Terms:
+def _terms(part: str, adapters: Sequence[tuple[Adapter, AdapterUse]]) -> Terms:
     terms: Terms = {}
-    for adapter, use in chosen:
+    for adapter, use in adapters:
         for name, update in adapter.updates.get(part, {}).items():
             terms.setdefault(name, []).append((update, use.weight))
     return terms
 
 
 def _chunks(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Weights]:
-    """Small ones, so that what is merged is still in the processor's cache when it is copied; but
-    convolutions all at once, since an engine may have to be opened again for them.
+    """Split weights into small chunks, so that merged weights are still in the processor's cache
+    when they are copied. Convolutions stay in one chunk, since an engine may have to be opened
+    again for them.
     """
     chunk: Weights = {}
     for name, weight in weights:
@@ -233,7 +239,7 @@ def _chunks(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Weights]:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Torch with that many threads: engines of other kinds have left it with one."""
+    """Run torch with `count` threads: engines of other kinds have set it to one."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""What there is in a library, for people."""
+"""Lists the LoRAs of a library for operators and clients. Knows no engines."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Overview:
         self._store = AdapterStore(library, targets, parts=(), budget=0)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One for each file, by name: `name`, `bytes`, `family`, `problem`, and of those that can
-        be used (`problem` is `None`) `digest`, `layout`, `ranks` and the number of `targets` by
-        network.
+        """One row per file, sorted by name.
+
+        Each row has `name`, `bytes`, `family` and `problem`. If the file can be used, `problem` is
+        `None`, and the row has `digest`, `layout`, `ranks` and the number of `targets` by network.
         """
         return [self._row(entry) for entry in self._store.library.entries().values()]
 

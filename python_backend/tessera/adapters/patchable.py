@@ -1,5 +1,6 @@
-"""A bundle's engines with the weights that updates may change, and what these are in the
-checkpoint.
+"""Finds the weights that updates may change in a bundle's engines, and reads their base values.
+
+Knows bundles and engines, nothing of adapters or requests.
 """
 
 from __future__ import annotations
@@ -22,29 +23,35 @@ from tessera.networks.weights import Initializers, Layout
 def patchables_of(
     bundle: Bundle, targets: Targets, engines: Mapping[str, Engine]
 ) -> list[Patchable]:
-    """Of engines by graph."""
-    made = []
+    """The patchables of some engines.
+
+    Args:
+        bundle: the bundle.
+        targets: the weights that updates may change.
+        engines: engines by graph.
+    """
+    patchables = []
     for graph, engine in engines.items():
         entry = bundle.manifest.graphs[graph]
         shapes = targets.shapes[network_of(graph)]
         base = _reader(bundle.folder / entry.file, entry.layout, shapes)
-        made.append(Patchable(engine, engine.describe().refittable & shapes.keys(), base))
-    return made
+        patchables.append(Patchable(engine, engine.describe().refittable & shapes.keys(), base))
+    return patchables
 
 
 def _reader(
     graph: Path, layout: Layout, shapes: Mapping[str, tuple[int, ...]]
 ) -> Callable[[str], torch.Tensor]:
-    """Reads weights in the checkpoint's shapes, as they lie in the graph: a transposed one is a
-    view.
+    """Reads weights in the checkpoint's shapes and the graph's memory order: a transposed weight is
+    a view.
     """
     initializers = cache(lambda: Initializers(graph))
 
     def read(name: str) -> torch.Tensor:
-        held = initializers()[name]
+        initializer = initializers()[name]
         perm = layout.get(name, {}).get("perm")
         if perm is not None:
-            return held.permute([int(i) for i in np.argsort(perm)])
-        return held.reshape(shapes[name])
+            return initializer.permute([int(i) for i in np.argsort(perm)])
+        return initializer.reshape(shapes[name])
 
     return read

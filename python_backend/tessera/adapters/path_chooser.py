@@ -1,4 +1,7 @@
-"""Which requests of a tick go by the low-rank side path, and which take turns with refits."""
+"""Chooses for each tick which requests use the low-rank side path and which take turns with refits.
+
+Knows running requests and costs, nothing of Triton.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tessera.shared.settings import LoraPath
 
 
 class Paths:
-    """Decides for every tick.
+    """Chooses the LoRA path of every tick.
 
     Args:
         setting: what the operator chose.
@@ -24,7 +27,7 @@ class Paths:
         side: `None` if the bundle has no graphs for it.
 
     Attributes:
-        costs: of ticks, as `observe` was told.
+        costs: costs of ticks that `observe` received.
     """
 
     def __init__(self, setting: LoraPath, side: SidePath | None, *, slots: int) -> None:
@@ -32,17 +35,17 @@ class Paths:
         self._setting, self.side = setting, None if setting == LoraPath.REFIT else side
         self.costs = Costs()
         self._tick = _Tick()
-        self._settled = False
+        self._repeated = False  # whether the last tick had the same requests and ranks
 
     def choose(
         self, candidates: Sequence[Member], current: AdapterSet | None, turns: Turns[Any]
     ) -> list[Member]:
-        """Those of the candidates that are to go by the side path: all that can, or none.
+        """The candidates that run on the side path in this tick: all that can, or none.
 
         Args:
-            candidates: requests, and the sets that they may be run with now.
+            candidates: requests, with the sets that they may run with now.
             current: the set that is in the UNet's engines.
-            turns: with the cost of a refit.
+            turns: gives the cost of a refit and the quantum.
         """
         side = self.side
         if side is None or side.failed:
@@ -55,7 +58,7 @@ class Paths:
             side.open()
         if not sets or not side.ready:
             return []
-        groups = [_group([r for r, s in members if s == own], own == current) for own in sets]
+        groups = [_group([r for r, s in members if s == uses], uses == current) for uses in sets]
         better = self.costs.side_is_better(
             groups,
             side.ranks(sets),
@@ -66,33 +69,33 @@ class Paths:
         return members if better else []
 
     def rest(self) -> None:
-        """Told that others have their turn."""
+        """Free memory of the side path while other requests have their turn."""
         if self.side is not None:
             self.side.rest()
 
     def begin(self, turn: Sequence[Running], ranks: Ranks | None) -> None:
-        """Told of each tick before it is run.
+        """Announce a tick before it runs.
 
         Args:
             turn: its requests.
-            ranks: of the side path's call; `None` for the UNet's own engines.
+            ranks: ranks of the side path call; `None` for the UNet's usual engines.
         """
-        other = any(request.goes_sparsely or request.controls_now for request in turn)
-        now = _Tick(tuple(map(id, turn)), ranks, 0 if other else _work(turn))
-        self._settled = now == self._tick
-        self._tick = now
+        not_only_dense = any(request.goes_sparsely or request.controls_now for request in turn)
+        tick = _Tick(tuple(map(id, turn)), ranks, 0 if not_only_dense else _work(turn))
+        self._repeated = tick == self._tick
+        self._tick = tick
 
     def observe(self, ms: float) -> None:
-        """Told how long it took. The first tick of a batch does not count: engines prepare
-        themselves for new shapes.
+        """Record how long the tick took. The first tick of a batch is left out, since engines
+        prepare for new shapes in it.
         """
-        if self._settled and self._tick.work:
+        if self._repeated and self._tick.work:
             self.costs.add(self._tick.work, ms, ranks=self._tick.ranks)
 
 
 @dataclass(frozen=True)
 class _Tick:
-    """Requests, ranks, and the size of their call: 0 if there is more in it than the dense UNet."""
+    """Requests, ranks and call size of a tick. The size is 0 if more than the dense UNet runs."""
 
     requests: tuple[int, ...] = ()
     ranks: Ranks | None = None

@@ -1,7 +1,7 @@
-"""One way from `encode` to `denoise` past the queue: which LoRAs a request on its way will want.
+"""Tells `denoise`, ahead of its queue, which LoRAs an encoded request will need.
 
-Datagrams over a Unix socket in the abstract namespace, so that nothing is left behind. Losing one
-costs nothing but time.
+Sends datagrams over a Unix socket in the abstract namespace, so that no file remains. A lost
+datagram costs only time. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST = 2**16
 
 
 def send_prefetch(board: Path, uses: tuple[AdapterUse, ...]) -> None:
-    """Tell the listener of the same server, if there is one; never waits."""
+    """Send adapter uses to the listener of the same server, if there is one. Never waits."""
     content = json.dumps([dataclasses.asdict(use) for use in uses]).encode()
     with (
         contextlib.suppress(OSError),
@@ -31,18 +31,18 @@ def send_prefetch(board: Path, uses: tuple[AdapterUse, ...]) -> None:
 
 
 class PrefetchListener:
-    """Calls `act` in a thread of its own for every hint, until it is closed.
+    """Calls `act` in a separate thread for every datagram, until it is closed.
 
     Args:
-        board: the server's, which names it.
-        act: is given the adapter set; it must not raise.
+        board: path of the server's board, which identifies the server.
+        act: receives the adapter set; must not raise.
     """
 
     def __init__(self, board: Path, act: Callable[[tuple[AdapterUse, ...]], None]) -> None:
         self._act = act
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(_address(board))
-        self._thread = threading.Thread(target=self._listen, name="hints", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="prefetch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class PrefetchListener:
                 return
             if not content:
                 return  # shut down
-            with contextlib.suppress(ValueError, TypeError):  # somebody else's datagram
+            with contextlib.suppress(ValueError, TypeError):  # not a datagram of `send_prefetch`
                 self._act(tuple(AdapterUse(**use) for use in json.loads(content)))
 
 

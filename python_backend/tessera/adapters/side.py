@@ -1,7 +1,7 @@
 """The low-rank side path: one UNet call for requests with different adapter sets.
 
-Its engines are the UNet's halves with low-rank inputs and weights of their own, which nobody
-refits. They are opened when they are first adapter_set.
+Its engines are the UNet's halves with low-rank inputs. They have their own weights, which are never
+refitted, and are opened on first use. Knows engines and running requests, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tessera.networks.slots import slots_of
 from tessera.plan import AdapterUse
 
 SET = "lora_set"
-"""Further input of a call: (n,) the number of each row's adapter set in the tick."""
+"""Additional input of a call: (n,) index of each row's adapter set in the tick."""
 GRAPHS = (f"unet_encoder{LOWRANK}", f"unet_decoder{LOWRANK}")
 
 Load = Callable[[AdapterUse], Adapter]
@@ -34,14 +34,14 @@ _log = logging.getLogger(__name__)
 
 
 class SidePath:
-    """Predicts with every row's own adapter set.
+    """Runs the UNet with a different adapter set in each row.
 
     Args:
-        open_halves: opens the engines: encoder and decoder half.
-        factors: of adapter sets.
+        open_halves: opens the engines of encoder and decoder half.
+        factors: factors of adapter sets.
         max_rows: largest batch of one engine call.
         max_rank: largest sum of a set's ranks.
-        background: whether to open the engines beside the ticks.
+        background: whether to open the engines in a thread while ticks run.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class SidePath:
         self._max_rows = max_rows
         self._max_rank = max_rank
         self._background = background
-        self._held: dict[AdapterSet, list[Factors]] = {}
+        self._in_use: dict[AdapterSet, list[Factors]] = {}
         self._opening: Future[UNet] | None = None
         self._halves: list[_Half] = []
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, load: Load, *, device: str, budget: int) -> SidePath | None:
-        """The side path of a bundle; `None` if it has no graphs for it.
+        """The side path of a bundle; `None` if the bundle has no graphs for it.
 
         Args:
-            bundle: whose.
-            load: gives the LoRA of an element of an adapter set.
-            device: of the UNet's engines.
+            bundle: the bundle.
+            load: loads the adapter of an adapter use.
+            device: device of the UNet's engines.
             budget: bytes of factors to keep.
         """
         manifest = bundle.manifest
@@ -84,18 +84,18 @@ class SidePath:
             FactorStore(halves, load, budget=budget, device=device, dtype=dtype),
             max_rows=manifest.limits.max_rows,
             max_rank=manifest.limits.lora_rank,
-            background=not on_gpu,  # memory taken meanwhile would spoil CUDA graphs being captured
+            background=not on_gpu,  # allocating meanwhile would break a CUDA graph capture
         )
 
     def open(self) -> None:
-        """Begin to open the engines, unless somebody has."""
+        """Start opening the engines, unless that has begun."""
         if self._opening is None:
             self._opening = ThreadPoolExecutor(1).submit(self._open)
             if not self._background:
                 self._opening.exception()
 
     def opened(self) -> bool:
-        """Open the engines unless somebody has, and wait for them; whether they are open."""
+        """Open the engines if necessary and wait; returns whether they are open."""
         self.open()
         assert self._opening is not None
         return self._opening.exception() is None
@@ -108,13 +108,14 @@ class SidePath:
 
     @property
     def failed(self) -> bool:
-        """Whether the engines cannot be opened."""
+        """Whether opening the engines has failed."""
         opening = self._opening
         return opening is not None and opening.done() and opening.exception() is not None
 
     def takes(self, adapter_set: AdapterSet) -> bool:
-        """Whether a set's ranks are small enough; `False` if it cannot be loaded, which whoever
-        puts it into the engine will say.
+        """Whether a set's ranks are small enough. False if the set cannot be loaded.
+
+        The load error is then raised when the set is put into the usual engines.
         """
         try:
             return max(self._factors.ranks(adapter_set)) <= self._max_rank
@@ -122,42 +123,46 @@ class SidePath:
             return False
 
     def ranks(self, adapter_set: Iterable[AdapterSet]) -> Ranks:
-        """The ranks that a batch of sets is padded to."""
-        both = zip(*map(self._factors.ranks, adapter_set), strict=True)
-        linear, conv = (padded_rank(max(own), self._max_rank) for own in both)
+        """The ranks to which a batch of these sets is padded."""
+        by_kind = zip(*map(self._factors.ranks, adapter_set), strict=True)
+        linear, conv = (padded_rank(max(ranks), self._max_rank) for ranks in by_kind)
         return linear, conv
 
     def enter(self, members: Sequence[Member]) -> list[Running]:
-        """Prepare requests for a call with their sets once the engines are open; those that can be
-        run.
+        """Prepare requests for a call with their sets. The engines have to be open.
 
-        A set that cannot be loaded fails its requests.
+        If a set cannot be loaded, its requests get the error.
+
+        Returns:
+            The requests that can run.
         """
-        held, errors = dict[AdapterSet, list[Factors]](), dict[AdapterSet, Exception]()
-        for adapter_set in dict.fromkeys(own for _, own in members):
+        factors, errors = dict[AdapterSet, list[Factors]](), dict[AdapterSet, Exception]()
+        for adapter_set in dict.fromkeys(adapter_set for _, adapter_set in members):
             try:
-                held[adapter_set] = self._held.get(adapter_set) or self._factors.get(adapter_set)
+                kept = self._in_use.get(adapter_set)
+                factors[adapter_set] = kept or self._factors.get(adapter_set)
             except Exception as error:
                 errors[adapter_set] = error
         for half in self._halves:
             half.forget_unused()
-        self._held, numbers = held, {own: number for number, own in enumerate(held)}
-        for request, own in members:
-            if own in errors:
-                request.error = errors[own]
+        self._in_use = factors
+        index = {adapter_set: i for i, adapter_set in enumerate(factors)}
+        for request, adapter_set in members:
+            if adapter_set in errors:
+                request.error = errors[adapter_set]
             else:
-                request.side = {SET: torch.full((request.branches,), numbers[own])}
-        return [request for request, own in members if own in numbers]
+                request.side = {SET: torch.full((request.branches,), index[adapter_set])}
+        return [request for request, adapter_set in members if adapter_set in index]
 
     def rest(self) -> None:
-        """Free what the last batches needed: others have their turn."""
-        self._held = {}
+        """Free the memory of the last batches, while other requests have their turn."""
+        self._in_use = {}
         for half in self._halves:
             half.forget()
 
     @property
     def predict(self) -> Predict:
-        """`UNet.predict`; its conditions have `SET` too, as `enter` gave it to the requests."""
+        """`UNet.predict`. Its conditions include `SET`, which `enter` adds to the requests."""
         return self._unet().predict
 
     def _unet(self) -> UNet:
@@ -179,18 +184,19 @@ class SidePath:
         return unet
 
     def _sets(self) -> list[tuple[AdapterSet, list[Factors]]]:
-        return list(self._held.items())
+        return list(self._in_use.items())
 
 
 class _Half:
-    """An engine with low-rank inputs, as one that takes `SET` instead, and hands it on to the other
-    half among its outputs.
+    """Wraps an engine with low-rank inputs as one that takes `SET` instead.
+
+    `SET` is also an output, so that the other half receives it.
 
     Args:
-        engine: of a graph with low-rank inputs.
-        sets: the tick's adapter sets, with their factors for each half.
-        half: which one this is.
-        max_rank: largest rank that it takes.
+        engine: engine of a graph with low-rank inputs.
+        sets: returns the tick's adapter sets, with their factors for each half.
+        half: index of this half.
+        max_rank: largest rank that the engine accepts.
     """
 
     def __init__(
@@ -209,9 +215,9 @@ class _Half:
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `Engine.run`."""
-        own = {name: tensor for name, tensor in inputs.items() if name != SET}
-        numbers = inputs[SET]
-        return {**self._engine.run({**own, **self._rows(numbers.tolist())}), SET: numbers}
+        of_engine = {name: tensor for name, tensor in inputs.items() if name != SET}
+        sets = inputs[SET]
+        return {**self._engine.run({**of_engine, **self._rows(sets.tolist())}), SET: sets}
 
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """See `Engine.refit`."""
@@ -221,22 +227,22 @@ class _Half:
         """See `Engine.describe`."""
         return self._engine.describe()
 
-    def _rows(self, numbers: Sequence[int]) -> Factors:
-        """Factors of a batch; made anew only when it changes."""
+    def _rows(self, indices: Sequence[int]) -> Factors:
+        """Factors of a batch, joined only when the batch changes."""
         sets = self._sets()
-        key = tuple(sets[number][0] for number in numbers)
+        key = tuple(sets[i][0] for i in indices)
         if key not in self._joined:
-            rows = [sets[number][1][self._half] for number in numbers]
+            rows = [sets[i][1][self._half] for i in indices]
             self._joined[key] = join(rows, self._max_rank)
         self._used.add(key)
         return self._joined[key]
 
     def forget_unused(self) -> None:
-        """Drop batches that have not come since the last time."""
+        """Drop joined factors that have not been used since the last call of this method."""
         self._joined = {key: self._joined[key] for key in self._used}
         self._used = set()
 
     def forget(self) -> None:
-        """Drop all."""
+        """Drop all joined factors."""
         self._joined = {}
         self._used = set()

@@ -1,4 +1,7 @@
-"""Parsed LoRAs in memory: a tier between the disk and the engines, within a byte budget."""
+"""Parsed adapters in memory: a tier between disk and engines, within a byte budget.
+
+Knows files and targets, nothing of engines.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,21 @@ from tessera.adapters.targets import Targets, Updates
 from tessera.errors import InvalidInput, Unavailable
 
 MAX_AHEAD = 8
-"""Reads under way, from which on none are begun for requests that are not being denoised yet."""
+"""With this many reads in progress, none is started for requests that still wait in a queue."""
 _ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a file raises whose contents nobody has thought of."""
+"""Errors that unexpected file contents may raise in a parser."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA that fits the bundle.
+    """A parsed adapter that fits the bundle.
 
     Attributes:
-        name, digest: of the file.
+        name, digest: name and digest of its file.
         layout: see `ParsedAdapter`.
-        ranks: of its updates: (smallest, largest).
-        targets: how many weights it changes, by part.
-        updates: of the parts that are kept.
+        ranks: smallest and largest rank of its updates.
+        targets: number of weights that it changes, by part.
+        updates: its updates of the parts that are kept.
     """
 
     name: str
@@ -39,13 +42,13 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        """Size in memory."""
+        """Bytes in memory."""
         return sum(u.nbytes for part in self.updates.values() for u in part.values())
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What is known of one version of a file: its digest, or why it cannot be used."""
+    """The result for one version of a file: its digest, or the reason why it cannot be used."""
 
     version: tuple[int, int, int]
     digest: str = ""
@@ -53,13 +56,16 @@ class _Verdict:
 
 
 class AdapterStore:
-    """Loads LoRAs once, as long as their files stay as they are; usable from several threads.
+    """Loads adapters, each once per version of its file. Safe to use from several threads.
 
     Args:
-        library: where the files are.
-        targets: what they have to fit.
+        library: the adapter files.
+        targets: the weights that adapters have to fit.
         parts: the networks whose updates are kept.
         budget: bytes of updates to keep.
+
+    Attributes:
+        reads: number of files read.
     """
 
     def __init__(
@@ -72,15 +78,18 @@ class AdapterStore:
         self._verdicts: dict[str, _Verdict] = {}
         self._loading: dict[str, threading.Lock] = {}
         self._ahead: set[str] = set()
-        self._two = threading.Semaphore(2)
+        self._two_reads = threading.Semaphore(2)
         self.reads = 0
 
     def load(self, name: str, field: str = "name") -> Adapter:
-        """A LoRA as its file is now.
+        """The adapter of a name, from the current version of its file.
+
+        Args:
+            name: the LoRA's name.
+            field: the request field that has the name, for the error.
 
         Raises:
-            InvalidInput: there is none of that name, or its file cannot be used; `field` is where
-                the name stood.
+            InvalidInput: the name is unknown, or its file cannot be used.
         """
         entry = self.library.find(name, field)
         with self._loading.setdefault(name, threading.Lock()):
@@ -88,23 +97,23 @@ class AdapterStore:
             current = verdict if verdict and verdict.version == entry.version else None
             if current and current.refused:
                 raise _unusable(name, field, current.refused)
-            held = self._held.get(current.digest) if current else None
-            return held or self._read(entry, field)
+            adapter = self._held.get(current.digest) if current else None
+            return adapter or self._read(entry, field)
 
     def refusal(self, name: str) -> str:
-        """Why a file could not be used when it was last loaded; empty if it could."""
+        """The reason why a file could not be used when it was last loaded; empty if it could."""
         verdict = self._verdicts.get(name)
         return verdict.refused if verdict else ""
 
     def load_digest(self, name: str, digest: str) -> Adapter:
-        """A LoRA as it was when a request named it.
+        """The adapter of a name and digest, as it was when a request named it.
 
         Raises:
-            Unavailable: its file has changed since, or has gone.
+            Unavailable: its file has changed or was removed since.
         """
-        held = self._held.get(digest)
-        if held is not None:
-            return held
+        adapter = self._held.get(digest)
+        if adapter is not None:
+            return adapter
         try:
             adapter = self.load(name)
         except InvalidInput as error:
@@ -114,14 +123,15 @@ class AdapterStore:
         return adapter
 
     def read_ahead(self, name: str, digest: str, *, queued: bool = False) -> None:
-        """Load in another thread what will be wanted soon, two at a time; what goes wrong will be
-        said when it is wanted.
+        """Load an adapter that will be needed soon in another thread, at most two at a time.
+
+        Errors are reported when the adapter is needed.
 
         Args:
-            name: of the LoRA.
-            digest: of its file.
-            queued: whether it is for a request that still waits in a queue: left to later while
-                `MAX_AHEAD` are on their way.
+            name: the LoRA's name.
+            digest: the digest of its file.
+            queued: whether its request still waits in a queue. If so, and `MAX_AHEAD` reads are in
+                progress, the call does nothing.
         """
         if queued and len(self._ahead) >= MAX_AHEAD:
             return
@@ -135,16 +145,16 @@ class AdapterStore:
             ).start()
 
     def touch(self, digest: str) -> None:
-        """Count a LoRA as used, so that what is read ahead does not drive it out."""
+        """Mark an adapter as used, so that reading ahead does not evict it."""
         self._held.get(digest)
 
     def reading(self, digest: str) -> bool:
-        """Whether a LoRA is being read ahead and not there yet."""
+        """Whether an adapter is still being read ahead."""
         return digest in self._ahead
 
     def _load_ahead(self, name: str, digest: str) -> None:
         try:
-            with self._two:
+            with self._two_reads:
                 self.load_digest(name, digest)
         except (InvalidInput, Unavailable):
             return
@@ -157,7 +167,8 @@ class AdapterStore:
             file = read_adapter(entry.path, layers_per_block=self._targets.layers_per_block)
             updates = self._targets.fit(file)
         except (Unusable, *_ODD) as error:
-            reason = str(error) if isinstance(error, Unusable) else f"has odd contents: {error!r}"
+            unexpected = f"has unexpected contents: {error!r}"
+            reason = str(error) if isinstance(error, Unusable) else unexpected
             self._verdicts[entry.name] = _Verdict(entry.version, refused=reason)
             raise _unusable(entry.name, field, reason) from error
         ranks = [u.rank for part in file.updates.values() for u in part.values()]
@@ -166,8 +177,8 @@ class AdapterStore:
             digest=file.digest,
             layout=file.layout,
             ranks=(min(ranks), max(ranks)),
-            targets={part: len(own) for part, own in updates.items()},
-            updates={p: own for p, own in updates.items() if p in self._parts},
+            targets={part: len(of_part) for part, of_part in updates.items()},
+            updates={part: updates[part] for part in updates if part in self._parts},
         )
         self._verdicts[entry.name] = _Verdict(entry.version, digest=file.digest)
         self._held.put(file.digest, adapter, adapter.nbytes)
@@ -175,6 +186,4 @@ class AdapterStore:
 
 
 def _unusable(name: str, field: str, reason: str) -> InvalidInput:
-    return InvalidInput(
-        field, name, f"a LoRA that fits this bundle, and the file of this one {reason}"
-    )
+    return InvalidInput(field, name, f"a LoRA that fits this bundle; this file {reason}")

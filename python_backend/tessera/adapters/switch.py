@@ -1,5 +1,6 @@
-"""The UNet's adapter sets: which requests are run in a tick, by which path, and the refits between
-them.
+"""Switches the UNet between adapter sets: chooses the requests of each tick and their LoRA path.
+
+Knows running requests and engines, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from tessera.plan import AdapterUse
 from tessera.shared.settings import AdapterSettings
 
 SIDE = "side path"
-"""Takes turns as if it were one adapter set."""
+"""The side path takes turns like a single adapter set."""
 Turn: TypeAlias = AdapterSet | str
 
 
 class AdapterSwitch:
-    """Chooses for every tick the requests that want the same adapter set, and puts it in; or all
-    that the side path can take.
+    """Chooses the requests of every tick: those of one adapter set, which it puts into the engines,
+    or all requests that fit the side path.
 
-    A set whose files are still being read is passed over as long as another can be run.
+    A set whose files are still being read is skipped while another set can run.
 
     Args:
-        patcher: of the UNet.
-        store: of the LoRAs.
-        paths: whether to use the side path, and with it that.
+        patcher: puts adapter sets into the UNet.
+        store: the adapters.
+        paths: chooses the LoRA path, and has the side path.
     """
 
     def __init__(self, patcher: Patcher, store: AdapterStore, paths: Paths) -> None:
@@ -52,7 +53,14 @@ class AdapterSwitch:
     def of_bundle(
         cls, bundle: Bundle, engines: Mapping[str, Engine], settings: AdapterSettings, *, slots: int
     ) -> AdapterSwitch:
-        """For the engines of a bundle's UNet, by graph; `slots` requests are denoised at a time."""
+        """The switch of a bundle.
+
+        Args:
+            bundle: the bundle.
+            engines: engines of its UNet, by graph.
+            settings: the operator's settings for LoRAs.
+            slots: number of requests that are denoised at a time.
+        """
         targets = targets_of(bundle)
         patchables = patchables_of(bundle, targets, engines)
         library = Library.of_bundle(bundle.folder, settings.folders)
@@ -67,15 +75,15 @@ class AdapterSwitch:
         return cls(patcher, store, Paths(settings.path, side, slots=slots))
 
     def read_ahead(self, adapter_set: AdapterSet, *, queued: bool = False) -> None:
-        """Begin to read what a request on its way will want; see `AdapterStore.read_ahead`."""
+        """Start reading the adapters of a request. See `AdapterStore.read_ahead`."""
         for use in adapter_set:
             self._store.read_ahead(use.name, use.digest, queued=queued)
 
     def choose(self, running: Sequence[Running], predict: Predict) -> tuple[list[Running], Predict]:
-        """The requests to run in this tick, and by what: `predict` if their adapter set is in the
-        engines.
+        """The requests to run in this tick, and the function that predicts for them.
 
-        A set that cannot be put in fails its requests.
+        The function is `predict` if their adapter set is in the engines. If a set cannot be put in,
+        its requests get the error.
         """
         self._turn = []
         self._ranks = None
@@ -83,13 +91,13 @@ class AdapterSwitch:
             return [], predict
         for use in (use for request in running for use in request.plan.adapters):
             self._store.touch(use.digest)
-        # A set whose files are still being read would stop everybody, so its requests sit this tick
-        # out, unless there is nobody else to run.
-        candidates = [(r, own) for r in running if not self._reading(own := self._own(r))]
-        candidates = candidates or [(r, self._own(r)) for r in running]
+        # A set whose files are still being read would stop all requests. So its requests skip this
+        # tick, unless there are no others.
+        candidates = [(r, uses) for r in running if not self._reading(uses := self._set_on_side(r))]
+        candidates = candidates or [(r, self._set_on_side(r)) for r in running]
         members = self._paths.choose(candidates, self._patcher.current, self._turns)
-        # Every request asks for one turn. The side path's members share one, so that all of them
-        # run when it comes, whatever their sets; the others ask for the turn of their set.
+        # Every request waits for one turn. The side path's members share one turn, in which all of
+        # them run with their different sets. The others wait for the turn of their set.
         on_side = {id(request) for request, _ in members}
         turns = {id(r): SIDE if id(r) in on_side else self._turn_of(r, running) for r in running}
         readable = [t for t in turns.values() if isinstance(t, str) or not self._reading(t)]
@@ -97,7 +105,7 @@ class AdapterSwitch:
         for request in running:
             request.stats.passed_over += turns[id(request)] != chosen
         if isinstance(chosen, str):
-            self._turn, predict = self._aside(members, predict)
+            self._turn, predict = self._run_on_side(members, predict)
         else:
             self._paths.rest()
             self._turn = self._put_in(chosen, [r for r in running if turns[id(r)] == chosen])
@@ -105,21 +113,26 @@ class AdapterSwitch:
         return self._turn, predict
 
     def add_tick(self, elapsed_ms: float) -> None:
-        """Tell how long the network's part of the tick took."""
+        """Record how long the network's part of the tick took."""
         self._turns.tick.add(elapsed_ms)
         self._paths.observe(elapsed_ms)
 
-    def _aside(self, members: Sequence[Member], predict: Predict) -> tuple[list[Running], Predict]:
-        """Have requests run by the side path; those whose set can be loaded, and what runs them:
-        `predict` if there are none.
+    def _run_on_side(
+        self, members: Sequence[Member], predict: Predict
+    ) -> tuple[list[Running], Predict]:
+        """Prepare requests for the side path.
+
+        Returns:
+            The requests whose set can be loaded, and the side path's predict function; `predict` if
+            there are none.
         """
         side = self._paths.side
-        assert side is not None, "nobody goes by a side path that is not there"
-        self._ranks = side.ranks(own for _, own in members)
+        assert side is not None, "only a bundle with a side path has members of it"
+        self._ranks = side.ranks(adapter_set for _, adapter_set in members)
         turn = side.enter(members)
-        for request, own in members:
+        for request, adapter_set in members:
             request.stats.side_ticks += request.error is None and not request.goes_sparsely
-            _note(request, own)
+            _note_first_step(request, adapter_set)
         return turn, side.predict if turn else predict
 
     def _put_in(self, chosen: AdapterSet, turn: list[Running]) -> list[Running]:
@@ -136,27 +149,27 @@ class AdapterSwitch:
             request.side = {}
             request.stats.refit_ms += elapsed
             request.stats.switches += elapsed > 0
-            _note(request, chosen)
+            _note_first_step(request, chosen)
         return turn
 
-    def _own(self, request: Running) -> AdapterSet:
-        """The set that a request is run with by the side path: its own, unless that is still being
-        read and may come later.
+    def _set_on_side(self, request: Running) -> AdapterSet:
+        """The set with which a request runs on the side path now: its set, or the base while its
+        set is still being read and may come later.
         """
-        own = request.plan.adapters
-        return BASE if self._reading(own) and not _late(request) else own
+        adapter_set = request.plan.adapters
+        return BASE if self._reading(adapter_set) and not _needs_set(request) else adapter_set
 
     def _turn_of(self, request: Running, running: Sequence[Running]) -> AdapterSet:
-        """The set whose turn a request asks for when sets take turns.
+        """The set whose turn a request waits for when sets take turns.
 
-        One that may do without its LoRAs for some steps gets them as soon as they are read and the
-        engine is free for them; until then it goes with those that want the base.
+        A request that may run some steps without its LoRAs gets them as soon as they are read and
+        the engine is free for them. Until then it runs with the requests of the base.
         """
-        own = request.plan.adapters
-        if _late(request) or own == self._turns.current:
-            return own
+        adapter_set = request.plan.adapters
+        if _needs_set(request) or adapter_set == self._turns.current:
+            return adapter_set
         others_run_base = any(r.plan.adapters == BASE for r in running)
-        return BASE if others_run_base or self._reading(own) else own
+        return BASE if others_run_base or self._reading(adapter_set) else adapter_set
 
     def _reading(self, adapter_set: AdapterSet) -> bool:
         return any(self._store.reading(use.digest) for use in adapter_set)
@@ -165,12 +178,12 @@ class AdapterSwitch:
         return self._store.load_digest(use.name, use.digest)
 
 
-def _late(request: Running) -> bool:
-    """Whether a request may no longer do without its LoRAs."""
+def _needs_set(request: Running) -> bool:
+    """Whether a request may no longer run without its LoRAs."""
     return request.stats.adapted_at is not None or request.step >= request.plan.adapters_by
 
 
-def _note(request: Running, own: AdapterSet) -> None:
-    """Remember the first step that a request was run with its LoRAs."""
-    if request.stats.adapted_at is None and own == request.plan.adapters:
+def _note_first_step(request: Running, adapter_set: AdapterSet) -> None:
+    """Record the first step that a request runs with its LoRAs."""
+    if request.stats.adapted_at is None and adapter_set == request.plan.adapters:
         request.stats.adapted_at = request.step

@@ -1,4 +1,4 @@
-"""The weights of a bundle's networks that a LoRA may change."""
+"""The weights of a bundle's networks that an adapter may change. Knows shapes, no values."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from tessera.manifest import network_of
 from tessera.variants import VARIANTS
 
 Updates = dict[str, dict[str, Update]]
-"""By part and name of the weight, each of them a target's."""
+"""Updates by part and name of the weight, each of which is a target."""
 _TEXT_PREFIX = "text_model."
-"""Newer transformers leave it out where older ones, and files made with them, have it."""
+"""Prefix in older transformers and in files made with them; newer versions omit it."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What can be changed.
+    """The weights that an adapter may change.
 
     Attributes:
-        shapes: of the weights of linear layers and convolutions, by part and name.
+        shapes: shapes of the weights of linear layers and convolutions, by part and name.
         family: title of the bundle's variant.
-        layers_per_block: of the UNet, where LoRAs may use the names of the original SDXL code.
+        layers_per_block: from the UNet's config, for a variant whose LoRAs may use the names of the
+            original SDXL code.
     """
 
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -33,12 +34,12 @@ class Targets:
     layers_per_block: int | None = None
 
     def fit(self, file: ParsedAdapter) -> Updates:
-        """A file's updates under the names that these networks have.
+        """A parsed adapter's updates, under the names of the weights in these networks.
 
         Raises:
-            Unusable: it changes a weight that is not there or has another shape.
+            Unusable: the adapter changes a weight that does not exist or has another shape.
         """
-        return {part: self._fit_part(part, own) for part, own in file.updates.items()}
+        return {part: self._fit_part(part, updates) for part, updates in file.updates.items()}
 
     def _fit_part(self, part: str, updates: Mapping[str, Update]) -> dict[str, Update]:
         shapes = self.shapes.get(part)
@@ -46,15 +47,15 @@ class Targets:
             raise Unusable(f"changes the network {part}, which {self.family} does not have")
         fitted = {}
         for name, update in sorted(updates.items(), key=itemgetter(0)):
-            own = _own_name(name, shapes)
-            if own is None:
+            weight_name = _name_in(shapes, name)
+            if weight_name is None:
                 raise Unusable(f"changes {part}.{name}, which {self.family} does not have")
-            if update.shape != shapes[own]:
+            if update.shape != shapes[weight_name]:
                 raise Unusable(
                     f"has shape {update.shape} for {part}.{name}, where this bundle's "
-                    f"{self.family} has {shapes[own]}"
+                    f"{self.family} has {shapes[weight_name]}"
                 )
-            fitted[own] = update
+            fitted[weight_name] = update
         return fitted
 
 
@@ -75,6 +76,6 @@ def targets_of(bundle: Bundle) -> Targets:
     return Targets(shapes, variant.title, layers)
 
 
-def _own_name(name: str, shapes: Mapping[str, object]) -> str | None:
+def _name_in(shapes: Mapping[str, object], name: str) -> str | None:
     candidates = (name, name.removeprefix(_TEXT_PREFIX), _TEXT_PREFIX + name)
     return next((n for n in candidates if n in shapes), None)

@@ -1,4 +1,7 @@
-"""A request's LoRAs in the text encoders, and what of them the UNet gets."""
+"""Resolves a request's LoRAs to adapter sets and applies them to the text encoders.
+
+Knows bundles and engines, nothing of Triton.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from tessera.shared.settings import AdapterSettings
 
 @dataclass(frozen=True)
 class Chosen:
-    """LoRAs that a request may have.
+    """The checked LoRAs of a request.
 
     Attributes:
-        report: what INFO says about them.
-        sets: the adapter set of each network that they change.
+        report: their entries in INFO.
+        sets: the adapter set of each network that they change, by part.
     """
 
     report: tuple[dict[str, Any], ...] = ()
@@ -33,7 +36,7 @@ class Chosen:
 
 
 class TextAdapters:
-    """The LoRAs of a bundle, and its text encoders as they change them.
+    """The LoRAs of a bundle, applied to its text encoders.
 
     Args:
         bundle: whose.
@@ -53,27 +56,27 @@ class TextAdapters:
         }
 
     def choose(self, loras: Sequence[Lora]) -> Chosen:
-        """Look LoRAs up and check their files.
+        """Find a request's LoRAs and check their files.
 
         Raises:
-            InvalidInput: one is unknown, named twice, or cannot be used.
+            InvalidInput: a LoRA is unknown, named twice, or cannot be used.
         """
         names = [lora.name for lora in loras]
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise InvalidInput(f"LORAS[{index}].name", name, "each LoRA once")
-        found = [
+        adapters = [
             (lora, self._store.load(lora.name, f"LORAS[{index}].name"))
             for index, lora in enumerate(loras)
         ]
-        parts = {part for _, adapter in found for part in adapter.targets}
+        parts = {part for _, adapter in adapters for part in adapter.targets}
         return Chosen(
-            report=tuple(_report(lora, adapter) for lora, adapter in found),
-            sets={part: _set_of(part, found) for part in parts},
+            report=tuple(_report(lora, adapter) for lora, adapter in adapters),
+            sets={part: _set_of(part, adapters) for part in parts},
         )
 
     def apply(self, chosen: Chosen) -> float:
-        """Make the text encoders those of a request; returns the milliseconds it took."""
+        """Switch the text encoders to a request's LoRAs; returns the milliseconds it took."""
         return sum(
             patcher.apply(chosen.sets.get(part, BASE), self._load)
             for part, patcher in self._patchers.items()
@@ -83,11 +86,11 @@ class TextAdapters:
         return self._store.load_digest(use.name, use.digest)
 
 
-def _set_of(part: str, found: Sequence[tuple[Lora, Adapter]]) -> AdapterSet:
-    """In the order of the names, so that requests that want the same share a batch."""
+def _set_of(part: str, adapters: Sequence[tuple[Lora, Adapter]]) -> AdapterSet:
+    """The adapter set, sorted by name, so that requests with the same LoRAs share a batch."""
     uses = [
         AdapterUse(adapter.name, adapter.digest, _weight(part, lora))
-        for lora, adapter in found
+        for lora, adapter in adapters
         if part in adapter.targets
     ]
     return tuple(sorted(use for use in uses if use.weight != 0))

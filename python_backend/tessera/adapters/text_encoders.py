@@ -1,5 +1,7 @@
-"""LoRAs in the `encode` model: opened in the background, used from the first request on that wants
-one.
+"""LoRAs in the `encode` model. They are opened in the background and used from the first request
+with a LoRA on.
+
+Knows bundles and engines, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class TextEncoderAdapters:
-    """Puts each request's LoRAs into the text encoders, and says what the plan needs of them.
+    """Applies each request's LoRAs to the text encoders, and returns the plan's fields for them.
 
     Args:
         bundle: the server's.
@@ -40,8 +42,15 @@ class TextEncoderAdapters:
         self._board = settings.board
 
     def apply(self, loras: Sequence[Lora], *, policy: str, steps: int) -> dict[str, Any]:
-        """Make the text encoders a request's, and have `denoise` read ahead; the fields of its
-        `Plan`.
+        """Switch the text encoders to a request's LoRAs, and tell `denoise` to read them ahead.
+
+        Args:
+            loras: the request's LoRAs.
+            policy: the request's LoRA policy; with `bounded`, some steps may run without them.
+            steps: the request's number of steps.
+
+        Returns:
+            Fields of the request's `Plan`.
 
         Raises:
             InvalidInput: a LoRA is unknown, named twice, or cannot be used.

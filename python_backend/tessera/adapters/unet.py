@@ -1,5 +1,7 @@
-"""LoRAs in the `denoise` model: an `AdapterSwitch` that is opened in the background, and stays out
-of the way until the first request wants one.
+"""LoRAs in the `denoise` model: an `AdapterSwitch`, opened in the background and used from the
+first request with a LoRA on.
+
+Knows bundles and engines, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from tessera.shared.settings import ServerSettings
 
 
 class UNetAdapters:
-    """Ticks of requests that may want different LoRAs.
+    """Runs ticks of requests that may have different LoRAs.
 
     Args:
         bundle: the server's.
@@ -46,10 +48,10 @@ class UNetAdapters:
         try:
             self._hints = PrefetchListener(settings.board, self._read_ahead_of_queue)
         except OSError as error:
-            log(f"LoRAs are not read ahead of their requests: {error}")
+            log(f"LoRAs of queued requests are not read ahead: {error}")
 
     def read_ahead(self, adapters: tuple[AdapterUse, ...]) -> None:
-        """Begin to read what a request wants."""
+        """Start reading the adapters of a request."""
         if adapters:
             self._switch.result().read_ahead(adapters)
 
@@ -66,7 +68,7 @@ class UNetAdapters:
         observer: Observer | None,
         controls: Controls | None,
     ) -> None:
-        """See `denoise.tick.tick`; those whose adapter set is not on turn are passed over."""
+        """See `denoise.tick.tick`. Requests whose adapter set is not on turn are skipped."""
         self._used = self._used or any(request.plan.adapters for request in running)
         if not self._used:
             tick(running, predict, number, sparse=sparse, observer=observer, controls=controls)

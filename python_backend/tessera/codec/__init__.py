@@ -1,1 +1,4 @@
-"""Prompts and pixels into the latents' world and back: text encoders, VAE, masks."""
+"""Prompts to embeddings, pixels to latents and back: text encoders, VAE, masks.
+
+Knows engines and arrays, nothing of requests or Triton.
+"""

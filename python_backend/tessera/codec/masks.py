@@ -1,5 +1,4 @@
-"""Masks of pixels: the latents that they make active, and how an edit is pasted back into the
-template.
+"""Masks of pixels: which latents they make active, and how an edit is pasted into the template.
 
 Knows arrays, nothing of requests, engines or Triton.
 """
@@ -15,15 +14,15 @@ from tessera.contract import EDITED
 from tessera.types import Array
 
 FEATHER = 4
-"""Pixels over which an edit fades in, from the border of the mask inwards."""
+"""Width in pixels of the fade from template to edit, inwards from the border of the mask."""
 
 
 def active_latents(mask: Array, pixels: int) -> npt.NDArray[np.uint8]:
-    """1 for every latent (h, w) that has a pixel to edit, else 0.
+    """1 for every latent (h, w) with at least one pixel to edit, else 0.
 
     Args:
-        mask: (h * pixels, w * pixels) of UINT8.
-        pixels: side of the square that one latent covers.
+        mask: (h * pixels, w * pixels), UINT8.
+        pixels: side of the square of pixels that one latent covers.
     """
     height, width = mask.shape
     squares = (mask >= EDITED).reshape(height // pixels, pixels, width // pixels, pixels)
@@ -31,10 +30,10 @@ def active_latents(mask: Array, pixels: int) -> npt.NDArray[np.uint8]:
 
 
 def feathered(mask: Array) -> torch.Tensor:
-    """How much of the edit shows at each pixel (h, w): 0 outside the mask, rising to 1 within
-    `FEATHER` pixels of its border.
+    """The edit's share of each pixel (h, w): 0 outside the mask, rising to 1 within `FEATHER`
+    pixels of its border.
 
-    Where the mask is too thin for that, it rises to 1 in its middle.
+    Where the mask is too thin for that, the share rises to 1 in the middle.
     """
     inside = torch.from_numpy(mask >= EDITED).float()[None]
     depth, core = inside, inside
@@ -47,12 +46,14 @@ def feathered(mask: Array) -> torch.Tensor:
 
 
 def paste(edited: Array, template: Array, mask: Array) -> Array:
-    """The edit inside the feathered mask, the template's own pixels, bit for bit, outside.
+    """Paste an edit into the template through the feathered mask; returns (h, w, 3), UINT8.
+
+    Outside the mask the pixels equal the template's bit for bit.
 
     Args:
-        edited: (h, w, 3) of UINT8.
-        template: (h, w, 3) of UINT8.
-        mask: (h, w) of UINT8.
+        edited: (h, w, 3), UINT8.
+        template: (h, w, 3), UINT8.
+        mask: (h, w), UINT8.
     """
     share = feathered(mask).numpy()[..., None]
     mixed = share * edited + (1 - share) * template

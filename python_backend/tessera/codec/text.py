@@ -1,4 +1,7 @@
-"""Prompts -> embeddings, as diffusers' Stable Diffusion pipelines make them."""
+"""Prompts to embeddings, with the same result as diffusers' Stable Diffusion pipelines.
+
+Knows tokenizers and engines, nothing of requests.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,19 @@ from tessera.engines.base import Engine
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What conditions the UNet, one row per prompt.
+    """Text embeddings for the UNet, one row per prompt.
 
     Attributes:
-        hidden: (n, tokens, width), the encoders' widths side by side.
-        pooled: (n, width) of the last encoder; (n, 1) of zeros for a variant without it, since
-            every request has to carry the same tensors.
+        hidden: (n, tokens, width); `width` is the sum of the encoders' widths.
+        pooled: (n, width) from the last encoder. A variant without it has (n, 1) zeros, since all
+            requests have to carry the same tensors.
     """
 
     hidden: torch.Tensor
     pooled: torch.Tensor
 
     def zeroed(self, row: int) -> Embeddings:
-        """These embeddings with one row of zeros."""
+        """A copy of these embeddings with one row set to zero."""
         hidden, pooled = self.hidden.clone(), self.pooled.clone()
         hidden[row], pooled[row] = 0, 0
         return Embeddings(hidden, pooled)
@@ -36,9 +39,9 @@ class TextEncoder:
     """A tokenizer and a text encoder's engine.
 
     Args:
-        tokenizer: folder with the tokenizer's files.
-        engine: takes `input_ids` (n, tokens) int64; gives `penultimate_hidden_state` or else
-            `last_hidden_state` (n, tokens, width), and perhaps `text_embeds` (n, width).
+        tokenizer: folder of the tokenizer's files.
+        engine: takes `input_ids` (n, tokens) int64. It returns `penultimate_hidden_state` or
+            `last_hidden_state` (n, tokens, width), and for some encoders `text_embeds` (n, width).
     """
 
     def __init__(self, tokenizer: Path, engine: Engine) -> None:
@@ -46,13 +49,14 @@ class TextEncoder:
         self._engine = engine
 
     def encode(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states and pooled embeddings; prompts are padded and cut to the encoder's
-        window.
+        """Hidden states and pooled embeddings, if the encoder has any.
+
+        Prompts are padded or truncated to the encoder's window.
         """
         ids = torch.tensor(self._tokenizer.encode(prompts))
         outputs = self._engine.run({"input_ids": ids})
         hidden = outputs.get("penultimate_hidden_state", outputs.get("last_hidden_state"))
-        assert hidden is not None, "a text encoder gives one of the two"
+        assert hidden is not None, "a text encoder returns one of the two"
         pooled = outputs.get("text_embeds")
         return hidden.float().cpu(), None if pooled is None else pooled.float().cpu()
 
@@ -62,7 +66,7 @@ class TextEncoder:
 
 
 def embed(encoders: Sequence[TextEncoder], prompts: Sequence[str]) -> Embeddings:
-    """Embeddings of prompts by all encoders of a variant."""
+    """Embeddings of prompts from all encoders of a variant."""
     encoded = [encoder.encode(prompts) for encoder in encoders]
     pooled = encoded[-1][1]
     return Embeddings(

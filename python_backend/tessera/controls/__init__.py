@@ -1,1 +1,3 @@
-"""ControlNets: run beside the UNet's encoder half, joined before its decoder half."""
+"""ControlNets: they run in parallel with the UNet's encoder half. Their residuals are added before
+the decoder half.
+"""

@@ -1,9 +1,9 @@
-"""Fan-out: the ControlNets of a network call run while the UNet's encoder half does; what they
-find is added before the decoder half.
+"""Fan-out: calls the ControlNets of a group while the UNet's encoder half runs, and adds their
+residuals before the decoder half.
 
-A ControlNet is asked with one call for all requests of a group that it guides. What stays the same
-from step to step (the text, the control picture) it is told once per request, under a key. Knows
-requests and tensors; who makes the calls is a callable.
+One call asks a ControlNet for all requests of a group that use it. The inputs that are the same in
+every step (text, control image) are sent once per request, under a key. Knows requests and tensors,
+nothing of Triton: calls are made by a callable.
 """
 
 from __future__ import annotations
@@ -24,80 +24,83 @@ from tessera.errors import InternalError, TesseraError, Unavailable
 from tessera.types import Tensors
 
 Ask = Callable[[str, Tensors], torch.Tensor]
-"""(name of a ControlNet, inputs of its model) -> RESIDUALS; safe to call from several threads.
+"""(name of a ControlNet, inputs of its model) -> RESIDUALS. Safe to call from several threads.
 
-Raises `TesseraError`; of status `FORGOTTEN` if a key is not known."""
+Raises `TesseraError`, with status `FORGOTTEN` if a key is unknown."""
 
 FORGOTTEN = "NOT_FOUND"
-"""Status of a ControlNet's answer when it does not know a key: it is then told anew."""
+"""Status of a ControlNet's answer if it does not know a key. The key is then sent again."""
 
 WORKERS = 4 * MAX_CONTROLS
 LOOK_S = 0.25
-"""A call that takes longer is looked after: one to a process that has died would not end before its
-model is loaded again, which takes seconds that everybody in the tick would wait."""
+"""Interval at which a waiting call checks that the ControlNet's process lives. A call to a dead
+process ends only when its model is loaded again. That takes seconds, and every request in the tick
+would wait."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Rows of a group's batch that one use of a ControlNet controls, and where its residuals are.
+    """Where one running control's rows are in the group's batch and in the ControlNet's answer.
 
     Attributes:
-        request, control: whose.
-        first: its first row in the group's batch.
-        found: its first row in the ControlNet's answer.
+        request, control: the request and its running control.
+        first: first row in the group's batch.
+        first_in_answer: first row in the ControlNet's answer.
     """
 
     request: Running
     control: RunningControl
     first: int
-    found: int
+    first_in_answer: int
 
 
 class FanOut:
-    """Asks ControlNets for running requests.
+    """Calls ControlNets for running requests.
 
     Args:
         ask: calls a ControlNet's model.
-        lives: whether that ControlNet's process is there.
+        lives: whether a ControlNet's process is alive, by the ControlNet's name.
     """
 
     def __init__(self, ask: Ask, lives: Callable[[str], bool] = lambda name: True) -> None:
         self._ask = ask
         self._lives = lives
-        self._took: dict[str, float] = {}  # seconds of a ControlNet's last answer
+        self._answer_s: dict[str, float] = {}  # duration of each ControlNet's last call
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="controls")
 
     def start(self, group: Sequence[Running]) -> Join | None:
-        """Ask every ControlNet that guides a request of the group in its next step; `None` if there
-        is none.
+        """Call every ControlNet that applies to a request of the group in its next step.
+
+        Returns:
+            A join that waits for the answers; `None` if no ControlNet applies.
         """
         places: dict[str, list[_Place]] = {}
         rows = 0
         for request in group:
             for control in request.controls_now:
                 same = places.setdefault(control.use.name, [])
-                found = sum(p.request.branches for p in same)
-                same.append(_Place(request, control, rows, found))
+                first_in_answer = sum(p.request.branches for p in same)
+                same.append(_Place(request, control, rows, first_in_answer))
             rows += request.branches
         if not places:
             return None
-        # The slowest first: calls set out one after the other.
-        order = sorted(places, key=lambda name: self._took.get(name, 0.0), reverse=True)
-        asked = {
+        # The slowest first, since calls are submitted one after the other.
+        order = sorted(places, key=lambda name: self._answer_s.get(name, 0.0), reverse=True)
+        answers = {
             name: self._threads.submit(self._answer, name, places[name], _step_inputs(places[name]))
             for name in order
         }
-        return Join(places, asked, self._lives)
+        return Join(places, answers, self._lives)
 
     def _answer(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
-        """A ControlNet's residuals for all its places, in one flat tensor."""
+        """A ControlNet's residuals for all its places, as one flat tensor."""
         began = time.perf_counter()
         with trace.span(f"ControlNet {name}", requests=len(places)):
-            answer = self._told_and_asked(name, places, inputs)
-        self._took[name] = time.perf_counter() - began
+            answer = self._tell_and_ask(name, places, inputs)
+        self._answer_s[name] = time.perf_counter() - began
         return answer
 
-    def _told_and_asked(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
+    def _tell_and_ask(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
         for place in places:
             if not place.control.told:
                 self._tell(place)
@@ -111,13 +114,13 @@ class FanOut:
         return self._ask(name, inputs)
 
     def _tell(self, place: _Place) -> None:
-        """Make a request's text and control picture known to a ControlNet."""
+        """Send a request's text and control image to a ControlNet."""
         control, conditions = place.control, place.request.conditions
         fixed = {
-            ours: conditions[theirs] for ours, theirs in CONDITIONS.items() if theirs in conditions
+            field: conditions[name] for field, name in CONDITIONS.items() if name in conditions
         }
-        told = {"KEYS": torch.tensor([control.key]), "IMAGE": control.image, **fixed}
-        self._ask(control.use.name, told)
+        inputs = {"KEYS": torch.tensor([control.key]), "IMAGE": control.image, **fixed}
+        self._ask(control.use.name, inputs)
         control.told = True
 
 
@@ -132,104 +135,106 @@ def _step_inputs(places: list[_Place]) -> dict[str, torch.Tensor]:
 
 
 class Join:
-    """The answers to one group's calls; `add` waits for them."""
+    """The answers to one group's calls. `add` waits for them."""
 
     def __init__(
         self,
         places: Mapping[str, list[_Place]],
-        asked: Mapping[str, Future[torch.Tensor]],
+        answers: Mapping[str, Future[torch.Tensor]],
         lives: Callable[[str], bool],
     ) -> None:
         self._places = places
-        self._asked = asked
+        self._answers = answers
         self._lives = lives
-        self._answers: dict[str, list[torch.Tensor]] | None = None
+        self._residuals: dict[str, list[torch.Tensor]] | None = None
 
     @torch.inference_mode()
     def add(self, encoded: dict[str, torch.Tensor], first: int = 0) -> None:
         """Add scaled residuals to the encoder half's `skip_i` and `mid`, in place.
 
         Args:
-            encoded: rows from `first` on of the group's batch.
-            first: of the rows.
+            encoded: the encoder half's outputs for rows of the group's batch from `first` on.
+            first: index of the first row.
 
         Raises:
-            Regroup: a ControlNet failed, or what it gave is of another size than what it is to be
-                added to; the requests that it guides have its error.
+            Regroup: a ControlNet failed, or its residuals do not fit the encoder half's outputs.
+                The requests that use it get its error.
         """
         names = [*sorted((n for n in encoded if n.startswith("skip_")), key=_number), "mid"]
         shapes = [encoded[name].shape[1:] for name in names]
         rows = encoded["mid"].shape[0]
-        for place, residuals in self._found(shapes):
+        for place, residuals in self._by_place(shapes):
             scale = place.control.use.scale
             begin, end = place.first - first, place.first - first + place.request.branches
             inside = slice(max(begin, 0), min(end, rows))
             if inside.start >= inside.stop:
                 continue
             for name, residual in zip(names, residuals, strict=True):
-                own = encoded[name][inside]
+                target = encoded[name][inside]
                 part = residual[inside.start - begin : inside.stop - begin]
-                own.add_(part.to(own.device, own.dtype), alpha=scale)
+                target.add_(part.to(target.device, target.dtype), alpha=scale)
 
     def maps(self, shapes: Sequence[torch.Size], rows: int) -> list[torch.Tensor]:
-        """The sums of scaled residuals, (rows, c, h, w) each, for a network that is no two halves.
+        """The sums of scaled residuals, (rows, c, h, w) each, for a UNet that is not cut.
 
         Args:
-            shapes: (c, h, w) of each skip in order, then of the mid block's result.
-            rows: of the group's batch.
+            shapes: (c, h, w) of each skip in order, then of the mid block's output.
+            rows: number of rows of the group's batch.
 
         Raises:
-            Regroup: as `add`.
+            Regroup: see `add`.
         """
         sums = {f"skip_{i}": torch.zeros(rows, *shape) for i, shape in enumerate(shapes[:-1])}
         sums["mid"] = torch.zeros(rows, *shapes[-1])
         self.add(sums)
         return list(sums.values())
 
-    def _found(self, shapes: Sequence[torch.Size]) -> Iterator[tuple[_Place, list[torch.Tensor]]]:
+    def _by_place(
+        self, shapes: Sequence[torch.Size]
+    ) -> Iterator[tuple[_Place, list[torch.Tensor]]]:
         for name, maps in self._wait(shapes).items():
             for place in self._places[name]:
-                own = slice(place.found, place.found + place.request.branches)
-                yield place, [m[own] for m in maps]
+                rows = slice(place.first_in_answer, place.first_in_answer + place.request.branches)
+                yield place, [m[rows] for m in maps]
 
     def _wait(self, shapes: Sequence[torch.Size]) -> dict[str, list[torch.Tensor]]:
-        """Every answer; a ControlNet that failed fails the requests that it guides."""
-        if self._answers is not None:
-            return self._answers
+        """All residuals by ControlNet. If a ControlNet fails, the requests that use it fail."""
+        if self._residuals is not None:
+            return self._residuals
         began = time.perf_counter()
-        answers: dict[str, list[torch.Tensor]] = {}
-        lost = False
-        for name, future in self._asked.items():
+        residuals: dict[str, list[torch.Tensor]] = {}
+        failed = False
+        for name, answer in self._answers.items():
             places = self._places[name]
             rows = sum(p.request.branches for p in places)
             try:
-                answers[name] = _unpack(name, self._result(name, future), rows, shapes)
+                residuals[name] = _unpack(name, self._result(name, answer), rows, shapes)
             except Exception as error:
-                lost = True
+                failed = True
                 for place in places:
                     place.request.error = error
-        if lost:
+        if failed:
             raise Regroup
-        waited = 1e3 * (time.perf_counter() - began)
-        for request in {id(p.request): p.request for p in self._all()}.values():
-            request.stats.control_wait_ms += waited
+        waited_ms = 1e3 * (time.perf_counter() - began)
+        for request in {id(p.request): p.request for p in self._all_places()}.values():
+            request.stats.control_wait_ms += waited_ms
             request.stats.control_ticks += 1
-        self._answers = answers
-        return answers
+        self._residuals = residuals
+        return residuals
 
-    def _result(self, name: str, asked: Future[torch.Tensor]) -> torch.Tensor:
-        """The answer, unless the process that it would come from has ended."""
+    def _result(self, name: str, answer: Future[torch.Tensor]) -> torch.Tensor:
+        """Wait for an answer as long as the ControlNet's process lives."""
         while True:
             try:
-                return asked.result(LOOK_S)
+                return answer.result(LOOK_S)
             except TimeoutError:
-                if asked.done() or self._lives(name):
+                if answer.done() or self._lives(name):
                     continue
                 raise Unavailable(
                     f"the controlnet_{name} model is being restarted; try again in a few seconds"
                 ) from None
 
-    def _all(self) -> Iterator[_Place]:
+    def _all_places(self) -> Iterator[_Place]:
         for places in self._places.values():
             yield from places
 
@@ -237,11 +242,11 @@ class Join:
 def _unpack(
     name: str, packed: torch.Tensor, rows: int, shapes: Sequence[torch.Size]
 ) -> list[torch.Tensor]:
-    """Views (rows, c, h, w) of a flat tensor in which the residuals lie one after the other."""
+    """Views (rows, c, h, w) of a flat tensor of consecutive residuals."""
     sizes = [rows * shape.numel() for shape in shapes]
     if sum(sizes) != packed.numel():
         raise InternalError(
-            f"ControlNet {name} gave {packed.numel()} numbers; {sum(sizes)} were expected"
+            f"ControlNet {name} returned {packed.numel()} numbers; {sum(sizes)} were expected"
         )
     parts = packed.split(sizes)
     return [part.view(rows, *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,5 +1,7 @@
-"""Writes a bundle's ControlNets as Triton models: one folder each, its configuration made from one
-text, its code a line that names the class. Standard library only.
+"""Writes a bundle's ControlNets as Triton models: one folder each, with a configuration and a
+`model.py` that imports the class.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from tessera.errors import TesseraError, brief, listing
 from tessera.manifest import CONTROLNET
 
 _CONFIG = """\
-# Written by tessera-serve. One ControlNet: denoise calls it in the steps that it guides.
+# Written by tessera-serve. One ControlNet: denoise calls it in the steps in which it applies.
 name: "{name}"
 backend: "python"
 max_batch_size: 1
@@ -46,8 +48,12 @@ _PLACE = re.compile(r"cpu|gpu:\d+")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a ControlNet runs: `auto` (as the other models), `cpu` or a GPU, `gpu:1`. Always one
-    process: it remembers the requests that it guides.
+    """Where a ControlNet runs.
+
+    It always has exactly one process, since the process remembers the requests that use it.
+
+    Attributes:
+        text: `auto` (like the other models), `cpu`, or a GPU such as `gpu:1`.
     """
 
     text: str = "auto"
@@ -61,8 +67,9 @@ class Placement:
 
 
 def engine_is_half(engine: str) -> bool:
-    """Whether an engine setting means half precision: those for GPUs do where torch finds one,
-    which is asked in a process of its own, since it takes seconds and much memory.
+    """Whether an engine setting means half precision: true for GPU engines if torch finds a GPU.
+
+    A separate process asks torch, since importing it takes seconds and much memory.
     """
     if engine == "onnxruntime" or not Path("/dev/nvidiactl").exists():
         return False
@@ -71,12 +78,12 @@ def engine_is_half(engine: str) -> bool:
 
 
 def read_placements(pairs: Iterable[str], controlnets: Iterable[str]) -> dict[str, Placement]:
-    """`NAME=PLACE` of the command line.
+    """Parse `NAME=PLACE` arguments of the command line.
 
     Raises:
-        TesseraError: one is of another form, or the bundle has no such ControlNet.
+        TesseraError: an argument has another form, or the bundle has no such ControlNet.
     """
-    known, found = set(controlnets), dict[str, Placement]()
+    known, placements = set(controlnets), dict[str, Placement]()
     for pair in pairs:
         name, equals, place = pair.partition("=")
         if not equals or not _PLACE.fullmatch(place):
@@ -87,8 +94,8 @@ def read_placements(pairs: Iterable[str], controlnets: Iterable[str]) -> dict[st
             raise TesseraError(
                 f"--place names the ControlNet {brief(name)}; accepted: {listing(known)}"
             )
-        found[name] = Placement(place)
-    return found
+        placements[name] = Placement(place)
+    return placements
 
 
 def write_models(
@@ -98,8 +105,13 @@ def write_models(
     *,
     half: bool = False,
 ) -> None:
-    """Make `folder` a model repository of these ControlNets; with `half` those that are not placed
-    on a CPU send their residuals in half precision.
+    """Write a model repository of ControlNets.
+
+    Args:
+        folder: the repository, created if it is missing.
+        controlnets: names of the ControlNets.
+        placements: where they run, by name; `auto` for the others.
+        half: whether ControlNets that are not placed on a CPU send residuals in half precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for controlnet in controlnets:

@@ -1,7 +1,7 @@
-"""One ControlNet behind its model: the embedding of a control picture is made once per request and
-kept; a step's residuals come as one flat tensor.
+"""One ControlNet behind its Triton model.
 
-Knows engines and tensors, nothing of Triton.
+It makes the hint of a control image once per request and keeps it. It returns a step's residuals as
+one flat tensor. Knows engines and tensors, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES":
 the network."""
 
 KEPT = 8 * MAX_CONTROLS
-"""Requests that a ControlNet remembers: as many as can ask it in one call, since a model of eight
-slots may give every one of them as many uses of it as a request can have."""
+"""How many keys a ControlNet remembers: as many as one call can ask for. `denoise` has eight slots,
+and each request may use the same ControlNet up to `MAX_CONTROLS` times."""
 
 
 class Forgotten(TesseraError):
-    """A key that was never told, or too long ago."""
+    """A key that was never sent, or has been dropped since."""
 
     status = "NOT_FOUND"
 
 
 class ControlNetwork:
-    """A ControlNet and what it remembers of requests.
+    """A ControlNet, and the hints and conditions of the requests that use it.
 
     Args:
         step: engine of the graph `controlnet_NAME`.
         hint: engine of the graph `controlnet_NAME_hint`.
         max_rows: largest batch of one engine call.
-        kept: how many requests to remember, the latest asked for.
+        kept: how many keys to remember; the least recently used are dropped.
     """
 
     def __init__(self, step: Engine, hint: Engine, *, max_rows: int, kept: int = KEPT) -> None:
@@ -49,12 +49,13 @@ class ControlNetwork:
         self._known: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
 
     def tell(self, key: int, image: torch.Tensor, conditions: Tensors) -> None:
-        """Remember a request.
+        """Remember a request's control image and conditions.
 
         Args:
-            key: what `residuals` will call it.
-            image: its control picture (h, w, 3), UINT8.
-            conditions: its text and what else the network takes, by name, a row for each branch.
+            key: identifies the request in `residuals`.
+            image: its control image (h, w, 3), UINT8.
+            conditions: the network's other inputs that are the same in every step, by name, one row
+                per branch.
         """
         pixels = image.permute(2, 0, 1)[None].float() / 255
         hint = self._hint.run({"image": pixels})["hint"]
@@ -67,23 +68,24 @@ class ControlNetwork:
     def residuals(
         self, keys: Sequence[int], sample: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
-        """What one step adds to the UNet's skips and its mid block's result, unscaled: those of all
-        branches (rows, c, h, w), flattened, one after the other.
+        """The residuals of one step for the UNet's skips and mid block, unscaled.
+
+        Each residual has all branches, (rows, c, h, w). They are flattened and concatenated.
 
         Args:
-            keys: of n requests that have been told.
+            keys: keys of n requests, sent before by `tell`.
             sample: scaled latents (n, c, h, w).
             timestep: (n,).
 
         Raises:
-            Forgotten: a key is not known.
+            Forgotten: a key is unknown.
         """
-        found = [self._find(key) for key in keys]
-        branches = torch.tensor([f["hint"].shape[0] for f in found])
+        known = [self._find(key) for key in keys]
+        branches = torch.tensor([inputs["hint"].shape[0] for inputs in known])
         inputs = {
             "sample": sample.repeat_interleave(branches, 0),
             "timestep": timestep.repeat_interleave(branches),
-            **{name: torch.cat([f[name] for f in found]) for name in found[0]},
+            **{name: torch.cat([k[name] for k in known]) for name in known[0]},
         }
         rows = len(inputs["sample"])
         starts = range(0, rows, self._max_rows)
@@ -93,6 +95,6 @@ class ControlNetwork:
 
     def _find(self, key: int) -> dict[str, torch.Tensor]:
         if key not in self._known:
-            raise Forgotten(f"the control picture {key} is not known here")
+            raise Forgotten(f"control key {key} is unknown; send its control image again")
         self._known.move_to_end(key)
         return self._known[key]

@@ -1,9 +1,10 @@
-"""Which ControlNets are loaded: on first use, within a byte budget, the longest unused goes first.
+"""Which ControlNets are loaded: on first use, within a byte budget, evicted least recently used.
 
-Every process that denoises requests has its own `Residency`; they share a small file under a lock.
-A request takes all its ControlNets at once or waits holding none, so that two requests cannot wait
-for each other. While a ControlNet is being loaded only requests that need it wait. Standard library
-only; who loads and unloads models is given as callables.
+Every process that denoises requests has its own `Residency`. They share a small file under a lock.
+A request takes all its ControlNets at once, or holds none while it waits. So two requests cannot
+wait for each other. While a ControlNet is loading, only requests that need it wait.
+
+Standard library only. Models are loaded and unloaded through the protocol `Models`.
 """
 
 from __future__ import annotations
@@ -24,35 +25,35 @@ from tessera.shared.processes import identity, lives
 
 POLL_S = 0.01
 IMPATIENT_S = 10.0
-"""A request that has waited for room this long is served before later ones, whatever they need."""
+"""A request that has waited for memory this long is served before all later ones."""
 _HALF = 1 << 17
-"""Bytes that one state of the table may have: enough for 800 ControlNets."""
+"""Bytes for one copy of the table: enough for 800 ControlNets."""
 
 
 class Models(Protocol):
-    """The server's models, as far as residency needs them; each method raises a `TesseraError`."""
+    """Loads and unloads the server's ControlNets. Each method may raise a `TesseraError`."""
 
     def load(self, name: str) -> None:
-        """Load one that is not; returns when it can be called."""
+        """Load a ControlNet; returns when it can be called."""
         ...
 
     def unload(self, name: str) -> None:
-        """Its memory is free when this returns."""
+        """Unload a ControlNet; returns when its memory is free."""
         ...
 
     def is_ready(self, name: str) -> bool:
-        """Whether it is loaded."""
+        """Whether a ControlNet is loaded."""
         ...
 
 
 @dataclass
 class Resident:
-    """A ControlNet that takes room.
+    """A ControlNet that takes memory.
 
     Attributes:
-        used: when it was last taken or given back.
-        holders: processes (`processes.identity`) that use it, and how often.
-        mover: the process that loads or unloads it; empty if it is ready.
+        used: Unix time at which it was last taken or given back.
+        holders: processes (`processes.identity`) that use it, and how many times each.
+        mover: the process that is loading or unloading it; empty if it is ready.
     """
 
     used: float
@@ -63,11 +64,13 @@ class Resident:
 @dataclass
 class _Table:
     residents: dict[str, Resident] = field(default_factory=dict)
-    waiting: dict[str, float] = field(default_factory=dict)  # process -> since when for room
+    waiting: dict[str, float] = field(default_factory=dict)  # process -> waits for memory since
 
     def forget_dead(self) -> None:
-        """Drop what processes that have ended held. What one of them was loading takes room all the
-        same, since the server goes on with it.
+        """Remove processes that have ended.
+
+        A ControlNet that one of them was loading stays in the table, since the server completes the
+        load.
         """
         for resident in self.residents.values():
             resident.holders = {p: n for p, n in resident.holders.items() if lives(p)}
@@ -79,12 +82,12 @@ class Residency:
     """Takes ControlNets for requests and gives them back.
 
     Args:
-        path: of the shared file.
-        sizes: bytes of every ControlNet of the bundle.
-        budget: bytes that loaded ones may take together.
-        pinned: those that are loaded from the beginning and stay.
-        models: of the server.
-        patience: seconds after which a request for room goes before later ones.
+        path: the shared file.
+        sizes: bytes of every ControlNet of the bundle, by name.
+        budget: bytes that loaded ControlNets may take together.
+        pinned: names of ControlNets that are loaded at startup and never evicted.
+        models: loads and unloads the server's ControlNets.
+        patience: seconds after which a request that waits for memory goes before later ones.
     """
 
     def __init__(
@@ -103,20 +106,20 @@ class Residency:
         self._patience = patience
         self._pinned = frozenset(pinned)
         self._models = models
-        self._own = identity(os.getpid())
+        self._process = identity(os.getpid())
 
     def take(self, controlnets: Iterable[str], give_up: Callable[[], None] = lambda: None) -> float:
-        """Wait until these are loaded and keep them so until `give_back`.
+        """Wait until ControlNets are loaded, and keep them loaded until `give_back`.
 
         Args:
-            controlnets: their names.
-            give_up: called while waiting; an exception of it ends the wait.
+            controlnets: names of the ControlNets.
+            give_up: called while waiting. An exception that it raises ends the wait.
 
         Returns:
-            milliseconds that it took.
+            Milliseconds that it took.
 
         Raises:
-            InvalidInput: they do not fit into the budget, even alone.
+            InvalidInput: they do not fit the budget, even without others.
             Unavailable: one could not be loaded.
         """
         names = frozenset(controlnets)
@@ -128,51 +131,51 @@ class Residency:
                 time.sleep(POLL_S)
         finally:
             with self._table() as table:
-                table.waiting.pop(self._own, None)
+                table.waiting.pop(self._process, None)
         return 1e3 * (time.monotonic() - began)
 
     def give_back(self, names: Iterable[str]) -> None:
-        """The end of what `take` began."""
+        """Release ControlNets that `take` took."""
         with self._table() as table:
             for name in sorted(set(names)):
                 resident = table.residents.get(name)
                 if resident is None:
                     continue
                 resident.used = time.time()
-                left = resident.holders.get(self._own, 0) - 1
+                left = resident.holders.get(self._process, 0) - 1
                 if left > 0:
-                    resident.holders[self._own] = left
+                    resident.holders[self._process] = left
                 else:
-                    resident.holders.pop(self._own, None)
+                    resident.holders.pop(self._process, None)
 
     def _check(self, names: frozenset[str]) -> None:
         if self._room(names) > self._budget:
-            pinned = f" beside the pinned {listing(self._pinned)}" if self._pinned else ""
+            pinned = f" in addition to the pinned {listing(self._pinned)}" if self._pinned else ""
             accepted = f"ControlNets of at most {self._budget / 1e9:g} GB together{pinned}"
             raise InvalidInput.described("CONTROLS", f"names {listing(names)}", accepted)
 
     def _room(self, names: Iterable[str]) -> int:
-        """Bytes of these and the pinned ones."""
+        """Bytes of these and all pinned ControlNets."""
         return sum(self._sizes[name] for name in self._pinned.union(names))
 
     def _try(self, names: frozenset[str]) -> bool:
-        """One attempt: False if it has to wait for what others do."""
+        """Try once to take ControlNets; False if this process has to wait for others."""
         with self._table() as table:
             residents = table.residents
             missing = sorted(name for name in names if name not in residents)
-            # All or nothing: a request that held one ControlNet while it waited for another could
-            # wait for a request that does the same the other way round.
+            # All or nothing: otherwise two requests could each hold one ControlNet and wait for the
+            # other's.
             if any(residents[name].mover for name in names.difference(missing)):
                 return False
             leaving = self._leaving(table, names, missing)
             if leaving is None:
-                table.waiting.setdefault(self._own, time.time())
+                table.waiting.setdefault(self._process, time.time())
                 return False
-            table.waiting.pop(self._own, None)
-            # The room is given away here, under the lock. Loading takes seconds and is done
-            # outside of it, so that requests for other ControlNets go on meanwhile.
+            table.waiting.pop(self._process, None)
+            # Memory is reassigned here, under the lock. Loading takes seconds and runs outside the
+            # lock, so that requests for other ControlNets can proceed.
             for name in (*leaving, *missing):
-                residents[name] = Resident(time.time(), mover=self._own)
+                residents[name] = Resident(time.time(), mover=self._process)
             for name in names.difference(missing):
                 self._hold(residents[name])
         try:
@@ -184,21 +187,23 @@ class Residency:
 
     def _hold(self, resident: Resident) -> None:
         resident.used = time.time()
-        resident.holders[self._own] = resident.holders.get(self._own, 0) + 1
+        resident.holders[self._process] = resident.holders.get(self._process, 0) + 1
 
     def _leaving(
         self, table: _Table, names: frozenset[str], missing: list[str]
     ) -> list[str] | None:
-        """What has to leave so that `missing` can be loaded; `None` if that would not be enough
-        yet, or if it is somebody else's turn.
+        """ControlNets to unload so that `missing` can be loaded.
+
+        Returns:
+            `None` if that does not free enough memory yet, or if it is another process's turn.
         """
         if names <= self._pinned:
-            return []  # their room is never given away
+            return []  # memory of pinned ControlNets is never reassigned
         if not self._on_turn(table):
             return None
         residents = table.residents
-        # Pinned ones count even while they are not loaded: their room stays theirs. What others
-        # hold or are moving cannot leave, so it may take several tries until enough is idle.
+        # Pinned ones count even while they are not loaded: their memory is reserved. ControlNets
+        # that others hold or move cannot leave, so it may take several tries until enough are idle.
         excess = self._room({*residents, *missing}) - self._budget
         idle = [
             name
@@ -213,20 +218,20 @@ class Residency:
         return leaving if excess <= 0 or not missing else None
 
     def _on_turn(self, table: _Table) -> bool:
-        """Whether nobody who waits for room has lost patience before this process began to wait."""
-        own = table.waiting.get(self._own, time.time())
+        """Whether no process has waited beyond `patience` that began to wait before this one."""
+        began = table.waiting.get(self._process, time.time())
         late = [since for since in table.waiting.values() if time.time() - since > self._patience]
-        return all(since >= own for since in late)
+        return all(since >= began for since in late)
 
     def _move(self, leaving: list[str], missing: list[str]) -> None:
-        """Unload and load, outside the lock; what has been loaded is held."""
+        """Unload and load outside the lock, and hold what was loaded."""
         moving = [*leaving, *missing]
         try:
             for name in leaving:
                 self._models.unload(name)
                 self._moved(moving.pop(0), stays=False)
             for name in missing:
-                if not self._models.is_ready(name):  # it may be pinned, or an operator's
+                if not self._models.is_ready(name):  # pinned, or loaded by an operator
                     self._models.load(name)
                 self._moved(moving.pop(0), stays=True)
         except Exception:
@@ -244,9 +249,12 @@ class Residency:
             self._hold(resident)
 
     def _reload_gone(self, names: frozenset[str]) -> bool:
-        """Load what the table says to be loaded and is not, since its process has ended or an
-        operator has unloaded it; who else holds it goes on holding it. False if somebody else is
-        loading it: then nothing is held.
+        """Load ControlNets that the table lists as loaded but that are not.
+
+        Their process has ended, or an operator has unloaded them. Other holders keep holding them.
+
+        Returns:
+            False if another process is loading one of them. Then this process holds none of them.
         """
         for name in sorted(names):
             if self._models.is_ready(name):
@@ -255,7 +263,7 @@ class Residency:
                 resident = table.residents.get(name)
                 if resident is None or resident.mover:
                     break
-                resident.mover = self._own
+                resident.mover = self._process
             try:
                 self._models.load(name)
             finally:
@@ -269,10 +277,11 @@ class Residency:
 
     @contextlib.contextmanager
     def _table(self) -> Iterator[_Table]:
-        """The shared table, under the lock; what is done to it is written back, all or nothing.
+        """The shared table, under the lock. Changes are written back, all or nothing.
 
-        The file has two halves and, in front, which of them holds; the other is written. All its
-        room is taken when it is made, so that no later write can fail.
+        The file begins with a byte that says which of its two halves is valid. A write goes to the
+        other half. The file's space is allocated when it is created, so that no later write can
+        fail.
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor) as file:

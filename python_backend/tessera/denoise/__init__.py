@@ -1,4 +1,4 @@
-"""The running batch: requests, a tick of them all, samplers, the dense UNet, the canvas of an edit.
+"""The running batch: requests, ticks, samplers, the dense UNet, the canvas of an edit.
 
-Knows neither Triton nor ControlNets, adapters or templates: they come in by `tick`'s protocols.
+Knows nothing of Triton, ControlNets, adapters or templates. `tick` uses those through protocols.
 """

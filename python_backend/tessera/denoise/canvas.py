@@ -1,4 +1,4 @@
-"""What makes a denoising an edit: which latents may change, and what the others are.
+"""The canvas of an edit: which latents may change, and the values of the others.
 
 Knows tensors, nothing of requests, engines or Triton.
 """
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 TEMPLATE_SEED = 0
-"""Of the noise that re-noises a template: the same for every request, so that cached activations of
-a template fit them all. A request with this seed has the same noise inside and outside its mask."""
+"""Seed of the noise that re-noises a template. It is the same for every request, so that a
+template's recorded activations fit all of them. A request that uses this seed itself has the same
+noise inside and outside its mask."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Canvas:
 
     Attributes:
         clean: the template's latents (1, c, h, w).
-        noise: what noises them (1, c, h, w).
+        noise: the noise added to them (1, c, h, w).
         active: which latents the edit may change (1, 1, h, w), boolean.
     """
 
@@ -29,12 +30,12 @@ class Canvas:
     active: torch.Tensor
 
     def compose(self, inside: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
-        """Active latents of one, inactive latents of the other."""
+        """Latents (1, c, h, w): active ones from `inside`, inactive ones from `outside`."""
         return torch.where(self.active, inside, outside)
 
 
 def canvas_of(clean: torch.Tensor, active: torch.Tensor) -> Canvas:
-    """The canvas of a template's latents (c, h, w) and a mask of latents (h, w)."""
+    """Make a canvas from a template's latents (c, h, w) and a mask of latents (h, w)."""
     generator = torch.Generator("cpu").manual_seed(TEMPLATE_SEED)
     noise = torch.randn((1, *clean.shape), generator=generator)
     return Canvas(clean[None], noise, active[None, None].bool())

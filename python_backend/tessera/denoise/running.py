@@ -1,4 +1,4 @@
-"""A request while it is denoised."""
+"""A request while it is denoised. Knows samplers and tensors, nothing of engines or Triton."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tessera.types import Conditions
 
 
 class Sparsity(Protocol):
-    """What a request needs to be denoised sparsely, as far as a tick has to know it."""
+    """What a tick reads of a request's sparse state: see `tessera.edits.steps.SparseState`."""
 
     @property
     def kinds(self) -> Sequence[bool]:
-        """For each of its steps, whether it is run sparsely."""
+        """For each step, whether it is sparse."""
         ...
 
     @property
@@ -33,12 +33,12 @@ class Sparsity(Protocol):
 
 @dataclass
 class RunningControl:
-    """A ControlNet that guides a request.
+    """A ControlNet that controls a running request.
 
     Attributes:
-        use: which, how strongly and when.
-        key: names the request's picture and text to the ControlNet; no two guides have the same.
-        image: the control picture (h, w, 3), UINT8.
+        use: which ControlNet, its scale, and the steps in which it applies.
+        key: identifies the request's control image and text to the ControlNet; unique.
+        image: the control image (h, w, 3), UINT8.
         told: whether the ControlNet knows the key.
     """
 
@@ -53,18 +53,20 @@ class Running:
     """A request on its way from noise to latents.
 
     Attributes:
-        conditions: further inputs of the UNet, by name, one row per branch: with guidance there are
-            two, the negative one first.
-        latents: (1, c, h, w), as of the last finished step.
-        canvas: what an edit starts from; `None` for a generation.
+        plan: the plan that `encode` made.
+        conditions: further inputs of the UNet, by name, one row per branch. A guided request has
+            two branches, the negative one first.
+        sampler: the request's sampler.
+        latents: (1, c, h, w), after the last finished step.
+        canvas: the canvas of an edit; `None` for a generation.
         controls: its ControlNets.
-        sparse: what it is denoised sparsely with; `None` for the dense UNet.
-        side: what the side path's network takes beside `conditions` in this tick; empty if the
-            UNet's own engines run it.
-        step: how many steps are done.
-        stats: what has been measured so far.
-        started: when it was admitted, of the monotonic clock.
-        error: why it ended early, if it did.
+        sparse: its sparse state; `None` if all steps use the dense UNet.
+        side: further inputs of the side path's network in this tick; empty if the UNet's usual
+            engines run the request.
+        step: number of finished steps.
+        stats: measurements so far.
+        started: monotonic time at which it was admitted.
+        error: the reason why it ended early, if it did.
     """
 
     plan: Plan
@@ -82,7 +84,7 @@ class Running:
 
     @cached_property
     def branches(self) -> int:
-        """Rows of the network's input that this request takes."""
+        """Number of rows of the network's input that this request takes."""
         return 2 if self.plan.guided else 1
 
     @cached_property
@@ -97,17 +99,17 @@ class Running:
 
     @property
     def entries(self) -> Conditions:
-        """The network's inputs in this tick beside sample and timestep."""
+        """The network's inputs in this tick, except sample and timestep."""
         return {**self.conditions, **self.side}
 
     @property
     def goes_sparsely(self) -> bool:
-        """Whether the next step is run sparsely."""
+        """Whether the next step is sparse."""
         return self.sparse is not None and self.sparse.kinds[self.step]
 
     @property
     def controls_now(self) -> list[RunningControl]:
-        """The ControlNets that take part in the next step."""
+        """The ControlNets that apply to the next step."""
         steps = len(self.sampler.timesteps)
         return [c for c in self.controls if c.use.scale and c.use.applies_at(self.step, steps)]
 
@@ -129,12 +131,12 @@ def start(
     """A request before its first step.
 
     Args:
-        plan: what was asked for.
+        plan: the plan that `encode` made.
         conditions: see `Running`.
-        sampler: of this request alone.
-        shape: of its latents: (c, h, w).
-        canvas: what it starts from, if it is an edit: its active latents get noise of the request's
-            seed, the others the canvas's own.
+        sampler: a sampler that no other request uses.
+        shape: (c, h, w) of its latents.
+        canvas: the canvas, for an edit. Active latents get noise of the request's seed, the others
+            the canvas's noise.
         controls: its ControlNets.
     """
     noise = sampler.initial_noise(*shape)

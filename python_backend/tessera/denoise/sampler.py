@@ -1,6 +1,6 @@
 """Samplers: one diffusers scheduler and one random generator per request.
 
-Diffusers' schedulers keep their state in themselves, so every request owns one. Knows nothing of
+A diffusers scheduler keeps its state in itself, so every request has its own. Knows nothing of
 networks.
 """
 
@@ -19,15 +19,15 @@ from tessera.networks.light_diffusers import scheduler_class
 
 
 class Sampler:
-    """Walks one request's latents from noise to picture.
+    """Moves one request's latents step by step from noise to image.
 
     Args:
         name: a key of `contract.SCHEDULERS`.
         config: the bundle's scheduler config (diffusers' `scheduler_config.json`).
         steps: number of denoising steps.
-        seed: of the generator that draws the initial noise and then every later noise, in the
-            order of diffusers' pipelines.
-        first: steps that are skipped; the walk then starts from a noised picture (see `noised`).
+        seed: seed of the generator. It draws the initial noise, then all later noise, in the order
+            of diffusers' pipelines.
+        first: number of steps to skip. Denoising then starts from a noised image (see `noised`).
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Sampler:
     ) -> None:
         self._scheduler = copy.deepcopy(_scheduler(name, json.dumps(dict(config), sort_keys=True)))
         self._scheduler.set_timesteps(steps)
-        self._fresh = copy.copy(self._scheduler)  # never steps, so that it adds any step's noise
+        self._fresh = copy.copy(self._scheduler)  # never steps, so it can add any step's noise
         if first:
             _begin_at(self._scheduler, first)
         self._first = first
@@ -44,13 +44,13 @@ class Sampler:
         self.timesteps: torch.Tensor = self._scheduler.timesteps[first:]
 
     def initial_noise(self, channels: int, height: int, width: int) -> torch.Tensor:
-        """Unit noise (1, channels, height, width); call once, before the first step."""
+        """Unit noise (1, channels, height, width). Call once, before the first step."""
         return torch.randn((1, channels, height, width), generator=self._generator)
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
-        """Clean latents at the noise level before step `index`; after the last step, as they are.
+        """Clean latents at the noise level before step `index`; unchanged after the last step.
 
-        Before the very first step of the schedule it is noise alone, as in diffusers' pipelines.
+        Before the first step of the schedule the result is only noise, as in diffusers' pipelines.
         """
         if index == len(self.timesteps):
             return clean
@@ -61,7 +61,7 @@ class Sampler:
         return noisy
 
     def template_input(self, clean: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
-        """What the network gets of a noised template at step `index`, whatever has been stepped."""
+        """The network's input for a noised template at step `index`, independent of past steps."""
         noisy = self.noised(clean, noise, index)
         scheduler = copy.copy(self._fresh)
         _begin_at(scheduler, self._first + index)
@@ -69,7 +69,7 @@ class Sampler:
         return scaled
 
     def network_input(self, latents: torch.Tensor, index: int) -> torch.Tensor:
-        """Latents as the network wants them at step `index`."""
+        """Latents scaled for the network at step `index`."""
         scaled: torch.Tensor = self._scheduler.scale_model_input(latents, self.timesteps[index])
         return scaled
 
@@ -84,13 +84,13 @@ class Sampler:
 
 @lru_cache(maxsize=2 * len(SCHEDULERS))
 def _scheduler(name: str, config: str) -> Any:
-    """A scheduler to copy: to build one from its config takes five times as long."""
+    """A scheduler to copy. Building one from its config takes five times as long as copying."""
     spec = SCHEDULERS[name]
     return scheduler_class(spec.cls).from_config(json.loads(config), **dict(spec.settings))
 
 
 def _begin_at(scheduler: Any, index: int) -> None:
-    """Say which of the timesteps comes next; a scheduler that has no such method needs none."""
+    """Set which timestep comes next. A scheduler without this method does not need it."""
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(index)
 

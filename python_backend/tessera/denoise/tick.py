@@ -1,7 +1,7 @@
 """Step-level continuous batching: one `tick` moves every running request by one denoising step.
 
-Requests with different steps, schedulers, seeds, guidance and sizes run together: each owns its
-sampler, only the network call is shared. Knows neither Triton nor engines; the network is a
+Requests with different steps, schedulers, seeds, guidance and sizes run together. Each has its own
+sampler; only the network call is shared. Knows neither Triton nor engines: the network is a
 callable.
 """
 
@@ -19,44 +19,44 @@ from tessera.denoise.unet import Join
 from tessera.types import Conditions
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditions, Join | None], torch.Tensor]
-"""(sample (n, c, h, w), timestep (n,), conditions of n rows, what is added at the join) ->
-prediction (n, c, h, w)."""
+"""(sample (n, c, h, w), timestep (n,), conditions of n rows, join) -> prediction (n, c, h, w)."""
 
 
 class Regroup(Exception):
-    """Some requests of a group cannot go on as they were and say so, by their error or by having no
-    sparse state any more: group them anew.
+    """Some requests of a group changed, so the group has to be formed again.
+
+    A changed request has an error or has lost its sparse state.
     """
 
 
 class Observer(Protocol):
-    """Wants to know what steps cost: see `tessera.edits.chooser.StepChooser`."""
+    """Receives the costs of steps. See `tessera.edits.chooser.StepChooser`."""
 
     def observe(self, kind: str, size: tuple[int, int], tokens: float, milliseconds: float) -> None:
-        """Told of each network call, per branch."""
+        """Called after each network call, with values per branch."""
         ...
 
 
 class Controls(Protocol):
-    """Runs ControlNets: see `tessera.controls.fanout`."""
+    """Runs ControlNets. See `tessera.controls.fanout`."""
 
     def start(self, group: Sequence[Running]) -> Join | None:
-        """Begin to run those of a group's next step; `None` if it has none."""
+        """Start the ControlNets of a group's next step; `None` if it has none."""
         ...
 
 
 class Sparse(Protocol):
-    """The other way to predict: see `tessera.edits.steps.SparseSteps`."""
+    """Predicts sparse steps. See `tessera.edits.steps.SparseSteps`."""
 
     def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
-        """Which requests share a call."""
+        """Group requests that share a call."""
         ...
 
     def predict(self, group: list[Running]) -> list[torch.Tensor]:
         """Predictions (branches, c, h, w) of a group.
 
         Raises:
-            Regroup: see there.
+            Regroup: some requests of the group changed.
         """
         ...
 
@@ -73,11 +73,19 @@ def tick(
     observer: Observer | None = None,
     controls: Controls | None = None,
 ) -> None:
-    """Advance every request by one step; those of one size and one kind of step share
-    the network call.
+    """Advance every request by one step.
 
-    A request whose sampler fails gets its `error`. A network call that fails is made again for each
-    of its requests alone; those that fail then get their `error`. The others are unaffected.
+    Requests of one size and one kind of step share a network call. A request whose sampler fails
+    gets its `error`. A failed network call is repeated for each of its requests alone, and those
+    that fail again get their `error`. Other requests are unaffected.
+
+    Args:
+        running: the requests.
+        predict: calls the dense UNet.
+        number: the tick's number, for the requests' stats.
+        sparse: predicts sparse steps.
+        observer: receives the costs of calls.
+        controls: runs ControlNets.
     """
     dense = partial(_predict_group, predict, controls)
     work = _calls(running, dense, sparse)
@@ -86,17 +94,17 @@ def tick(
         began, loaded_ms = time.perf_counter(), group[0].stats.cache_load_ms
         try:
             branches = call(group)
-        except Regroup:  # nothing has been stepped: those without an error are grouped again
+        except Regroup:  # no request has stepped: those without an error are grouped again
             work += _calls([r for r in group if r.error is None], dense, sparse)
             continue
         except Exception as error:
-            if len(group) > 1:  # one of them may be to blame: find out by running each alone
+            if len(group) > 1:  # one request may be the cause: run each alone to find out
                 work += [(call, [request]) for request in group]
             else:
                 group[0].error = error
             continue
-        # A call that waits for ControlNets says nothing of the UNet's own cost. Time spent loading
-        # recordings is left out, since the observer adds its own forecast of it.
+        # A call that waits for ControlNets does not show the UNet's cost, so it is not observed.
+        # Time spent loading recordings is subtracted, since the observer adds its own forecast.
         if observer is not None and not any(r.controls_now for r in group):
             loading_ms = group[0].stats.cache_load_ms - loaded_ms
             _observe(observer, group, 1e3 * (time.perf_counter() - began) - loading_ms)
@@ -118,17 +126,17 @@ def _observe(observer: Observer, group: list[Running], milliseconds: float) -> N
 def _calls(
     running: Sequence[Running], dense: Call, sparse: Sparse | None
 ) -> list[tuple[Call, list[Running]]]:
-    """The network calls of a tick: which, and for whom."""
-    whole = [r for r in running if not r.goes_sparsely]
-    calls: list[tuple[Call, list[Running]]] = [(dense, group) for group in _groups(whole)]
+    """The network calls of a tick, each with its group of requests."""
+    densely = [r for r in running if not r.goes_sparsely]
+    calls: list[tuple[Call, list[Running]]] = [(dense, group) for group in _groups(densely)]
     if sparse is not None:
-        others = [r for r in running if r.goes_sparsely]
-        calls += [(sparse.predict, group) for group in sparse.groups(others)]
+        sparsely = [r for r in running if r.goes_sparsely]
+        calls += [(sparse.predict, group) for group in sparse.groups(sparsely)]
     return calls
 
 
 def _groups(running: Sequence[Running]) -> Iterable[list[Running]]:
-    """Requests by the shape of their latents, in order of arrival."""
+    """Group requests by the shape of their latents, in order of arrival."""
     groups: dict[tuple[int, ...], list[Running]] = {}
     for request in running:
         groups.setdefault(tuple(request.latents.shape), []).append(request)
@@ -143,8 +151,8 @@ def _predict_group(
     samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
     timesteps = [r.timesteps[r.step] for r in group]
     entries = [r.entries for r in group]
-    conditions = {k: _join([own[k] for own in entries]) for k in entries[0]}
-    inputs = _join(samples), _join(timesteps), conditions
+    conditions = {name: _concatenated([e[name] for e in entries]) for name in entries[0]}
+    inputs = _concatenated(samples), _concatenated(timesteps), conditions
     began = time.perf_counter()
     output = predict(*inputs, join)
     network_ms = 1e3 * (time.perf_counter() - began)
@@ -153,7 +161,7 @@ def _predict_group(
     return list(output.split([r.branches for r in group])) if len(group) > 1 else [output]
 
 
-def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

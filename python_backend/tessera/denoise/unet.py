@@ -1,4 +1,4 @@
-"""The dense UNet: encoder half and decoder half as one batched call.
+"""The dense UNet: its encoder half and decoder half as one batched call.
 
 Knows engines and tensors, nothing of requests.
 """
@@ -17,15 +17,22 @@ from tessera.variants import Variant
 
 
 class Join(Protocol):
-    """Adds to what the encoder half gives, for rows from `first` on, before the decoder half."""
+    """Adds residuals to the encoder half's outputs before the decoder half runs."""
 
     def add(self, encoded: dict[str, torch.Tensor], first: int = 0) -> None:
-        """Add to the encoder half's outputs, in place."""
+        """Add residuals to the encoder half's outputs in place.
+
+        Args:
+            encoded: the outputs, for rows of the batch from `first` on.
+            first: index of the first row.
+        """
         ...
 
     def maps(self, shapes: Sequence[torch.Size], rows: int) -> list[torch.Tensor]:
-        """What is added, (rows, c, h, w) for each of the `shapes` (c, h, w), for a UNet that is not
-        cut into halves.
+        """The residuals themselves, for a UNet that is not cut into halves.
+
+        Returns:
+            (rows, c, h, w) for each of the `shapes` (c, h, w).
         """
         ...
 
@@ -57,8 +64,8 @@ class UNet:
         Args:
             sample: scaled latents (n, c, h, w), float32.
             timestep: (n,) float32.
-            conditions: what `conditions_of` makes, n rows each.
-            join: adds what ControlNets find between the halves.
+            conditions: the result of `conditions_of`, n rows each.
+            join: adds the residuals of ControlNets between the halves.
         """
         inputs = {"sample": sample, "timestep": timestep, **conditions}
         rows = sample.shape[0]
@@ -83,15 +90,15 @@ class UNet:
 def conditions_of(
     text: torch.Tensor, pooled: torch.Tensor, *, width: int, height: int, variant: Variant
 ) -> Conditions:
-    """What a picture's UNet calls have in common, by name of the input.
+    """The inputs that are the same in all UNet calls of an image, by name of the input.
 
     Args:
         text: embeddings (branches, tokens, width).
         pooled: embeddings (branches, width).
-        width: of the picture, in pixels.
-        height: of the picture, in pixels; a variant that conditions on sizes is told that the
-            picture is a whole one of this size, as diffusers' pipeline does.
-        variant: says which inputs there are.
+        width: of the image, in pixels.
+        height: of the image, in pixels. A variant that conditions on sizes gets this size as both
+            the original and the target size, without a crop, as in diffusers' pipeline.
+        variant: determines which inputs there are.
     """
     conditions = {"encoder_hidden_states": text}
     if variant.pooled:

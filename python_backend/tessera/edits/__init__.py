@@ -1,1 +1,4 @@
-"""Sparse edits in the running batch: their steps, and which steps are to be sparse."""
+"""Sparse edits in the running batch: their steps, and the choice between dense and sparse steps.
+
+Knows engines and the template store, nothing of Triton.
+"""

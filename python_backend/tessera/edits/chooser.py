@@ -1,10 +1,11 @@
-"""Dense or sparse: what a step of a request costs either way, in milliseconds, and which of its
-steps are to be which.
+"""Chooses dense or sparse for each step of a request by expected cost in milliseconds.
 
-Costs are lines: a dense step costs so much per token, a sparse one a constant and so much per
-active token, both per branch. They are measured when the server starts and corrected by what the
-steps of requests then take, so a machine that is busy with something else does not fool it for
-long: one slow step counts for little, and a kind that was dear is tried again. Knows numbers only.
+Costs are lines. A dense step costs an amount per token. A sparse step costs a constant plus an
+amount per active token. Both are per branch.
+
+Costs are measured when the server starts and corrected by the times of later steps. Other load on
+the machine therefore misleads the chooser only briefly: one slow step counts for little, and a kind
+that was expensive is tried again. Knows numbers only.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ Kinds = tuple[bool, ...]
 """Whether each step is sparse."""
 
 _WEIGHT = 0.2
-"""Of the latest step among what a size's correction remembers."""
+"""Weight of the latest step in the moving average of a factor."""
 
 OUTLIER = 3.0
-"""A step counts as taking at most this many times what was expected of it."""
+"""A step's time is capped at this many times the expected time."""
 
 FRESH_S = 60.0
-"""A kind that no step has taken for this long is expected to cost what it did at its best, so that
-it is tried again."""
+"""If no step of a kind has run for this long, its lowest cost is expected, so that it is tried
+again."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Line:
     slope: float
 
     def at(self, tokens: float) -> float:
-        """The value there."""
+        """Milliseconds at a number of tokens."""
         return self.constant + self.slope * tokens
 
     @classmethod
     def through(cls, first: tuple[float, float], second: tuple[float, float]) -> Line:
-        """The line through two points (tokens, milliseconds); it never falls."""
+        """The line through two points (tokens, milliseconds), with a slope of at least 0."""
         (x0, y0), (x1, y1) = first, second
         slope = max(0.0, (y1 - y0) / (x1 - x0))
         return cls(max(0.0, y0 - slope * x0), slope)
@@ -53,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Step:
-    """Milliseconds of one step: reading its recording, computing with it, computing densely."""
+    """Milliseconds of one step: loading its recording, and computing it sparsely or densely."""
 
     load: float
     sparse: float
@@ -62,12 +63,12 @@ class Step:
 
 @dataclass
 class Factor:
-    """What steps took over what the line says.
+    """Measured time of steps divided by the line's prediction.
 
     Attributes:
-        now: as of late.
-        least: at its best.
-        at: when the last of them was run, of the monotonic clock.
+        now: moving average.
+        least: lowest value of the moving average.
+        at: monotonic time of the latest step.
     """
 
     now: float
@@ -76,41 +77,43 @@ class Factor:
 
     @property
     def expected(self) -> float:
-        """Of the next step."""
+        """The factor expected of the next step."""
         return self.now if time.monotonic() - self.at < FRESH_S else self.least
 
     def learn(self, seen: float) -> None:
-        """Of a step that has been run."""
+        """Update the moving average with the factor of one step."""
         self.now += _WEIGHT * (min(seen, OUTLIER * self.now) - self.now)
         self.least = min(self.least, self.now)
         self.at = time.monotonic()
 
 
 def optimum(steps: Sequence[Step]) -> Kinds:
-    """The kinds of steps that end soonest.
+    """The kinds of steps that finish earliest.
 
-    Recordings are read one after the other while earlier steps compute; a sparse step starts when
-    the step before has ended and its own recording and those of all sparse steps before it are
-    there. So a request may compute densely while its cache is on the way. Taking each recording
-    that is there in time is not optimal; after each step all pairs (time of reading so far, end of
-    computing) are kept that no other pair beats in both.
+    Recordings are read one after the other while earlier steps compute. A sparse step starts when
+    the step before has ended and its recording, and those of all sparse steps before it, are read.
+    So a request may compute densely while its cache is being read.
+
+    The greedy choice, which uses every recording that is read in time, is not optimal. Instead,
+    after each step all pairs (end of reading, end of computing) are kept that no other pair beats
+    in both.
     """
     # Entries: (milliseconds until the reader is free, until the last step has ended, kinds so far).
     front: list[tuple[float, float, Kinds]] = [(0.0, 0.0, ())]
     for step in steps:
-        # A dense step leaves the reader alone: it costs more, and later recordings catch up.
+        # A dense step does not use the reader: it costs more, but later recordings catch up.
         longer = [(read, end + step.dense, (*kinds, False)) for read, end, kinds in front]
         for read, end, kinds in front:
             arrives = read + step.load
             longer.append((arrives, max(arrives, end) + step.sparse, (*kinds, True)))
-        # Whoever is later in both times can never overtake, since both only grow by what the
-        # remaining steps add. That keeps the front short, where all kinds would be 2^steps.
+        # An entry that is later in both times can never overtake, since the remaining steps only
+        # add to both. Dropping it keeps the front short: all combinations would be 2^steps.
         front = _pareto(longer)
     return min(front, key=lambda entry: entry[1])[2]
 
 
 def _pareto(entries: list[tuple[float, float, Kinds]]) -> list[tuple[float, float, Kinds]]:
-    """Those that no other beats in both numbers, by ascending first number."""
+    """Entries that no other beats in both times, ascending by the first."""
     entries.sort(key=lambda entry: entry[:2])
     best = [entries[0]]
     for entry in entries[1:]:
@@ -121,13 +124,13 @@ def _pareto(entries: list[tuple[float, float, Kinds]]) -> list[tuple[float, floa
 
 @dataclass
 class StepChooser:
-    """Chooses the cheaper kind.
+    """Chooses the cheaper kind for each step.
 
     Attributes:
-        dense: of a branch, by the tokens of its latents.
-        sparse: of a branch, by its active tokens.
-        factors: by kind (dense or sparse) and size of the latents, and by tokens on a logarithmic
-            scale.
+        dense: cost of one branch of a dense step, by the tokens of its latents.
+        sparse: cost of one branch of a sparse step, by its active tokens.
+        factors: corrections by kind ("dense" or "sparse") and size of the latents, and in each by
+            tokens on a logarithmic scale.
     """
 
     dense: Line
@@ -137,14 +140,14 @@ class StepChooser:
     def kinds(
         self, size: Size, active_latents: int, loads: Sequence[float | None], *, branches: int
     ) -> Kinds:
-        """For each step, whether it is to be sparse.
+        """For each step, whether it should be sparse.
 
         Args:
-            size: of the latents.
-            active_latents: latents of a sparse step.
-            loads: milliseconds that reading each step's recording takes, 0 if it is at hand; `None`
+            size: (height, width) of the latents.
+            active_latents: how many latents a sparse step computes.
+            loads: milliseconds until each step's recording is read, 0 if it is in memory; `None`
                 for a step that has to be dense.
-            branches: of the request.
+            branches: branches of the request.
         """
         dense = branches * self.cost("dense", size, size[0] * size[1])
         sparse = branches * self.cost("sparse", size, active_latents)
@@ -161,37 +164,42 @@ class StepChooser:
         return line.at(tokens) * self._factor(kind, size, tokens)
 
     def observe(self, kind: str, size: Size, tokens: float, milliseconds: float) -> None:
-        """Learn from a branch of a step that has been run; `tokens` is the mean of those that
-        shared the call.
+        """Correct the expected cost by a step that has run.
+
+        Args:
+            kind: "dense" or "sparse".
+            size: (height, width) of the latents.
+            tokens: tokens of a branch; the mean over the branches that shared the call.
+            milliseconds: time per branch.
         """
         line = self.sparse if kind == "sparse" else self.dense
         if line.at(tokens) <= 0:
             return
-        seen, place = milliseconds / line.at(tokens), _place(tokens)
-        known = self.factors.setdefault((kind, size), {})
-        if place in known:
-            known[place].learn(seen)
+        ratio, bucket = milliseconds / line.at(tokens), _bucket(tokens)
+        factors = self.factors.setdefault((kind, size), {})
+        if bucket in factors:
+            factors[bucket].learn(ratio)
         else:
-            first = min(seen, OUTLIER * self._factor(kind, size, tokens))
-            known[place] = Factor(first, first)
+            first = min(ratio, OUTLIER * self._factor(kind, size, tokens))
+            factors[bucket] = Factor(first, first)
 
     def _factor(self, kind: str, size: Size, tokens: float) -> float:
-        """Of the place that is closest among those known; 1 if there is none."""
-        known = self.factors.get((kind, size))
-        if not known:
+        """The factor of the closest bucket that has one; 1 if none has."""
+        factors = self.factors.get((kind, size))
+        if not factors:
             return 1.0
-        place = _place(tokens)
-        return known[min(known, key=lambda p: abs(p - place))].expected
+        bucket = _bucket(tokens)
+        return factors[min(factors, key=lambda b: abs(b - bucket))].expected
 
     def to_json(self) -> str:
-        """Everything it knows."""
-        known = [
-            [kind, *size, place, factor.now, factor.least]
+        """Lines and factors as JSON."""
+        rows = [
+            [kind, *size, bucket, factor.now, factor.least]
             for (kind, size), factors in self.factors.items()
-            for place, factor in factors.items()
+            for bucket, factor in factors.items()
         ]
         lines = [[line.constant, line.slope] for line in (self.dense, self.sparse)]
-        return json.dumps({"lines": lines, "factors": known})
+        return json.dumps({"lines": lines, "factors": rows})
 
     @classmethod
     def from_json(cls, text: str) -> StepChooser:
@@ -199,33 +207,34 @@ class StepChooser:
         content = json.loads(text)
         dense, sparse = (Line(*line) for line in content["lines"])
         chooser = cls(dense, sparse)
-        for kind, height, width, place, now, least in content["factors"]:
-            known = chooser.factors.setdefault((kind, (height, width)), {})
-            known[place] = Factor(now, least)
+        for kind, height, width, bucket, now, least in content["factors"]:
+            factors = chooser.factors.setdefault((kind, (height, width)), {})
+            factors[bucket] = Factor(now, least)
         return chooser
 
 
 def measure(
     dense: Callable[[], float], sparse: Callable[[float], float], *, tokens: int
 ) -> StepChooser:
-    """A chooser for one machine.
+    """Measure a step chooser for this machine.
 
     Args:
-        dense: runs a branch of a dense step of `tokens` tokens, returns milliseconds.
-        sparse: runs a branch of a sparse step with that share of the tokens active.
-        tokens: of the latents that are measured with.
+        dense: runs a dense step of `tokens` tokens; returns milliseconds per branch.
+        sparse: runs a sparse step with that share of the tokens active; returns milliseconds per
+            branch.
+        tokens: tokens of the latents in these steps.
     """
     few, many = 0.1, 0.5
     points = [(share * tokens, _best(lambda s=share: sparse(s))) for share in (few, many)]  # type: ignore[misc]
     return StepChooser(Line(0.0, _best(dense) / tokens), Line.through(points[0], points[1]))
 
 
-def _place(tokens: float) -> int:
-    """Steps of a fifth."""
+def _bucket(tokens: float) -> int:
+    """Buckets on a logarithmic scale, each about a fifth wider than the one before."""
     return round(4 * math.log2(tokens))
 
 
 def _best(run: Callable[[], float]) -> float:
-    """The shortest of three runs, after one that does not count."""
+    """The shortest of three runs, after a warm-up run."""
     run()
     return min(run() for _ in range(3))

@@ -1,4 +1,7 @@
-"""Opens what token-sparse denoising needs of a bundle, and measures what its steps cost here."""
+"""Opens a bundle's engines for token-sparse denoising and measures step costs on this machine.
+
+Knows bundles and engines, nothing of requests or Triton.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +31,21 @@ from tessera.templates.store import TemplateStore
 from tessera.types import Conditions
 
 TOKENS = 77
+"""Tokens of a CLIP prompt."""
+
 QUICK_MS = 100.0
-"""A branch of a step that takes less may be measured at several sizes when the server starts."""
+"""If one branch of a dense step takes less, the default size is measured too when the server
+starts."""
 
 SHARES = (0.05, 0.125, 0.25, 0.5, 1.0)
-"""Of active latents, at the usual size."""
+"""Shares of active latents that are measured at the default size."""
 
 
 def open_sparse(
     bundle: Bundle, unet: UNet, controls: Controls, settings: ServerSettings
 ) -> tuple[SparseSteps | None, StepChooser | None]:
-    """The sparse steps of a bundle and a chooser for them; nothing if the bundle has no graphs for
-    it.
+    """The sparse steps of a bundle and their step chooser; (`None`, `None`) if the bundle lacks the
+    graphs.
     """
     manifest = bundle.manifest
     if not manifest.can_be_sparse:
@@ -62,44 +68,45 @@ def open_sparse(
 
 
 def _memory(settings: TemplateSettings, device: str) -> StepMemory:
-    """Of recorded steps: the host's, and where the engine is on a GPU that GPU's before it."""
+    """Memory for recorded steps: on the host, and on the engine's GPU if it has one."""
     if not device.startswith("cuda"):
         return StepMemory(budget=settings.memory)
     host = StepMemory(budget=settings.memory, pinned=True)
     return DeviceMemory(host, device=device, budget=settings.device)
 
 
-def _remembered(costs: Path, measured: Callable[[], StepChooser]) -> StepChooser:
-    """What this server has measured before: a process that replaces a killed one has no time for
-    it.
+def _remembered(costs: Path, measure_costs: Callable[[], StepChooser]) -> StepChooser:
+    """Load the costs that this server has already measured, or measure them.
+
+    A process that replaces a killed one has no time to measure.
     """
     if costs.exists():
         return StepChooser.from_json(costs.read_text())
-    chooser = measured()
-    written = costs.with_suffix(".partial")
-    written.write_text(chooser.to_json())
-    written.replace(costs)
+    chooser = measure_costs()
+    partial_file = costs.with_suffix(".partial")
+    partial_file.write_text(chooser.to_json())
+    partial_file.replace(costs)
     return chooser
 
 
 def _chooser(bench: Callable[[Size], _Bench], manifest: Manifest) -> StepChooser:
-    """Measures at the smallest size and, where that is quick, at the usual one, too."""
+    """Measure at the smallest size and, if that is quick, at the default size too."""
     pixels, defaults = manifest.latents.pixels, manifest.defaults
     side = manifest.limits.min_size // pixels
     small = bench((side, side))
     chooser = measure(small.dense, small.sparse, tokens=side * side)
     if chooser.cost("dense", (side, side), side * side) < QUICK_MS:
-        usual = (defaults.height // pixels, defaults.width // pixels)
-        tokens, large = usual[0] * usual[1], bench(usual)
-        chooser.observe("dense", usual, tokens, min(large.dense() for _ in range(3)))
+        size = (defaults.height // pixels, defaults.width // pixels)
+        tokens, large = size[0] * size[1], bench(size)
+        chooser.observe("dense", size, tokens, min(large.dense() for _ in range(3)))
         for share in SHARES:
             cost = min(large.sparse(share) for _ in range(3))
-            chooser.observe("sparse", usual, share * tokens, cost)
+            chooser.observe("sparse", size, share * tokens, cost)
     return chooser
 
 
 class _Bench:
-    """Runs steps on random numbers, a request with guidance at a time."""
+    """Times steps on random inputs, for one guided request (two branches)."""
 
     def __init__(
         self,
@@ -118,18 +125,18 @@ class _Bench:
         self._conditions = _random_conditions(config)
 
     def dense(self) -> float:
-        """Milliseconds of a branch of a dense step."""
+        """Milliseconds of one branch of a dense step."""
         began = time.perf_counter()
         self._unet.predict(self._sample, self._timestep, self._conditions)
         return 1e3 * (time.perf_counter() - began) / 2
 
     def sparse(self, share: float) -> float:
-        """Milliseconds of a branch of a sparse step, its caches put together."""
+        """Milliseconds of one branch of a sparse step, with assembling its cached inputs."""
         height, width = self._sample.shape[2:]
         mask = np.zeros((height, width), bool)
         mask[: max(1, round(share * height))] = True
         batch = Batch(self._program, [Part(make_tables(mask, self._program.paddings), 2)])
-        batch.fixed  # noqa: B018 - made once per request, not per step
+        batch.fixed  # noqa: B018 - computed once per request, so it is not timed
         conditions = self._engines.project_text(self._conditions)
         tokens = [h * w for h, w in level_sizes((height, width), self._program.paddings)]
         arrays = {s.name: torch.rand(1, *s.shape(tokens)) for s in self._program.sites}

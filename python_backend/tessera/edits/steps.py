@@ -1,8 +1,8 @@
-"""Denoising steps of edits on the token-sparse UNet: which requests share a call, where their
-caches come from, and the call itself.
+"""Denoising steps of edits on the token-sparse UNet.
 
-The cached inputs of a request's next step are read and put together by a thread while this step
-runs. Knows engines and the template store, nothing of Triton.
+Decides which requests share a call, gets their caches from the template store, and makes the call.
+While a step runs, a thread reads and assembles the cached inputs of the next one. Knows engines and
+the template store, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ MAX_PADDING = 0.2
 
 WARM_UP = 0.1
 """Share of a schedule's steps, the noisiest, that is run densely: there the prompt decides what the
-mask will show, and a template that was recorded without a prompt misleads most (docs/internals/templates.md
-has the figures)."""
+mask will show, and a template that was recorded without a prompt misleads most
+(docs/internals/templates.md has the figures)."""
 
 MARGIN = 1
-"""By how many latents the computed tokens reach beyond the mask."""
+"""How many latents the computed tokens extend beyond the mask."""
 
 READ_AHEAD = 3
-"""Steps whose recordings are read before they are needed."""
+"""How many steps ahead recordings are read."""
 
 
 _numbers = itertools.count()
@@ -54,14 +54,14 @@ _numbers = itertools.count()
 
 @dataclass
 class SparseState:
-    """What a request needs to be denoised sparsely.
+    """The state of a request that is denoised sparsely.
 
     Attributes:
-        part: its mask.
-        recording: of its template.
-        conditions: of the network, with the text's keys and values in place of the text.
-        kinds: for each of its steps, whether it is run sparsely.
-        number: tells states apart.
+        part: the request's mask.
+        recording: the recording of its template.
+        conditions: the network's conditions, with the text's keys and values instead of the text.
+        kinds: for each step, whether it is sparse.
+        number: unique number of this state.
     """
 
     part: Part
@@ -72,19 +72,17 @@ class SparseState:
 
     @property
     def active_latents(self) -> int:
-        """How many latents are computed."""
+        """How many latents a sparse step computes."""
         return self.part.tables.levels[0].count
 
     def sparse_from(self, step: int) -> list[int]:
-        """Its sparse steps from `step` on."""
+        """The request's sparse steps from `step` on."""
         return [i for i in range(step, len(self.kinds)) if self.kinds[i]]
 
 
 @dataclass
 class _Call:
-    """Requests that share a call from step to step, and their cached inputs by the kept steps that
-    they are made of.
-    """
+    """Requests that share calls, and their cached inputs by the kept steps they come from."""
 
     batch: Batch
     ready: dict[tuple[int, ...], Future[Tensors]] = field(default_factory=dict)
@@ -94,10 +92,10 @@ class SparseSteps:
     """The token-sparse UNet for running requests.
 
     Args:
-        engines: of the bundle.
-        program: of its UNet.
-        store: of templates.
-        memory: holds recorded steps that have been read.
+        engines: the bundle's sparse engines.
+        program: the program of its UNet.
+        store: the template store.
+        memory: keeps recorded steps that have been read.
         bundle: the bundle's digest.
         max_rows: largest number of branches in a call.
         controls: runs the requests' ControlNets.
@@ -127,14 +125,16 @@ class SparseSteps:
     def admit(
         self, plan: Plan, canvas: Canvas, conditions: Conditions, chooser: StepChooser | None = None
     ) -> SparseState | None:
-        """What `plan` needs; `None` if its template has not been recorded for these steps, or if it
-        is better off without.
+        """The sparse state of an edit.
 
         Args:
-            plan: with mode `sparse`: every step that may be sparse is to be.
-            canvas: of the edit.
-            conditions: of the network.
-            chooser: decides for mode `auto`.
+            plan: the edit's plan. In mode `sparse`, every step that may be sparse is sparse.
+            canvas: the edit's canvas.
+            conditions: the network's conditions, one row per branch.
+            chooser: decides in mode `auto`. Without it, every step that may be sparse is sparse.
+
+        Returns:
+            `None` if the template has no recording for this schedule, or no step should be sparse.
         """
         key = RecordingKey(self._bundle, plan.template, plan.scheduler, plan.steps, TEMPLATE_SEED)
         recording = self._store.find(key)
@@ -156,7 +156,7 @@ class SparseSteps:
         return state
 
     def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
-        """Requests that share a call: of one latent size, with little padding."""
+        """Group requests that can share a call: of one latent size, with little padding."""
         waiting = sorted(requests, key=lambda r: (tuple(r.latents.shape), -_active(r)))
         groups: list[list[Running]] = []
         while waiting:
@@ -171,11 +171,11 @@ class SparseSteps:
         return groups
 
     def predict(self, group: list[Running]) -> list[torch.Tensor]:
-        """The network's predictions (branches, c, h, w), zero where nothing is active.
+        """The network's predictions (branches, c, h, w), zero outside the active latents.
 
         Raises:
-            Regroup: a recording could not be read, and its requests are dense from now on; or a
-                ControlNet failed, and its requests have its error.
+            Regroup: a recording could not be read, and its requests are dense from now on. Or a
+                ControlNet failed, and its requests got its error.
         """
         call = self._call(group)
         join = self._controls.start(group) if self._controls else None
@@ -207,14 +207,14 @@ class SparseSteps:
         return list(prediction.split([r.branches for r in group]))
 
     def _shapes(self, request: Running) -> list[torch.Size]:
-        """Of the residuals that a ControlNet gives for a request: (c, h, w) each."""
+        """Shapes (c, h, w) of the residuals that a ControlNet returns for a request."""
         height, width = request.latents.shape[2:]
         sizes = level_sizes((height, width), self._program.paddings)
         places = self._program.residuals.values()
         return [torch.Size((channels, *sizes[level])) for level, channels in places]
 
     def _lose(self, group: list[Running], error: Damaged) -> None:
-        """Let requests go on without a recording that is to be made again."""
+        """Continue the requests of a damaged recording densely. It will be made again."""
         self.memory.drop(error.digest)
         for request in group:
             if _state(request).recording.key.digest == error.digest:
@@ -233,7 +233,7 @@ class SparseSteps:
         return self._calls[key]
 
     def _cached(self, call: _Call, group: list[Running], *, ahead: int) -> Future[Tensors]:
-        """The cached inputs of the group's current step, or of its sparse steps `ahead` of it."""
+        """The cached inputs of the group's current step, or of the sparse step `ahead` of it."""
         states = [_state(r) for r in group]
         nexts = [
             state.sparse_from(r.step)[: ahead + 1][-1]
@@ -245,7 +245,7 @@ class SparseSteps:
         )
         if kept not in call.ready:
             for old in list(call.ready)[:-1]:
-                del call.ready[old]  # all but the one that is being used
+                del call.ready[old]  # all except the one in use
             sources = [(state.recording, step) for state, step in zip(states, kept, strict=True)]
             call.ready[kept] = self._assembler.submit(self._assemble, call.batch, sources)
             for request, state, step in zip(group, states, nexts, strict=True):
@@ -259,24 +259,24 @@ class SparseSteps:
             return batch.cached(caches, device=self._engines.device)
 
     def _loads(self, recording: Recording, plan: Plan) -> list[float | None]:
-        """For each step, milliseconds until its recording is in memory; `None` for the noisiest."""
+        """Milliseconds until each step's recording is in memory; `None` for the warm-up steps."""
         loads: list[float | None] = []
-        coming: set[int] = set()
+        loading: set[int] = set()
         for step in range(plan.first_step, plan.steps):
             source = recording.storage.source(step)
             if step < math.ceil(WARM_UP * plan.steps):
                 loads.append(None)
-            elif source in coming or self.memory.holds((recording.key.digest, source)):
+            elif source in loading or self.memory.holds((recording.key.digest, source)):
                 loads.append(0.0)
             else:
-                coming.add(source)
+                loading.add(source)
                 loads.append(self.memory.read_ms)
         return loads
 
     def _read_ahead(self, state: SparseState, plan: Plan, step: int) -> None:
         recording = state.recording
-        soon = state.sparse_from(step)[:READ_AHEAD]
-        for source in sorted({recording.storage.source(plan.first_step + i) for i in soon}):
+        next_steps = state.sparse_from(step)[:READ_AHEAD]
+        for source in sorted({recording.storage.source(plan.first_step + i) for i in next_steps}):
             self.memory.ahead(
                 (recording.key.digest, source), partial(self._store.load, recording, source)
             )
@@ -288,7 +288,7 @@ class SparseSteps:
 
 
 def widened(active: torch.Tensor, margin: int) -> npt.NDArray[np.bool_]:
-    """A mask of latents (h, w) from one (1, 1, h, w), reaching `margin` latents farther."""
+    """Grow a mask of latents (1, 1, h, w) by `margin` latents; returns it as (h, w)."""
     wide = max_pool2d(active.float(), 2 * margin + 1, 1, margin)
     mask: npt.NDArray[np.bool_] = wide[0, 0].bool().numpy()
     return mask

@@ -1,4 +1,5 @@
-"""Engines: things that run one network.
+"""Engines, which each run one graph.
 
-`base` says what an engine is, `registry` opens one by kind.
+`base` defines the protocol, `registry` opens an engine by kind, `bundle` opens those of a bundle.
+Knows no requests.
 """

@@ -1,7 +1,7 @@
-"""What an engine is.
+"""The engine protocol.
 
-Tensors go in and come out by name. What comes out is on the engine's device and in its own
-precision, so that engines can be chained; whoever takes it out of the chain converts it.
+Inputs and outputs are tensors by name. Outputs are on the engine's device and in its precision, so
+that engines can be chained. The caller converts the last outputs. Knows no runtime library.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Kind, device, and the names and shapes (None = any) of what goes in and out.
+    """Description of an engine.
 
-    `refittable` are the names of the weights that `refit` replaces.
+    Attributes:
+        kind: see `registry.KINDS`.
+        device: `cpu`, `cuda:0` ...
+        inputs, outputs: shapes by name; `None` is any length.
+        refittable: names of the weights that `refit` can replace.
     """
 
     kind: str
@@ -31,36 +35,42 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """One network, ready to run. Not for two threads at once."""
+    """One graph, ready to run. Not safe to use from two threads at once."""
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run the network once; inputs may be on any device.
+        """Run the graph once. Inputs may be on any device.
 
         Raises:
-            InternalError: the runtime refused the inputs or failed.
+            InternalError: the runtime rejected the inputs or failed.
         """
         ...
 
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Replace weights in place, by their names and in their shapes in the checkpoint, on any
-        device and in any precision. Weights that are not named stay as they are.
+        """Replace weights in place. Other weights do not change.
+
+        Args:
+            weights: weights by name, with names and shapes of the checkpoint, on any device and in
+                any precision.
 
         Raises:
-            BundleError: the network has no such weight to replace, or one of another shape; then
-                nothing has been replaced.
-            InternalError: the runtime failed; the engine has to be opened again.
+            BundleError: a weight cannot be replaced or has another shape. Nothing changed.
+            InternalError: the runtime failed. The engine has to be opened again.
         """
         ...
 
     def describe(self) -> EngineInfo:
-        """What this engine runs and takes."""
+        """Kind, device, inputs, outputs and refittable weights."""
         ...
 
 
 def check_refit(
     weights: Mapping[str, torch.Tensor], shapes: Mapping[str, Collection[int] | None]
 ) -> None:
-    """Compare the weights of a refit with what can be replaced; a shape of `None` is not known.
+    """Check the weights of a refit.
+
+    Args:
+        weights: the new weights.
+        shapes: shapes of the refittable weights; `None` if a shape is unknown.
 
     Raises:
         BundleError: a name is unknown, or a shape differs.

@@ -1,4 +1,7 @@
-"""An opened bundle: its manifest, its files (checked when first used) and its engines."""
+"""An opened bundle: its manifest, its files (checked on use) and its engines.
+
+Knows no requests and no Triton.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Bundle:
         compiled: whether torch engines compile the UNet.
 
     Raises:
-        BundleError: it has no manifest, or one that this Tessera does not read.
+        BundleError: the manifest is missing, or this version of Tessera cannot read it.
     """
 
     def __init__(
@@ -63,10 +66,10 @@ class Bundle:
         )
 
     def file(self, name: str) -> Path:
-        """Path of one of the bundle's files, after comparing its digest with the manifest.
+        """Path of a file of the bundle, after checking its digest against the manifest.
 
         Raises:
-            BundleError: the manifest does not list it, or describes another file.
+            BundleError: the manifest does not list the file, or its digest differs.
         """
         if name not in self.manifest.files:
             raise BundleError(f"the bundle {self.folder} has no file {name!r}")
@@ -105,7 +108,7 @@ class Bundle:
         return outline_from_config(part, json.loads(self.file(config).read_text()))
 
     def tokenizer(self, folder: str) -> Path:
-        """The folder with a tokenizer's files, each compared with the manifest."""
+        """The folder of a tokenizer, after checking its files against the manifest."""
         for name in self.manifest.files:
             if name.startswith(f"{folder}/"):
                 self.file(name)

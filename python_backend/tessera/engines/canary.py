@@ -1,9 +1,11 @@
-"""A watch over an engine's first refit.
+"""Checks an engine before its first refit.
 
-Refits go wrong in silence: a runtime may ignore the new weights, or compute something else with
-them. When a plan was built, it was run with and without one weight doubled, and torch told what is
-right both times. Before an engine's first refit the same is done again, on the machine that serves;
-an engine that fails never answers again.
+Refits can fail silently: a runtime may ignore new weights or compute wrong results with them. When
+a compiled engine is built, torch's outputs are stored, with the weights unchanged and with one
+weight doubled. Before an engine's first refit, the machine that serves compares the engine with
+both. An engine that fails is disabled.
+
+Knows engines and tensors, nothing of TensorRT.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from tessera.errors import BundleError
 
 @dataclass(frozen=True)
 class Canary:
-    """What torch computes in float32.
+    """Reference outputs of torch in float32.
 
     Attributes:
         weight: name of the weight that is doubled.
         value: the weight, in its shape in the checkpoint.
-        inputs: of the network, by name.
-        built: outputs with the weight as it is.
-        doubled: outputs with twice the weight.
+        inputs: inputs of the graph, by name.
+        built: outputs with unchanged weights.
+        doubled: outputs with the weight doubled.
         tolerance: largest accepted difference, in units of each output's largest value.
     """
 
@@ -41,10 +43,12 @@ class Canary:
     tolerance: float
 
     def write(self, path: Path) -> None:
-        """Write it into a safetensors file."""
+        """Write the canary to a safetensors file."""
         groups = {"inputs": self.inputs, "built": self.built, "doubled": self.doubled}
         tensors = {
-            f"{g}/{n}": t.contiguous() for g, held in groups.items() for n, t in held.items()
+            f"{g}/{n}": t.contiguous()
+            for g, of_group in groups.items()
+            for n, t in of_group.items()
         }
         metadata = {"weight": self.weight, "tolerance": repr(self.tolerance)}
         save_file({**tensors, "value": self.value.contiguous()}, path, metadata=metadata)
@@ -59,30 +63,30 @@ class Canary:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
-                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            value = held.pop("value")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            value = tensors.pop("value")
             groups: dict[str, dict[str, torch.Tensor]] = {"inputs": {}, "built": {}, "doubled": {}}
-            for name, tensor in held.items():
-                group, _, own = name.partition("/")
-                groups[group][own] = tensor
+            for path_in_file, tensor in tensors.items():
+                group, _, name = path_in_file.partition("/")
+                groups[group][name] = tensor
             return cls(metadata["weight"], value, **groups, tolerance=float(metadata["tolerance"]))
         except Exception as error:  # safetensors, missing keys, broken numbers
             raise BundleError(f"{path} is damaged ({error}); compile the bundle again") from None
 
 
 def difference(expected: Mapping[str, torch.Tensor], output: Mapping[str, torch.Tensor]) -> float:
-    """Largest difference of outputs from what is expected, in units of each one's largest value;
-    NaN if there is one.
+    """Largest difference of the outputs from the expected ones, in units of each expected output's
+    largest value. NaN if any difference is NaN.
     """
-    found = [
+    differences = [
         float((output[n].float().cpu() - v).abs().max() / v.abs().max().clamp(min=1e-6))
         for n, v in expected.items()
     ]
-    return max(found, key=lambda d: (d != d, d))
+    return max(differences, key=lambda d: (d != d, d))
 
 
 def refit_difference(engine: Engine, canary: Canary) -> tuple[float, float]:
-    """Differences of an engine from torch with the canary's weight doubled and with it restored."""
+    """Differences of an engine from torch, with the canary's weight doubled and then restored."""
     engine.refit({canary.weight: 2 * canary.value})
     doubled = difference(canary.doubled, engine.run(canary.inputs))
     engine.refit({canary.weight: canary.value})
@@ -90,19 +94,19 @@ def refit_difference(engine: Engine, canary: Canary) -> tuple[float, float]:
 
 
 class WatchedEngine:
-    """Passes everything on to an engine, but asks the canary before the first refit.
+    """Wraps an engine and checks the canary before the first refit.
 
     Args:
-        engine: with the weights it was built with.
-        canary: see the module.
-        name: of the engine, for the error.
+        engine: the engine, with the weights it was built with.
+        canary: the engine's reference outputs.
+        name: name of the engine, for the error.
     """
 
     def __init__(self, engine: Engine, canary: Canary, *, name: str) -> None:
         self._engine = engine
         self._canary = canary
         self._name = name
-        self._tried = False
+        self._checked = False
         self._fault = ""
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -121,15 +125,15 @@ class WatchedEngine:
             BundleError: the engine failed the canary, now or before.
         """
         self._refuse_if_faulty()
-        if not self._tried:
-            self._tried = True
-            found = refit_difference(self._engine, self._canary)
-            for when, error in zip(("after a refit", "after it was undone"), found, strict=True):
+        if not self._checked:
+            self._checked = True
+            both = refit_difference(self._engine, self._canary)
+            for when, error in zip(("after a refit", "after it was undone"), both, strict=True):
                 if not error <= self._canary.tolerance:
                     self._fault = (
-                        f"the engine {self._name} is disabled: it is {error:.1e} away from torch "
-                        f"{when}, more than {self._canary.tolerance:.0e}; compile the bundle again "
-                        "or serve with --engine torch"
+                        f"the engine {self._name} is disabled: it differs from torch by "
+                        f"{error:.1e} {when}; accepted: at most {self._canary.tolerance:.0e}. "
+                        "Compile the bundle again or serve with --engine torch"
                     )
             self._refuse_if_faulty()
         self._engine.refit(weights)

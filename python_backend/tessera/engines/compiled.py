@@ -1,9 +1,8 @@
-"""The compiled engines of a bundle (TensorRT's `.plan` files): what each was made of, and which one
-fits a machine.
+"""The compiled engines of a bundle (TensorRT's `.plan` files), and which one fits a machine.
 
-A compiled engine runs on the architecture and with the TensorRT version that it was built for, and
-nowhere else. So it lies beside the bundle's other files under a name made of everything that went
-into it; a compiled engine of another graph, GPU or version is never opened. Standard library only.
+A compiled engine runs only on the GPU architecture and TensorRT version that it was built for. So
+its file name has a digest of everything it depends on, and an engine of another graph, GPU or
+version is never opened. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ FOLDER = "compiled"
 FAULTY_REFIT = {
     (11, 3, 0): "a refittable engine may drop the bias of a matrix product (its release notes)",
 }
-"""TensorRT versions whose refittable engines are known to compute something else."""
+"""TensorRT versions whose refittable engines are known to compute wrong results."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,16 @@ class Shapes:
 
 @dataclass(frozen=True)
 class CompiledKey:
-    """Everything that decides what a compiled engine is.
+    """Everything that a compiled engine depends on.
 
     Attributes:
-        graph: name in the bundle.
-        weights: digest of the graph's files, and with them of its weights.
+        graph: the graph's name in the bundle.
+        weights: digest of the graph's files, which include its weights.
         precision: `fp16`, `bf16` or `fp32`.
-        architecture: of the GPU, as in `sm_90`.
-        tensorrt: version.
+        architecture: architecture of the GPU, such as `sm_90`.
+        tensorrt: TensorRT version.
         profile: shapes by input.
-        stripped: whether the compiled engine holds no weights and is refitted with them when
-            opened.
+        stripped: whether the compiled engine has no weights and is refitted with them when opened.
     """
 
     graph: str
@@ -67,8 +65,13 @@ class CompiledKey:
 
 @dataclass(frozen=True)
 class CompiledRecord:
-    """A compiled engine's key, the checksum of its file, and how far its outputs were from torch's
-    (largest difference in units of the largest value), as built and after a refit.
+    """The record beside a compiled engine.
+
+    Attributes:
+        key: everything that the engine depends on.
+        sha256: checksum of its file.
+        canary_built, canary_refitted: largest difference of its outputs from torch's, in units of
+            the largest value, as built and after a refit.
     """
 
     key: CompiledKey
@@ -78,15 +81,16 @@ class CompiledRecord:
 
 
 def check_version(tensorrt: str) -> None:
-    """Refuse a TensorRT whose refit is known to be faulty.
+    """Reject a TensorRT version whose refit is known to be faulty.
 
     Raises:
-        BundleError: it is one of those.
+        BundleError: the version is one of `FAULTY_REFIT`.
     """
     numbers = tuple(int(n) for n in tensorrt.split(".")[:3])
     if numbers in FAULTY_REFIT:
         raise BundleError(
-            f"TensorRT {tensorrt} is not used: {FAULTY_REFIT[numbers]}; install another version"
+            f"TensorRT {tensorrt} is not supported: {FAULTY_REFIT[numbers]}; install another "
+            "version"
         )
 
 
@@ -97,17 +101,18 @@ def weights_digest(manifest: Manifest, graph: str) -> str:
 
 
 def canary_path(engine_file: Path) -> Path:
-    """Where the canary of a compiled engine lies (`canary.Canary`)."""
+    """Path of a compiled engine's canary (`canary.Canary`)."""
     return engine_file.with_suffix(".canary.safetensors")
 
 
 def write_compiled(folder: Path, record: CompiledRecord, engine_file: Path) -> Path:
-    """Move a built compiled engine and the canary beside it into the bundle, its record first: a
-    compiled engine without one is never opened.
+    """Move a built compiled engine and its canary into a bundle; returns the engine's path.
+
+    The record is written first, since an engine without a record is never opened.
     """
-    place = folder / FOLDER
-    place.mkdir(exist_ok=True)
-    final = place / f"{record.key.name}.plan"
+    engines = folder / FOLDER
+    engines.mkdir(exist_ok=True)
+    final = engines / f"{record.key.name}.plan"
     partial = final.with_suffix(".json.partial")
     partial.write_text(json.dumps(dataclasses.asdict(record), indent=1))
     os.replace(partial, final.with_suffix(".json"))
@@ -120,7 +125,7 @@ def read_record(path: Path) -> CompiledRecord:
     """The record beside a compiled engine.
 
     Raises:
-        BundleError: it is damaged.
+        BundleError: the record is damaged.
     """
     try:
         content = json.loads(path.read_text())
@@ -137,12 +142,12 @@ def find_compiled(
     """The compiled engine of a graph that fits this machine.
 
     Raises:
-        BundleError: there is none; the sentence says what there is instead.
+        BundleError: there is none. The message lists the architectures and versions that exist.
     """
     check_version(tensorrt)
     records = [read_record(p) for p in sorted((folder / FOLDER).glob(f"{graph}-*.json"))]
-    wanted = (graph, weights_digest(manifest, graph))
-    current = [r for r in records if (r.key.graph, r.key.weights) == wanted]
+    weights = weights_digest(manifest, graph)
+    current = [r for r in records if (r.key.graph, r.key.weights) == (graph, weights)]
     for record in current:
         path = folder / FOLDER / f"{record.key.name}.plan"
         fits = (record.key.architecture, record.key.tensorrt) == (architecture, tensorrt)
@@ -157,5 +162,5 @@ def find_compiled(
 
 
 def _instead(records: Iterable[CompiledRecord]) -> str:
-    found = sorted({f"{r.key.architecture} with TensorRT {r.key.tensorrt}" for r in records})
-    return f", only for {', '.join(found)}" if found else ""
+    others = sorted({f"{r.key.architecture} with TensorRT {r.key.tensorrt}" for r in records})
+    return f", only for {', '.join(others)}" if others else ""

@@ -1,10 +1,13 @@
 """CUDA graphs: a network's kernels captured once per set of shapes and replayed with one launch.
 
-Knows torch, and nothing of networks. Inputs are copied into the buffers that a capture reads and
-its outputs are copied out, so that callers may keep them; beside a network the copies cost nothing.
-All captures of a `Replayer` share one memory pool: that is safe because they run one after the
-other and nobody but the copies looks at a capture's outputs
+Inputs are copied into the buffers that a capture reads. Outputs are copied out, so that callers may
+keep them. Compared to a network, these copies cost nothing.
+
+All captures of a `Replayer` share one memory pool. That is safe because they run one after the
+other, and only the copies read a capture's outputs
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#graph-memory-management).
+
+Knows torch, nothing of networks.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from tessera.errors import InternalError
 
 Positional = Sequence[torch.Tensor]
 Call = Callable[[Positional], Positional]
-"""Queues a network's work on the current stream; positional tensors in and out."""
+"""Queues a network's work on the current stream. Inputs and outputs are positional tensors."""
 
 Key = tuple[tuple[torch.Size, torch.dtype], ...]
 _WARM_UPS = 2
@@ -33,16 +36,16 @@ class Capture(Protocol):
 
     @property
     def outputs(self) -> Positional:
-        """Where a replay leaves what comes out."""
+        """The tensors into which a replay writes its outputs."""
         ...
 
     def replay(self) -> None:
-        """Queue the work once more, on what is now in the input buffers."""
+        """Queue the work again, with the current contents of the input buffers."""
         ...
 
 
 class Capturer(Protocol):
-    """Makes captures; CUDA's is `CudaCapturer`."""
+    """Makes captures. `CudaCapturer` is the implementation for CUDA."""
 
     def __call__(self, call: Call, buffers: Positional) -> Capture:
         """Capture a call on these input buffers."""
@@ -50,14 +53,14 @@ class Capturer(Protocol):
 
 
 class CudaCapturer:
-    """Captures into CUDA graphs on a stream of its own."""
+    """Captures into CUDA graphs on a separate stream."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
     def __call__(self, call: Call, buffers: Positional) -> Capture:
-        """See `Capturer`; the call runs a few times first, as libraries set themselves up then."""
+        """See `Capturer`. The call first runs a few times, so that libraries initialise."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
@@ -90,14 +93,14 @@ class _Entry:
 class Replayer:
     """Runs a network, captured from the second call with the same shapes on.
 
-    The first call is not captured: shapes that come once (a lone batch size on the way to another)
-    would pay for a capture and never use it. A network that cannot be captured runs as it is, and
-    the log says why.
+    The first call is not captured. Shapes that occur once, such as a batch size in passing, would
+    pay for a capture and never use it. A network that cannot be captured runs without, and the log
+    gives the reason.
 
     Args:
-        prepare: makes what queues the network's work; called once for each set of shapes, since
-            TensorRT needs an execution context for each.
-        capacity: how many sets of shapes are kept; the one that was used longest ago goes first.
+        prepare: returns a function that queues the network's work. Called once for each set of
+            shapes, since TensorRT needs an execution context for each.
+        capacity: how many sets of shapes are kept; the least recently used is evicted first.
         capture: see `Capturer`.
     """
 
@@ -108,7 +111,7 @@ class Replayer:
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
 
     def __call__(self, inputs: Positional) -> Positional:
-        """The network's outputs, which are the caller's to keep."""
+        """The network's outputs. The caller may keep them."""
         entry = self._entry(tuple((tensor.shape, tensor.dtype) for tensor in inputs))
         if entry.capture is None and entry.seen and not entry.refused:
             self._fill(entry, inputs)
@@ -121,7 +124,7 @@ class Replayer:
         return tuple(output.clone() for output in entry.capture.outputs)
 
     def forget(self) -> None:
-        """Drop all captures; they are made anew when their shapes come again."""
+        """Drop all captures. They are made again when their shapes occur again."""
         self._entries.clear()
 
     def _entry(self, key: Key) -> _Entry:
@@ -139,4 +142,4 @@ class Replayer:
             entry.buffers = buffers
         except (RuntimeError, InternalError) as error:
             entry.refused = True
-            _log.warning("a network runs without CUDA graph: %s", error)
+            _log.warning("a network runs without a CUDA graph: %s", error)

@@ -1,12 +1,16 @@
 """The `onnxruntime` engine: an ONNX graph on the CPU.
 
-The default where there is no GPU. A graph that is to be refitted takes the weights of its matrix
-products (linear layers, 1x1 convolutions) as further inputs, bound once and overwritten in place;
-this costs 3 % of a UNet step. Larger convolutions would cost another 11 %, since ONNX Runtime then
-cannot repack their weights; refitting one of these opens the session again with the new weights
-instead. Where products have few rows, as in the sparse UNet, unpacked weights cost 10 to 20 % of a
-step: such a graph is opened `packed`, and its weights become inputs with the first refit. Either
-way what an engine computes depends on the weights alone, not on how it came to them.
+The default on a machine without a GPU. A refittable graph takes the weights of its matrix products
+(linear layers, 1x1 convolutions) as additional inputs. They are bound once and overwritten in
+place, which costs 3 % of a UNet step. For larger convolutions it would cost another 11 %, since
+ONNX Runtime then cannot repack their weights. Refitting one of these opens the session again with
+the new weights instead.
+
+If products have few rows, as in the sparse UNet, unpacked weights cost 10 to 20 % of a step. Such a
+graph is opened `packed`, and its weights become inputs with the first refit. In every case the
+outputs depend only on the weights, not on the way they were set.
+
+Knows ONNX Runtime, nothing of requests or adapters.
 """
 
 from __future__ import annotations
@@ -32,12 +36,12 @@ class OnnxRuntimeEngine:
     """One session on the CPU provider.
 
     Args:
-        graph: the .onnx file (external data beside it).
+        graph: the .onnx file, with external data in the same folder.
         layout: how its initializers differ from the checkpoint's weights.
-        threads: threads of one call; 0 is one per core.
-        refittable: whether its weights are to be replaced.
-        packed: whether ONNX Runtime may repack all weights until the first refit, which then takes
-            as long as opening the session again.
+        threads: threads of one call; 0 means one per core.
+        refittable: whether its weights can be replaced.
+        packed: whether ONNX Runtime may repack all weights until the first refit. That refit then
+            takes as long as opening the session again.
     """
 
     def __init__(
@@ -61,15 +65,15 @@ class OnnxRuntimeEngine:
         self._open()
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See `Engine.run`; inputs are float32 or int64 as the graph declares."""
+        """See `Engine.run`. Inputs are float32 or integers, as the graph declares."""
         feed = {name: tensor.cpu().contiguous().numpy() for name, tensor in inputs.items()}
-        if missing := sorted(self._inputs - feed.keys()):  # else the last call's would do
+        if missing := sorted(self._inputs - feed.keys()):  # the last call's is still bound
             raise InternalError(f"ONNX Runtime failed: input {missing[0]} is missing")
         try:
             for name, array in feed.items():
                 self._binding.bind_cpu_input(name, array)
             for name in self._outputs:
-                self._binding.bind_output(name)  # anew: sizes differ from call to call
+                self._binding.bind_output(name)  # for every call, since sizes differ
             self._session.run_with_iobinding(self._binding)
             outputs = self._binding.copy_outputs_to_cpu()
         except Exception as error:  # onnxruntime has no common base for its errors
@@ -114,7 +118,7 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        # After a run its threads must not go on spinning: the next run is another session's.
+        # After a run, threads must not keep spinning: the next run belongs to another session.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(self._graph.parent)
@@ -128,18 +132,18 @@ class OnnxRuntimeEngine:
             self._binding.bind_ortvalue_input(name, value)
 
     def _find_weights(self) -> None:
-        """Find the weights that can be replaced; hold those that are to be inputs."""
+        """Find the weights that can be replaced, and bind those that become inputs."""
         model = onnx.load(str(self._graph), load_external_data=False)
-        held = {i.name: i for i in model.graph.initializer}
-        for name in _factors(model, set(held)):
-            array = numpy_helper.to_array(held[name], base_dir=str(self._graph.parent))
+        initializers = {i.name: i for i in model.graph.initializer}
+        for name in _weights_of_products(model, set(initializers)):
+            array = numpy_helper.to_array(initializers[name], base_dir=str(self._graph.parent))
             self._shapes[name] = own_shape(name, array.shape, self._layout)
             several_points = array[0, 0].size > 1  # a convolution's
             if not several_points and not self._packed:
                 self._bound[name] = ort.OrtValue.ortvalue_from_numpy(np.array(array))
 
     def _with_weights(self) -> bytes:
-        """The graph with some weights declared as inputs as well, and others exchanged."""
+        """The graph, with bound weights declared as inputs and replaced weights built in."""
         model = onnx.load(str(self._graph), load_external_data=False)
         for initializer in model.graph.initializer:
             name = initializer.name
@@ -155,8 +159,8 @@ class OnnxRuntimeEngine:
         return bytes(model.SerializeToString())
 
 
-def _factors(model: onnx.ModelProto, initializers: set[str]) -> list[str]:
-    """Initializers that are weights of matrix products and convolutions, perhaps reshaped."""
+def _weights_of_products(model: onnx.ModelProto, initializers: set[str]) -> list[str]:
+    """Initializers that are weights of matrix products and convolutions, directly or reshaped."""
     shaped = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Reshape"}
     products = [n for n in model.graph.node if n.op_type in _PRODUCTS]
     used = {shaped.get(i, i): None for n in products for i in n.input}

@@ -1,4 +1,4 @@
-"""Opens engines by kind; a kind's library is imported only when one is opened."""
+"""Opens engines by kind. A kind's library is imported only when an engine of it is opened."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 _TAKES_LORAS = ("text_encoder", "unet")
 _HALVES = ("unet_encoder", "unet_decoder")
 _GRAPHS = 8
-"""CUDA graphs are kept for this many sets of shapes, of what runs at every step of a request. What
-runs once a request is not captured: there is little to gain, and text encoders may not allow it."""
+"""How many sets of shapes CUDA graphs are kept for, in engines that run in every step. Engines that
+run once per request are not captured: it gains little, and text encoders may not allow it."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an engine is made of.
+    """Everything from which an engine is opened.
 
     Attributes:
         graph: the graph's name in the bundle.
-        path: of its .onnx file.
+        path: its .onnx file.
         layout: how its initializers differ from the checkpoint's weights.
         config: the configuration file of the network that the graph is a part of.
         variant: the bundle's.
@@ -110,8 +110,9 @@ def _torch(source: Source) -> Engine:
 
 
 def overflows_in_half(source: Source) -> bool:
-    """Whether a graph has to stay in float32 where others run in half precision: Stable Diffusion
-    XL's VAE, unless its configuration says that it has been mended.
+    """Whether a graph needs float32 where others run in half precision.
+
+    This holds for Stable Diffusion XL's VAE, unless its configuration says that it has been fixed.
     """
     from tessera.variants import VARIANTS
 
@@ -131,7 +132,7 @@ def _tensorrt(source: Source) -> Engine:
     except ImportError as error:
         raise BundleError(f"the tensorrt engine needs TensorRT: {error}") from None
     if not torch.cuda.is_available():
-        raise BundleError("the tensorrt engine needs an NVIDIA GPU, and torch finds none")
+        raise BundleError("the tensorrt engine needs an NVIDIA GPU, but torch finds none")
     major, minor = torch.cuda.get_device_capability()
     folder = source.path.parents[1]
     engine_file = find_compiled(
@@ -152,7 +153,7 @@ def _tensorrt(source: Source) -> Engine:
 
 
 def _runs_every_step(graph: str) -> bool:
-    dense = graph.startswith(_HALVES)  # a sparse step's shapes are its mask's
+    dense = graph.startswith(_HALVES)  # the shapes of sparse steps depend on masks
     return dense or (graph.startswith(CONTROLNET) and not graph.endswith(HINT))
 
 
@@ -178,11 +179,11 @@ def chosen_kind(folder: Path, setting: EngineKind = EngineKind.AUTO) -> EngineKi
 
 
 def open_engine(kind: str, source: Source) -> Engine:
-    """An engine of that kind.
+    """Open an engine of a kind.
 
     Raises:
-        BundleError: there is no such kind.
+        BundleError: the kind is unknown.
     """
     if kind not in _KINDS:
-        raise BundleError(f"engine kind {kind!r} is not one of {listing(_KINDS)}")
+        raise BundleError(f"engine kind is {kind!r}; accepted: {listing(_KINDS)}")
     return _KINDS[kind](source)

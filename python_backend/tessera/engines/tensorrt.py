@@ -1,7 +1,8 @@
 """The `tensorrt` engine: a compiled engine on an NVIDIA GPU. The only runtime module that knows
 TensorRT.
 
-Thin on purpose, and by tensor names only. It uses what TensorRT 10.8 and 11.4 have in common.
+It is thin on purpose and refers to tensors by name only. It uses the part of the API that TensorRT
+10.8 and 11.4 share.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ class TensorRtEngine:
     """A compiled engine on the current GPU.
 
     Args:
-        engine_file: file that `tessera-build compile` wrote.
+        engine_file: the file that `tessera-build compile` wrote.
         layout: how the graph's weights differ from the checkpoint's.
-        base: the graph's own weights by name, in its layout.
-        stripped: whether the compiled engine holds none of them, so that all are refitted at once.
-        graphs: for how many sets of shapes a CUDA graph is kept; 0 is none. Whether graphs that
-            were captured before a refit may run after it is written nowhere, so a refit drops them.
+        base: the graph's weights by name, in its layout.
+        stripped: whether the compiled engine has no weights, so that all are refitted when opened.
+        graphs: how many sets of shapes CUDA graphs are kept for; 0 means none. It is undocumented
+            whether graphs captured before a refit may run after it, so a refit drops them.
 
     Raises:
-        BundleError: TensorRT cannot load it.
+        BundleError: TensorRT cannot load the file.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class TensorRtEngine:
         self._inputs = [n for n in names if self._mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in names if self._mode(n) == trt.TensorIOMode.OUTPUT]
         # One execution context for each captured graph, since a graph keeps its context's shapes
-        # and addresses; they never run at the same time and share the memory for activations.
+        # and addresses. They never run at the same time, so they share memory for activations.
         size = self._engine.device_memory_size_v2
         self._scratch = torch.empty(size, dtype=torch.uint8, device="cuda")
         self._refitter = trt.Refitter(self._engine, _LOGGER)
@@ -90,7 +91,7 @@ class TensorRtEngine:
             self._replace({name: self._base[name] for name in self._shapes})
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See `Engine.run`; inputs are moved to the GPU and cast as the engine wants them."""
+        """See `Engine.run`. Inputs are moved to the GPU and cast to the engine's types."""
         with self._lock, torch.cuda.stream(self._stream):
             self._stream.wait_stream(torch.cuda.default_stream())
             placed = [self._placed(name, inputs[name]) for name in self._inputs]
@@ -109,47 +110,50 @@ class TensorRtEngine:
         )
 
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """See `Engine.refit`; nothing runs meanwhile."""
+        """See `Engine.refit`. Runs wait until it is done."""
         check_refit(weights, self._shapes)
         with self._lock:
             self._replace({n: to_layout(n, w.detach(), self._layout) for n, w in weights.items()})
 
     def _replace(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Set weights in the graph's layout, and with them those that TensorRT has fused with them:
-        as they were set last, or else the graph's own.
+        """Set weights in the graph's layout, and the weights that TensorRT has fused with them.
+
+        The latter get the value that was set last, or else the graph's.
         """
         refitter = self._refitter
-        held = [self._set(name, weight) for name, weight in weights.items()]
+        kept_alive = [self._set(name, weight) for name, weight in weights.items()]
         for name in refitter.get_missing_weights():
             value = self._replaced[name] if name in self._replaced else self._base[name]
-            held.append(self._set(name, value))
+            kept_alive.append(self._set(name, value))
         missing = refitter.get_missing_weights()
         if missing:
-            raise InternalError(f"TensorRT still misses weights, the first is {missing[0]!r}")
+            raise InternalError(
+                f"TensorRT still misses {len(missing)} weights, first {missing[0]!r}"
+            )
         if not refitter.refit_cuda_engine_async(self._stream.cuda_stream):
             raise InternalError("TensorRT could not refit the engine")
-        self._stream.synchronize()  # until then the weights have to stay where they are
+        self._stream.synchronize()  # until then the weights have to stay in memory
         self._replaced.update(weights)
         if isinstance(self._call, Replayer):
             self._call.forget()
 
     def _set(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """Hand over one weight; returns the tensor that has to outlive the refit."""
+        """Pass one weight to TensorRT; returns the tensor that has to outlive the refit."""
         refitter = self._refitter
         prototype = refitter.get_weights_prototype(name)
         if prototype.size not in (-1, weight.numel()):
             raise BundleError(
-                f"weight {name} has {weight.numel()} values, the compiled engine {prototype.size}"
+                f"weight {name} has {weight.numel()} values; accepted: {prototype.size}"
             )
         tensor = weight.detach().to(_TYPES[prototype.dtype]).contiguous()
         place = trt.TensorLocation.DEVICE if tensor.is_cuda else trt.TensorLocation.HOST
         value = trt.Weights(prototype.dtype, tensor.data_ptr(), tensor.numel())
         if not refitter.set_named_weights(name, value, place):
-            raise InternalError(f"TensorRT refused weight {name}")
+            raise InternalError(f"TensorRT rejected weight {name}")
         return tensor
 
     def _new_call(self) -> Call:
-        """What queues the compiled engine in a context of its own."""
+        """A function that queues the compiled engine in a new execution context."""
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
@@ -175,8 +179,8 @@ class TensorRtEngine:
         if not context.set_input_shape(name, tuple(tensor.shape)):
             low, _, high = self._engine.get_tensor_profile_shape(name, 0)
             raise InternalError(
-                f"{name} has shape {tuple(tensor.shape)}; the compiled engine takes {tuple(low)} "
-                f"to {tuple(high)}"
+                f"{name} has shape {tuple(tensor.shape)}; the compiled engine accepts "
+                f"{tuple(low)} to {tuple(high)}"
             )
         context.set_tensor_address(name, tensor.data_ptr())
 

@@ -1,4 +1,4 @@
-"""An engine with a stopwatch."""
+"""An engine whose runs are timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from tessera.engines.base import Engine, EngineInfo
 
 
 class TimedEngine:
-    """Passes everything on to another engine; `spent_ms` adds up the time of its runs."""
+    """Wraps an engine.
+
+    Attributes:
+        spent_ms: total milliseconds of its runs.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,6 +1,6 @@
-"""The `torch` engine: the module that a graph was exported from.
+"""The `torch` engine: runs the module that a graph was exported from.
 
-The numeric reference on the CPU, and what runs on a GPU without TensorRT: there in half precision,
+It is the numeric reference on the CPU. On a GPU it serves if TensorRT does not: in half precision,
 channels last, with a CUDA graph per set of shapes.
 """
 
@@ -22,14 +22,14 @@ class TorchEngine:
     """A module on one device.
 
     Args:
-        module: with its weights; it is moved and cast in place.
+        module: the module with its weights. It is moved and cast in place.
         device: `cpu`, `cuda:0` ...
-        dtype: of weights, activations and outputs.
-        graphs: for how many sets of shapes a CUDA graph is kept; 0 is none. Refits are seen by
-            captured graphs, since they overwrite the weights where they are.
-        capturer: what captures; by default CUDA.
-        compiled: whether torch.compile compiles the module, for each set of shapes when it first
-            comes: minutes.
+        dtype: type of weights, activations and outputs.
+        graphs: how many sets of shapes CUDA graphs are kept for; 0 means none. Captured graphs use
+            refitted weights, since a refit overwrites weights in place.
+        capturer: makes captures; CUDA by default.
+        compiled: whether to use torch.compile. It compiles each set of shapes at first use, which
+            takes minutes.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TorchEngine:
         self._channels_last = self._device.type == "cuda"
         if self._channels_last:
             self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._parameters = dict(self._module.named_parameters())  # to collect them takes a while
+        self._parameters = dict(self._module.named_parameters())  # collecting them is slow
         self._shapes = {name: p.shape for name, p in self._parameters.items()}
         self._forward = torch.compile(module, dynamic=False) if compiled else module
         self._call: Call = self._queue
@@ -57,7 +57,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See `Engine.run`; inputs may be on any device and in any precision."""
+        """See `Engine.run`. Inputs may be on any device and in any precision."""
         arguments = [self._placed(name, inputs[name]) for name in self._module.inputs]
         try:
             outputs = self._call(arguments)
@@ -67,13 +67,13 @@ class TorchEngine:
 
     @torch.no_grad()
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """See `Engine.refit`; queued on the current stream, behind the runs before it."""
+        """See `Engine.refit`. It is queued on the current stream, after earlier runs."""
         check_refit(weights, self._shapes)
         for name, weight in weights.items():
             self._parameters[name].copy_(weight)
 
     def describe(self) -> EngineInfo:
-        """See `Engine.describe`; shapes are not known beforehand."""
+        """See `Engine.describe`. Shapes are unknown."""
         return EngineInfo(
             kind="torch",
             device=str(self._device),

@@ -1,4 +1,4 @@
-"""What a graph is: the modules that are exported and run, and their weights by name.
+"""The modules behind a bundle's graphs, which are exported and run, and their weights by name.
 
-The token-sparse UNet and the program that it follows are among them.
+Includes the token-sparse UNet and its program. Knows no engines and no requests.
 """

@@ -1,4 +1,4 @@
-"""Which module a graph of a bundle is, and which part of a checkpoint it belongs to."""
+"""Maps a bundle's graphs to their modules and to the parts of a checkpoint. Knows no engines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,13 @@ _KINDS: dict[str, type[GraphModule]] = {
 
 
 def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
-    """The module of one of a bundle's graphs, around the network that it is a part of."""
+    """The module of a graph, which wraps the network that the graph is a part of.
+
+    Args:
+        graph: name of the graph in the bundle.
+        network: the network, see `new_network`.
+        variant: the bundle's variant.
+    """
     if graph.endswith(LOWRANK):
         return LowRank(wrap(graph.removesuffix(LOWRANK), network, variant)).eval()
     if graph.startswith("text_encoder"):
@@ -49,7 +55,7 @@ def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
 
 
 def new_network(part: str, config: dict[str, Any]) -> nn.Module:
-    """A network with that configuration and no weights: its parameters are on the meta device.
+    """A network without weights: its parameters are on the meta device.
 
     Args:
         part: see `manifest.network_of`.

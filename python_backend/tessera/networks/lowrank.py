@@ -1,13 +1,15 @@
-"""UNet halves in which every row of the batch has low-rank updates of its own.
+"""UNet halves in which every row of the batch has its own low-rank updates.
 
-y = W x + B (A x) (Hu et al. 2021, eq. 3) for each linear layer and convolution, with another A and
-B in each row, so that requests with different LoRAs share a call and no weight is replaced. The
-factors of all layers come stacked: one pair of tensors for layers of one point (linear, 1x1), one
-for larger convolutions. A row without an update has zeros.
+Each linear layer and convolution computes y = W x + B (A x) (Hu et al. 2021, eq. 3), with a
+different A and B in each row. So requests with different LoRAs share a call and no weight is
+replaced. The factors of all layers are stacked: one pair of tensors for layers of one point
+(linear, 1x1), one pair for larger convolutions. A row without an update has zeros.
 
 A convolution's A is a convolution too, with a kernel for each row. It is computed as one product
-for all of its points, whose results are then shifted and added up: r ranks take 9 r numbers per
-pixel there, the usual way of unfolding the input 9 c.
+for all kernel points. The results are then shifted and added up. For rank r this takes 9 r numbers
+per pixel; the usual method, unfolding the input, takes 9 c.
+
+Knows torch modules, nothing of adapters or requests.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ Layer: TypeAlias = nn.Linear | nn.Conv2d
 
 
 class LowRank(GraphModule):
-    """A half of the UNet that takes `FACTORS` behind its own inputs.
+    """A half of the UNet that takes `FACTORS` after the half's inputs.
 
-    It works on the half's own layers, by hooks that do nothing in anybody else's calls.
+    It adds forward hooks to the half's layers. The hooks do nothing in calls of the half itself.
 
     Args:
         half: `UNetEncoder` or `UNetDecoder`.
@@ -39,7 +41,7 @@ class LowRank(GraphModule):
 
     def __init__(self, half: GraphModule) -> None:
         super().__init__(half.source, tree=half)
-        object.__setattr__(self, "half", half)  # its layers are registered here already
+        object.__setattr__(self, "half", half)  # not registered: its layers already are
         self.inputs = (*half.inputs, *FACTORS)
         self.outputs = half.outputs
         self.slots = slots_of(weights_of(half))
@@ -100,8 +102,8 @@ def _of_convolution(
 
 @cache
 def _shifts(points: tuple[int, int]) -> torch.Tensor:
-    """A kernel (1, points, height, width) that shifts the products of each point of a kernel to
-    where they belong, and adds them up.
+    """A kernel (1, points, height, width) that shifts each point's products to their pixel and adds
+    them up.
     """
     count = points[0] * points[1]
     return torch.eye(count).reshape(1, count, *points)

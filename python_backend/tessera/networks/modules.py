@@ -1,10 +1,12 @@
-"""The networks that engines run: each graph's inputs and outputs, around diffusers' and
-transformers' own modules.
+"""The networks that engines run: wrappers of diffusers and transformers modules that define each
+graph's inputs and outputs.
 
-The builder exports these modules; the torch engine runs them. A wrapper *adopts* the children of
-the network it wraps, so that its parameters have the checkpoint's names, without a prefix. The UNet
-is cut after the mid block: what a ControlNet adds goes in at the cut. A ControlNet is cut after the
-embedding of its picture, which is the same at every step.
+The builder exports these modules, and the torch engine runs them. A wrapper *adopts* the children
+of the network it wraps, so that its parameters have the checkpoint's names without a prefix. The
+UNet is cut after the mid block, where residuals of ControlNets are added. A ControlNet is cut after
+the hint, the embedding of its control image, which is the same in every step.
+
+Knows no engines, bundles or requests.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ _CONTROL_PARTS = ("controlnet_down_blocks", "controlnet_mid_block")
 
 
 class GraphModule(nn.Module):
-    """A module with another's children as its own; the other is reachable as `source` but not
-    registered.
+    """A module that adopts the children of another module.
+
+    The other module is available as `source` but not registered as a child.
 
     Attributes:
-        inputs, outputs: names of what `forward` takes and returns, in order.
+        inputs, outputs: names of the tensors that `forward` takes and returns, in order.
 
     Args:
         source: the network.
-        parts: names of the children to adopt; by default all.
-        tree: whose children to adopt, if not `source`'s.
+        parts: names of the children to adopt; all by default.
+        tree: the module whose children to adopt; `source` by default.
     """
 
     source: nn.Module
@@ -67,10 +70,11 @@ class TextEncoder(GraphModule):
 
 
 class PenultimateTextEncoder(GraphModule):
-    """`input_ids` -> `penultimate_hidden_state` (n, tokens, width), and what lies behind it:
-    `text_embeds` (n, width) of an encoder with a projection, else `last_hidden_state`.
+    """`input_ids` -> `penultimate_hidden_state` (n, tokens, width) and a second output.
 
-    Nobody reads the latter; it keeps the last layer's weights in the graph, where LoRAs name them.
+    The second output is `text_embeds` (n, width) for an encoder with a projection. Otherwise it is
+    `last_hidden_state`, which nothing reads. It keeps the last layer's weights in the graph, since
+    LoRAs refer to them.
     """
 
     source: CLIPTextModel | CLIPTextModelWithProjection
@@ -79,8 +83,8 @@ class PenultimateTextEncoder(GraphModule):
     def __init__(self, source: nn.Module) -> None:
         super().__init__(source)
         projects = isinstance(source, CLIPTextModelWithProjection)
-        behind = "text_embeds" if projects else "last_hidden_state"
-        self.outputs = ("penultimate_hidden_state", behind)
+        second = "text_embeds" if projects else "last_hidden_state"
+        self.outputs = ("penultimate_hidden_state", second)
 
     def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See the class."""
@@ -92,7 +96,7 @@ class UNetEncoder(GraphModule):
     """conv_in, down blocks, mid block: (`sample`, `timestep`, `encoder_hidden_states`) -> (`mid`,
     `emb`, `skip_i`...).
 
-    Where the UNet takes them, `text_embeds` (n, width) and `time_ids` (n, 6) are inputs too.
+    If the UNet takes them, `text_embeds` (n, width) and `time_ids` (n, 6) are inputs too.
     """
 
     source: UNet2DConditionModel
@@ -121,8 +125,8 @@ class UNetEncoder(GraphModule):
 class UNetDecoder(GraphModule):
     """Up blocks and conv_out: (`mid`, `emb`, `encoder_hidden_states`, `skip_i`...) -> `prediction`.
 
-    Every upsampler is told the size of the skip it meets, so that sizes need not be multiples of
-    2^levels.
+    Every upsampler gets the size of the skip that its output is joined with. So sizes need not be
+    multiples of 2^levels.
     """
 
     source: UNet2DConditionModel
@@ -159,7 +163,7 @@ class ControlNet(GraphModule):
     """(`sample`, `timestep`, `encoder_hidden_states`, `hint`) -> (`residual_0` ... `residual_k`,
     `residual_mid`), unscaled, in the order of the encoder half's skips and its mid.
 
-    `text_embeds` and `time_ids` as in the encoder half; `hint` is what `ControlNetHint` gives.
+    `text_embeds` and `time_ids` as in the encoder half. `hint` is the output of `ControlNetHint`.
     """
 
     source: ControlNetModel
@@ -187,7 +191,7 @@ class ControlNet(GraphModule):
 
 
 class ControlNetHint(GraphModule):
-    """`image` (n, 3, H, W) in 0..1 -> `hint` (n, c, h, w); once per request."""
+    """`image` (n, 3, H, W) in 0..1 -> `hint` (n, c, h, w). Runs once per request."""
 
     source: ControlNetModel
     inputs = ("image",)
@@ -242,8 +246,8 @@ def embed_conditions(
     timestep: torch.Tensor,
     added: Mapping[str, torch.Tensor | None],
 ) -> torch.Tensor:
-    """The embedding (n, width) of the timestep and, where `added` has them, of `text_embeds` and
-    `time_ids` (Podell et al. 2023, section 2.2); of `sample` only the precision matters.
+    """The embedding (n, width) of the timestep and of `text_embeds` and `time_ids`, if `added` has
+    them (Podell et al. 2023, section 2.2). Only the precision of `sample` is used.
     """
     emb: torch.Tensor = network.time_embedding(network.time_proj(timestep).to(sample.dtype))
     text, sizes = added.get("text_embeds"), added.get("time_ids")
@@ -254,15 +258,16 @@ def embed_conditions(
 
 
 def keeps_type(name: str, tensor: torch.Tensor) -> bool:
-    """Whether an input stays as it is when an engine computes in half precision: indices, and
-    numbers that a half cannot hold.
+    """Whether an input keeps its type when an engine computes in half precision.
+
+    These are indices, and numbers that half precision cannot represent.
     """
     exact = name in ("timestep", "time_ids", "norms") or name.startswith("share_")
     return exact or not tensor.is_floating_point()
 
 
 def _conditioned(network: UNet2DConditionModel | ControlNetModel) -> tuple[str, ...]:
-    """Inputs of a network that sees the noisy sample."""
+    """Input names of a UNet or ControlNet that the checkpoint's config determines."""
     added = ("text_embeds", "time_ids") if network.config.addition_embed_type else ()
     return ("sample", "timestep", "encoder_hidden_states", *added)
 

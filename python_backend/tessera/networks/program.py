@@ -21,11 +21,11 @@ class Op:
     """One entry of a program.
 
     Attributes:
-        kind: `push` and `pop` put the rows on the stack of skips and join them with its top; `join`
-            is where residuals are added to the mid block's rows.
-        name: of the module.
-        level: of the rows that come out.
-        table: of a convolution that stands alone.
+        kind: the operation. `push` puts the rows on the stack of skips, `pop` concatenates them
+            with its top, `join` adds residuals to the mid block's rows.
+        name: name of the module.
+        level: level of the rows that come out.
+        table: the index table, of a convolution outside of resnets.
     """
 
     kind: Kind
@@ -36,16 +36,16 @@ class Op:
 
 @dataclass(frozen=True)
 class Site:
-    """A place that needs values of tokens that are not computed.
+    """A place in the UNet that needs values of tokens that are not computed.
 
     Attributes:
         kind: `halo` (input rows of a convolution), `key`, `value` (of a self-attention), `norm`
             (statistics of a GroupNorm over all tokens), `norm_rows` (each token's share of them).
         module: name of the convolution, attention or norm.
-        level: whose tokens it holds.
-        width: numbers per token (of `norm`: in all).
-        heads: of an attention; its tokens are stored head by head.
-        table: of a `halo`, the table that says which rows a mask needs.
+        level: the level of its tokens.
+        width: numbers per token; for `norm`, numbers in total.
+        heads: heads of an attention. Its tokens are stored head by head.
+        table: for a `halo`, the index table that says which rows a mask needs.
     """
 
     kind: SiteKind
@@ -57,11 +57,15 @@ class Site:
 
     @cached_property
     def name(self) -> str:
-        """Of the recorded array, and of the graph's input that is made from it."""
+        """Name of the recorded array and of the graph's input that is made from it."""
         return f"{self.kind}.{self.module}"
 
     def shape(self, tokens: Sequence[int]) -> tuple[int, ...]:
-        """Of one recorded row (one timestep of one branch); `tokens` are the levels' totals."""
+        """Shape of one recorded row (one timestep of one branch).
+
+        Args:
+            tokens: number of all tokens of each level.
+        """
         total = tokens[self.level]
         if self.kind == "norm":
             return (2, self.width // 2)
@@ -74,7 +78,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Program:
-    """What a UNet does, as a list.
+    """The operations of a UNet, as a list.
 
     Attributes:
         ops: its operations in order.

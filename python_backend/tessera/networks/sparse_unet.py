@@ -1,10 +1,12 @@
 """The UNet on rows of tokens: the graphs `unet_sparse` and `unet_text`.
 
-A call has `b` branches (two for a request with guidance), each with a mask of its own; at every
-level each branch has as many rows as the branch with most active tokens, the last repeated as
-padding. Rows lie branch after branch, (b * n, channels), so that convolutions and projections are
-plain matrix products. Everything that differs between masks is in the inputs: index tables and
-cached values. Weights are the UNet's own, under its own names.
+A call has `b` branches (two for a guided request), each with its own mask. At every level each
+branch has as many rows as the branch with the most active tokens. Its last row is repeated as
+padding. Rows are stored branch after branch, (b * n, channels), so that convolutions and
+projections are plain matrix products.
+
+Everything that differs between masks is an input: index tables and cached values. The weights are
+the UNet's, with the same names. Knows no requests and no recordings.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ _LIVE = ("sample", "timestep")
 
 
 class SparseUNet(GraphModule):
-    """One step of the tokens of a mask.
+    """One denoising step of the active tokens.
 
-    `docs/internals/sparse.md` has the table of inputs. `prediction` is (b, n_0, channels): of the active
-    latents, in the order of `Level.tokens`.
+    `docs/internals/sparse.md` has the table of inputs. `prediction` is (b, n_0, channels): of the
+    active latents, in the order of `Level.tokens`.
     """
 
     source: UNet2DConditionModel
@@ -43,7 +45,7 @@ class SparseUNet(GraphModule):
         self.inputs = input_names(unet, self.program)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """See the class; tensors in the order of `inputs`."""
+        """See the class. Tensors are in the order of `inputs`."""
         step = _Step(self, dict(zip(self.inputs, tensors, strict=True)))
         rows = step.inputs["sample"].flatten(0, 1)
         skips: list[torch.Tensor] = []
@@ -60,9 +62,10 @@ class SparseUNet(GraphModule):
 
 
 class TextProjections(GraphModule):
-    """Keys and values of all cross-attentions, once per request: `encoder_hidden_states`
-    (b, tokens, width) -> `text_key.<attention>`, `text_value.<attention>` (b, heads, tokens,
-    channels of a head).
+    """Keys and values of all cross-attentions: `encoder_hidden_states` (b, tokens, width) ->
+    `text_key.<attention>`, `text_value.<attention>` (b, heads, tokens, channels of a head).
+
+    Runs once per request.
     """
 
     source: UNet2DConditionModel
@@ -75,13 +78,13 @@ class TextProjections(GraphModule):
 
     def forward(self, encoder_hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See the class."""
-        found = []
+        outputs = []
         for block in self._blocks:
             attention: Any = self.source.get_submodule(f"{block}.attn2")
             for projection in (attention.to_k, attention.to_v):
                 rows = projection(encoder_hidden_states)
-                found.append(rows.unflatten(-1, (attention.heads, -1)).transpose(1, 2))
-        return tuple(found)
+                outputs.append(rows.unflatten(-1, (attention.heads, -1)).transpose(1, 2))
+        return tuple(outputs)
 
 
 def text_names(blocks: list[str]) -> tuple[str, ...]:
@@ -90,7 +93,7 @@ def text_names(blocks: list[str]) -> tuple[str, ...]:
 
 
 def input_names(unet: UNet2DConditionModel, program: Program) -> tuple[str, ...]:
-    """What `unet_sparse` takes, in order."""
+    """Input names of `unet_sparse`, in order."""
     added = ("text_embeds", "time_ids") if unet.config.addition_embed_type else ()
     steps = range(program.levels - 1)
     attending = sorted({level for _, level in program.attentions})
@@ -113,7 +116,7 @@ def input_names(unet: UNet2DConditionModel, program: Program) -> tuple[str, ...]
 
 
 class _Step:
-    """The operations of one call, by the kinds of the program's entries."""
+    """The operations of one call. Public methods are named after the kinds of `Op`."""
 
     def __init__(self, network: SparseUNet, inputs: Mapping[str, torch.Tensor]) -> None:
         self.inputs = inputs
@@ -128,11 +131,11 @@ class _Step:
         return self.inputs["sample"].shape[0]
 
     def conv(self, op: Op, rows: torch.Tensor) -> torch.Tensor:
-        """A convolution that stands alone."""
+        """A convolution outside of resnets."""
         return self._conv(op.name, rows, op.table)
 
     def resnet(self, op: Op, rows: torch.Tensor) -> torch.Tensor:
-        """A resnet; the time embedding is not added to the rows but to the second norm's shift."""
+        """A resnet. The time embedding is added to the second norm's shift, not to the rows."""
         block: Any = self._module(op.name)
         same = f"same_{op.level}"
         time = block.time_emb_proj(self._emb)
@@ -145,7 +148,7 @@ class _Step:
         return rows + hidden
 
     def transformer(self, op: Op, rows: torch.Tensor) -> torch.Tensor:
-        """A transformer between its projections, which are linear or convolutions of size 1."""
+        """A transformer with its projections, which are linear layers or 1x1 convolutions."""
         module: Any = self._module(op.name)
         hidden = _product(module.proj_in, self._norm(f"{op.name}.norm", rows, op.level))
         for i, block in enumerate(module.transformer_blocks):
@@ -165,17 +168,18 @@ class _Step:
         return self._network.get_submodule(name)
 
     def _conv(self, name: str, rows: torch.Tensor, table: str) -> torch.Tensor:
-        """Nine rows per token, side by side, times the weight."""
+        """Gather nine rows per token, side by side, and multiply by the weight."""
         near = torch.cat([self.inputs[f"halo.{name}"], rows])
-        taken = near.index_select(0, self.inputs[table].flatten())
-        return _product(self._module(name), taken.view(-1, 9 * rows.shape[1]))
+        gathered = near.index_select(0, self.inputs[table].flatten())
+        return _product(self._module(name), gathered.view(-1, 9 * rows.shape[1]))
 
     def _norm(
         self, name: str, rows: torch.Tensor, level: int, *, added: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """GroupNorm of rows (+ `added`, per branch). Its mean and mean square are the cached ones
-        of tokens that are not computed plus `share` times the rows'; where `share` is zero, the
-        cached ones are of all tokens.
+        """GroupNorm of the rows (+ `added`, per branch).
+
+        Its mean and mean square are the cached ones of the tokens that are not computed, plus
+        `share` times those of the rows. Where `share` is zero, the cached ones are of all tokens.
         """
         norm: Any = self._module(name)
         groups, width = norm.num_groups, norm.num_channels
@@ -220,8 +224,8 @@ class _Step:
         return attention.to_out[0](mixed)
 
     def _merged(self, name: str, rows: torch.Tensor, level: int) -> torch.Tensor:
-        """All tokens' keys or values (b, heads, tokens, channels): the cached ones with the live
-        rows put in their places.
+        """Keys or values of all tokens (b, heads, tokens, channels): the cached ones, with active
+        tokens replaced by the live rows.
         """
         cached = self.inputs[name]  # (parts, heads, tokens, channels)
         _, heads, tokens, width = cached.shape
@@ -231,7 +235,7 @@ class _Step:
         return every.view(-1, width).index_put((places,), live).view(-1, heads, tokens, width)
 
     def _heads_of_branches(self, heads: int) -> torch.Tensor:
-        """For each branch and head, where the cached values lie: (b * heads,)."""
+        """Index of the cached values of each branch and head: (b * heads,)."""
         key = ("part", heads)
         if key not in self._tables:
             part = self.inputs["part"][:, None]
@@ -240,12 +244,12 @@ class _Step:
         return self._tables[key]
 
     def _places(self, level: int, heads: int, tokens: int) -> torch.Tensor:
-        """For each branch, head and row, the place among all of them: (b * heads * n,)."""
+        """Index of each branch's, head's and row's token among all: (b * heads * n,)."""
         key = (f"tokens_{level}", heads)
         if key not in self._tables:
-            chosen = self.inputs[key[0]].long()[:, None]  # (b, 1, n)
-            first = torch.arange(self._branches * heads, device=chosen.device) * tokens
-            self._tables[key] = (chosen + first.view(-1, heads, 1)).flatten()
+            active = self.inputs[key[0]].long()[:, None]  # (b, 1, n)
+            first = torch.arange(self._branches * heads, device=active.device) * tokens
+            self._tables[key] = (active + first.view(-1, heads, 1)).flatten()
         return self._tables[key]
 
     def _by_head(self, rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -254,8 +258,9 @@ class _Step:
 
 
 def _pruned(module: nn.Module, keep: Callable[[str], bool], prefix: str = "") -> Any:
-    """The tree of modules with those leaves only whose names are to be kept. Modules that lose
-    nothing are the very same ones, the others copies.
+    """The module tree without the leaves whose names `keep` rejects; `None` if none remain.
+
+    Modules that lose no leaf are the same objects, the others are copies.
     """
     if not module._modules:
         return module if keep(prefix) else None
@@ -279,7 +284,7 @@ def _projects_text(name: str) -> bool:
 
 
 def _product(module: Any, rows: torch.Tensor) -> torch.Tensor:
-    """A linear layer, or a convolution whose taps lie side by side in the rows."""
+    """Apply a linear layer, or a convolution whose taps are side by side in the rows."""
     if isinstance(module, nn.Linear):
         return module(rows)
     if module.kernel_size == (1, 1):

@@ -1,1 +1,1 @@
-"""What the processes of one server share: the job board, and each other's ids."""
+"""State shared by the processes of one server: the board of jobs, and process identities."""

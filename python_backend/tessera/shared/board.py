@@ -1,13 +1,13 @@
-"""The job board: a little shared memory that every model process of one server maps.
+"""The board: shared memory in which all model processes of one server see jobs.
 
-Triton tells neither an ensemble's members that a client has gone, nor a client how far its request
-is. So each request has a row here: `encode` opens it, `denoise` writes progress and reads the
-cancel flag at every tick, `decode` closes it, and the `jobs` model reads and cancels. Rows of
-finished jobs stay until their place is needed.
+Triton does not tell an ensemble's members that a client has gone. It does not tell a client the
+progress of its request either. So each request has a row here. `encode` opens it. `denoise` writes
+progress and reads the cancel flag at every tick. `decode` closes it. The `jobs` model reads and
+cancels. Rows of finished jobs stay until their slot is needed.
 
-A row is known by (slot, ticket); the ticket changes when the slot is given to another job. Opening,
-closing and cancelling hold a file lock; progress is written by one process at a time and needs
-none.
+A row is identified by (slot, ticket). The ticket changes when another job gets the slot. Opening,
+closing and cancelling hold a file lock. Progress needs no lock, since one process at a time writes
+it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from tessera.shared.settings import BOARD_PREFIX
 CAPACITY = 4096
 ARRIVES_WITHIN_S = 5.0
 ABANDONED_S = 900.0
-"""A running job that nothing has touched for this long has vanished: its row may be reused."""
+"""A running job that no process has touched for this long is lost: its row may be reused."""
 
 
 class Phase(IntEnum):
-    """Where a job is."""
+    """Phase of a job."""
 
     QUEUED = 1
     DENOISING = 2
@@ -54,7 +54,7 @@ class Phase(IntEnum):
 
 
 CACHE_FIELDS = ("hits", "misses", "evictions", "bytes", "entries")
-"""Of the recorded activations in `denoise`'s memory."""
+"""Counters of the recorded activations in `denoise`'s memory."""
 
 _HEADER = np.dtype(
     [(name, "i8") for name in ("ticket", "tick", "stopping")] + [(n, "i8") for n in CACHE_FIELDS]
@@ -76,8 +76,9 @@ _SIZE = _HEADER.itemsize + CAPACITY * _ROW.itemsize
 
 
 def sweep_boards() -> None:
-    """Remove the boards of servers that have ended (`tessera-serve` removes its own), and what lies
-    beside them.
+    """Remove the boards of servers that have ended, with the files next to them.
+
+    `tessera-serve` removes its own board.
     """
     for path in SHARED.glob(f"{BOARD_PREFIX}{namespace()}-*"):
         named = re.fullmatch(rf"{BOARD_PREFIX}\d+-(\d+)-(\d+)(\..*)?", path.name)
@@ -87,13 +88,13 @@ def sweep_boards() -> None:
 
 
 class Board:
-    """One server's board; every process opens its own `Board` on the same file."""
+    """One server's board. Every process opens a `Board` on the same file."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with self._locked():
             if os.fstat(self._file).st_size < _SIZE:
-                os.posix_fallocate(self._file, 0, _SIZE)  # a write without room would be SIGBUS
+                os.posix_fallocate(self._file, 0, _SIZE)  # else a write to a full disk is a SIGBUS
         self._memory = mmap.mmap(self._file, _SIZE)
         self._header: Rows = np.ndarray((), _HEADER, self._memory)
         self._waiting = True
@@ -102,26 +103,30 @@ class Board:
 
     @property
     def tick(self) -> int:
-        """Number of the last tick that `denoise` began."""
+        """Number of the latest tick that `denoise` began."""
         return int(self._header["tick"])
 
     def begin_tick(self) -> int:
-        """Count a tick (`denoise` only); returns its number."""
+        """Count a tick and return its number. Only `denoise` calls it."""
         self._header["tick"] += 1
         return self.tick
 
     @property
     def cache(self) -> dict[str, int]:
-        """`CACHE_FIELDS`, as `denoise` last told them."""
+        """The latest `CACHE_FIELDS` that `denoise` published."""
         return {name: int(self._header[name]) for name in CACHE_FIELDS}
 
     def tell_cache(self, **counters: int) -> None:
-        """Publish `CACHE_FIELDS` (`denoise` only)."""
+        """Publish `CACHE_FIELDS`. Only `denoise` calls it."""
         for name in CACHE_FIELDS:
             self._header[name] = counters[name]
 
     def open(self, job_id: str, total: int) -> tuple[int, int]:
         """Put a job on the board; returns its (slot, ticket).
+
+        Args:
+            job_id: the job's id.
+            total: its number of steps.
 
         Raises:
             InvalidInput: a job of that id is running.
@@ -129,26 +134,26 @@ class Board:
         """
         self.check_serving()
         with self._locked():
-            slot = self._place_for(job_id)
+            slot = self._slot_for(job_id)
             ticket = int(self._header["ticket"]) + 1
             now = time.time()
             self._rows[slot] = (job_id.encode(), ticket, Phase.QUEUED, 0, 0, total, now, now)
-            self._header["ticket"] = ticket  # last: `waiting` looks at the rows when it has changed
+            self._header["ticket"] = ticket  # last: when it changes, `waiting` reads the rows
         return slot, ticket
 
     def holds(self, slot: int, ticket: int) -> bool:
-        """Whether the row still belongs to that job and the job has not ended."""
+        """Whether the row still belongs to this job and the job has not ended."""
         row = self._rows[slot] if 0 <= slot < CAPACITY else None
         return (
             row is not None and int(row["ticket"]) == ticket and not Phase(int(row["phase"])).final
         )
 
     def cancelled(self, slot: int, ticket: int) -> bool:
-        """Whether somebody asked for that job's end."""
+        """Whether cancellation of this job was requested."""
         return int(self._rows[slot]["ticket"]) == ticket and bool(self._rows[slot]["cancel"])
 
     def progress(self, slot: int, ticket: int, phase: Phase, step: int | None = None) -> None:
-        """Write how far a job is; does nothing if the row is another job's by now."""
+        """Write a job's progress. Does nothing if the row now belongs to another job."""
         row = self._rows[slot]
         if int(row["ticket"]) != ticket:
             return
@@ -158,16 +163,16 @@ class Board:
         row["phase"] = phase
 
     def close(self, slot: int, ticket: int, phase: Phase) -> None:
-        """End a job, once: the first final phase stays."""
+        """End a job. Later calls do not change its final phase."""
         with self._locked():
             if self.holds(slot, ticket):
                 self.progress(slot, ticket, phase)
 
     def cancel(self, job_id: str) -> JobStatus:
-        """Raise a job's cancel flag; a job that has ended stays as it is.
+        """Set a job's cancel flag; returns its status. A job that has ended does not change.
 
         Raises:
-            UnknownJob: no row has that id.
+            UnknownJob: no row has this id.
         """
         with self._locked():
             row = self._rows[self._find(job_id)]
@@ -194,19 +199,22 @@ class Board:
             self._rows["cancel"][self._rows["phase"] < Phase.DONE] = 1
 
     def status(self, job_id: str) -> JobStatus:
-        """How far a job is.
+        """A job's status.
 
         Raises:
-            UnknownJob: no row has that id.
+            UnknownJob: no row has this id.
         """
         with self._locked():
             return _status(self._rows[self._find(job_id)])
 
     def waiting(self) -> bool:
-        """Whether a job is on its way to `denoise`; one that has been so for long is not coming."""
+        """Whether a job will soon arrive at `denoise`.
+
+        A job that has been queued longer than `ARRIVES_WITHIN_S` is not expected any more.
+        """
         newest = int(self._header["ticket"])
         if not self._waiting and newest == self._newest:
-            return False  # nobody was waiting, and no job has been opened since
+            return False  # no job was waiting, and none has been opened since
         self._newest = newest
         recent = self._rows["touched"] > time.time() - ARRIVES_WITHIN_S
         self._waiting = bool((recent & (self._rows["phase"] == Phase.QUEUED)).any())
@@ -218,7 +226,7 @@ class Board:
         return bool((recent & (self._rows["phase"] == Phase.DENOISING)).any())
 
     def running(self) -> int:
-        """How many jobs have not ended; those that nobody may be left to close do not count."""
+        """How many jobs have not ended, without given-up ones, which may never be closed."""
         return int((~self._reusable(time.time()) & ~self._given_up()).sum())
 
     def _find(self, job_id: str) -> int:
@@ -229,9 +237,9 @@ class Board:
             raise UnknownJob(job_id)
         return int(matches[0])
 
-    def _place_for(self, job_id: str) -> int:
-        """The row to use for a new job: its own ended or given up one, else the ended one that has
-        been still for longest.
+    def _slot_for(self, job_id: str) -> int:
+        """The slot for a new job: the ended or given-up row with the same id, or else the ended row
+        that was touched longest ago.
         """
         with contextlib.suppress(UnknownJob):
             slot = self._find(job_id)
@@ -251,7 +259,7 @@ class Board:
         return ended | (now - rows["touched"] > ABANDONED_S)
 
     def _given_up(self) -> npt.NDArray[np.bool_]:
-        """Rows of cancelled jobs that `denoise` does not have: nobody may be left to close them."""
+        """Rows of cancelled jobs that `denoise` does not have, which may never be closed."""
         phase = self._rows["phase"]
         elsewhere = (phase == Phase.QUEUED) | (phase == Phase.DECODING)
         return elsewhere & (self._rows["cancel"] == 1)

@@ -1,4 +1,7 @@
-"""Processes: the models' of a tritonserver, and whether one lives. Standard library only."""
+"""Process identities: which processes run a server's models, and whether a process lives.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ import os
 from pathlib import Path
 
 SHARED = Path("/dev/shm")
-"""Where processes of one machine share memory, by files."""
+"""Folder of files through which processes of one machine share memory."""
 
 
 def namespace() -> int:
-    """Of process ids: containers that share memory may have processes of the same ids."""
+    """The namespace of process ids. Containers that share memory may have equal process ids."""
     return os.stat("/proc/self/ns/pid").st_ino
 
 
 def identity(process: int) -> str:
-    """Process id and start: no two processes of this machine have the same; empty if there is none
-    of that id, or nothing but what its parent has not collected yet.
+    """Process id and start time, unique on this machine. Empty if the process has ended, even if
+    its parent has not collected its exit status yet.
     """
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -26,13 +29,13 @@ def identity(process: int) -> str:
 
 
 def lives(process: str) -> bool:
-    """Whether the process with that `identity` is there."""
+    """Whether the process with this `identity` is still running."""
     return bool(process) and identity(int(process.partition(":")[0])) == process
 
 
 def model_processes(server: int) -> dict[int, str]:
-    """Process id -> model of the Python-backend processes that a tritonserver has started."""
-    found = {}
+    """Process id -> model, for the Python backend processes that a tritonserver has started."""
+    models = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -44,5 +47,5 @@ def model_processes(server: int) -> dict[int, str]:
         except (OSError, IndexError):
             continue
         if "triton_python_backend_stub" in arguments[0] and len(arguments) > 1:
-            found[int(entry.name)] = Path(arguments[1]).parts[-3]
-    return found
+            models[int(entry.name)] = Path(arguments[1]).parts[-3]
+    return models

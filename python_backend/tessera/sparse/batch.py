@@ -1,8 +1,10 @@
-"""The inputs of one call of `unet_sparse`, made of several requests' masks and caches.
+"""The inputs of one `unet_sparse` call, from the masks and caches of several requests.
 
-A *part* is one mask with one set of cached values; one or more branches of the call use it (two if
-both branches of a request with guidance share their cache). What follows from the masks alone is
-made once, `Batch.fixed`; the rows that a step needs are gathered by `Batch.cached`.
+A *part* is one mask with one set of cached values. One or more branches of the call use it: two if
+both branches of a guided request share their cache. `Batch.fixed` makes the inputs that depend only
+on the masks, once. `Batch.cached` gathers the rows that a step needs.
+
+Knows tensors, nothing of requests or stores.
 """
 
 from __future__ import annotations
@@ -25,23 +27,24 @@ class Cache(Protocol):
     """The recorded values of one part at one step."""
 
     def whole(self, site: Site) -> torch.Tensor:
-        """All of a site (`Site.shape`); rows of active tokens of keys and values may hold
-        anything finite.
+        """All values of a site, of shape `Site.shape`.
+
+        Keys and values of active tokens are not used: they may be any finite numbers.
         """
         ...
 
     def rows(self, site: Site, index: torch.Tensor, out: torch.Tensor) -> None:
-        """Write a site's rows of the tokens `index` into `out` (rows, ...)."""
+        """Write a site's rows for the tokens `index` into `out` (rows, ...)."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrayCache:
-    """One row of a recording that lies in memory.
+    """A cache from one row of a recording in memory.
 
     Attributes:
-        arrays: by name of the site, as `record` makes them.
-        row: which of their rows.
+        arrays: what `record` returns: arrays by site name.
+        row: which row of the arrays to use.
     """
 
     arrays: Mapping[str, torch.Tensor]
@@ -65,10 +68,10 @@ class Part:
     """One mask with one cache.
 
     Attributes:
-        tables: of the mask.
-        branches: how many branches of the call use it.
-        live_norms: whether GroupNorm statistics take in the rows that are computed (needs the
-            `norm_rows` sites); else they are the template's.
+        tables: index tables of the mask.
+        branches: how many branches of the call use this part.
+        live_norms: whether GroupNorm statistics include the computed rows (needs the `norm_rows`
+            sites). Otherwise the template's statistics are used.
     """
 
     tables: Tables
@@ -81,8 +84,8 @@ class Batch:
     """Requests of one latent size that share a call.
 
     Attributes:
-        program: of the UNet.
-        parts: the masks; branches follow in their order.
+        program: the UNet's program.
+        parts: the masks. Branches follow in the same order.
     """
 
     program: Program
@@ -91,13 +94,13 @@ class Batch:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Rows of one branch per level: the most active tokens that any part has."""
+        """Rows of one branch, per level: the largest number of active tokens of any part."""
         levels = range(self.program.levels)
         return tuple(max(p.tables.levels[i].count for p in self.parts) for i in levels)
 
     @cached_property
     def branches(self) -> Ints:
-        """The part of each branch."""
+        """The index of each branch's part."""
         return np.repeat(np.arange(len(self.parts)), [p.branches for p in self.parts])
 
     @property
@@ -108,7 +111,7 @@ class Batch:
 
     @cached_property
     def fixed(self) -> Tensors:
-        """The inputs that stay the same from step to step."""
+        """The inputs that are the same in every step."""
         fixed: dict[str, npt.NDArray[Any]] = {"part": self.branches}
         for level in range(self.program.levels):
             fixed[f"share_{level}"] = self._shares(level)
@@ -123,47 +126,47 @@ class Batch:
         unused = {f"tokens_{level}" for level in range(self.program.levels)} - {
             f"tokens_{n}" for n in attending
         }
-        given = {
+        inputs = {
             name: torch.from_numpy(array if array.dtype == np.float32 else array.astype(np.int32))
             for name, array in fixed.items()
             if name not in unused
         }
-        return given | self.residuals(None)
+        return inputs | self.residuals(None)
 
     def sample(self, latents: torch.Tensor) -> Tensors:
-        """`sample` and the halo of the first convolution.
+        """The input `sample` and the halo of the first convolution.
 
         Args:
-            latents: the network's whole input (branches, channels, height, width), the template's
-                latents outside the masks.
+            latents: the network's whole input (branches, channels, height, width), with the
+                template's latents outside the masks.
         """
         maps = latents.flatten(2).transpose(1, 2)  # (branches, tokens, channels)
-        chosen = self._live_tokens[0]
-        rows = torch.stack([m[t] for m, t in zip(maps, chosen, strict=True)])
+        active = self._live_tokens[0]
+        rows = torch.stack([m[t] for m, t in zip(maps, active, strict=True)])
         first = [int(n) for n in np.flatnonzero(np.diff(self.branches, prepend=-1))]
         near = [maps[b][self._index(i, "same_0")] for i, b in enumerate(first)]
         zero = maps.new_zeros(1, maps.shape[2])
         return {"sample": rows, "halo.conv_in": torch.cat([zero, *near])}
 
     def residuals(self, maps: Sequence[torch.Tensor] | None) -> Tensors:
-        """What ControlNets add to the rows: of each level's active tokens; a row of zeros where
-        there is none.
+        """The residuals of ControlNets for the active tokens, by name of the input.
 
         Args:
-            maps: (branches, c, h, w) for each of `Program.residuals`, in its order.
+            maps: (branches, c, h, w) for each of `Program.residuals`, in its order. Without it,
+                each input is a single row of zeros.
         """
         places = self.program.residuals
         if maps is None:
             return {name: torch.zeros(1, width) for name, (_, width) in places.items()}
-        found = {}
+        residuals = {}
         for (name, (level, width)), whole in zip(places.items(), maps, strict=True):
             tokens = self._live_tokens[level][:, None].expand(-1, width, -1)
             rows = whole.flatten(2).gather(2, tokens)  # (branches, c, n)
-            found[name] = rows.transpose(1, 2).reshape(-1, width)
-        return found
+            residuals[name] = rows.transpose(1, 2).reshape(-1, width)
+        return residuals
 
     def scatter(self, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """`latents` (branches, channels, height, width) with the active ones replaced by
+        """Copy `latents` (branches, channels, height, width) and replace the active ones by
         `prediction` (branches, n_0, channels).
         """
         out = latents.clone()
@@ -180,22 +183,28 @@ class Batch:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensors:
-        """The inputs that one step needs from the caches, one per part."""
-        made = {"norms": self._norms(caches, device)}
+        """The inputs of one step that come from the caches.
+
+        Args:
+            caches: one for each part.
+            dtype: type of the halo rows.
+            device: where the halo rows and norms are put.
+        """
+        inputs = {"norms": self._norms(caches, device)}
         for site in self.program.sites:
             if site.kind == "halo":
-                made[site.name] = self._halo(site, caches, dtype, device)
+                inputs[site.name] = self._halo(site, caches, dtype, device)
             elif site.kind in ("key", "value"):
                 whole = [cache.whole(site)[None] for cache in caches]
-                made[site.name] = whole[0] if len(whole) == 1 else torch.cat(whole)
-        return made
+                inputs[site.name] = whole[0] if len(whole) == 1 else torch.cat(whole)
+        return inputs
 
     @cached_property
     def _live_tokens(self) -> list[torch.Tensor]:
-        """By level, (branches, n) each."""
+        """Active tokens of each level, (branches, n)."""
         levels = range(self.program.levels)
         tokens = ([p.tables.levels[i].tokens for p in self.parts] for i in levels)
-        return [torch.from_numpy(self._per_branch(own)) for own in tokens]
+        return [torch.from_numpy(self._per_branch(of_parts)) for of_parts in tokens]
 
     def _halo(
         self, site: Site, caches: Sequence[Cache], dtype: torch.dtype, device: torch.device | str
@@ -210,10 +219,10 @@ class Batch:
         return rows
 
     def _norms(self, caches: Sequence[Cache], device: torch.device | str) -> torch.Tensor:
-        """(branches, norms, 2, groups): the statistics' cached part."""
+        """(branches, norms, 2, groups): the cached part of the GroupNorm statistics."""
         statistics = {s.module: s for s in self.program.sites if s.kind == "norm"}
         shares = {s.module: s for s in self.program.sites if s.kind == "norm_rows"}
-        found = []
+        of_parts = []
         for i, (part, cache) in enumerate(zip(self.parts, caches, strict=True)):
             per_norm = []
             for name in self.program.norms:
@@ -221,13 +230,13 @@ class Batch:
                 if part.live_norms:
                     value = value - self._live_share(i, shares[name], cache, device)
                 per_norm.append(value)
-            found.append(torch.stack(per_norm))
-        return torch.stack([found[i] for i in self.branches])
+            of_parts.append(torch.stack(per_norm))
+        return torch.stack([of_parts[i] for i in self.branches])
 
     def _live_share(
         self, part: int, site: Site, cache: Cache, device: torch.device | str
     ) -> torch.Tensor:
-        """What the template's own active tokens contribute to a norm's statistics."""
+        """The share of a norm's statistics that comes from the template's active tokens."""
         level = self.parts[part].tables.levels[site.level]
         index = self._tokens(part, site.level)
         rows = torch.empty(len(index), 2, site.width // 2, device=device)
@@ -247,14 +256,15 @@ class Batch:
         return self._needed[key]
 
     def _per_branch(self, arrays: Sequence[npt.NDArray[np.int64]]) -> Ints:
-        """(branches, longest, ...): each part's array, its last row repeated."""
+        """(branches, longest, ...): each part's array, padded by repeating its last row."""
         longest = max(map(len, arrays))
         padded = [np.concatenate([a, np.repeat(a[-1:], longest - len(a), 0)]) for a in arrays]
         return np.stack([padded[i] for i in self.branches])
 
     def _shares(self, level: int) -> npt.NDArray[np.float32]:
-        """Weight of each row in the means of norms: none for padding, nor where the statistics are
-        the template's.
+        """Weight of each row in the means of norms (branches, n).
+
+        It is zero for padding, and for parts that use the template's statistics.
         """
         shares = np.zeros((len(self.branches), self.counts[level]), np.float32)
         for branch, part in enumerate(self.branches):
@@ -264,21 +274,22 @@ class Batch:
         return shares
 
     def _joined(self, name: str, source: int, output: int) -> Ints:
-        """One table for all branches: (branches, n, 9) into [zero; halos of all parts; live rows of
-        all branches].
+        """One table for all branches: (branches, n, 9), indices into [zero; halos of all parts;
+        live rows of all branches].
 
-        A part's own table points into [zero; its halo; its live rows]. In the shared call the halos
-        of the other parts lie between, so an entry is moved by what stands before its part: halo
-        entries by the halos of earlier parts, live entries to the rows of this very branch behind
-        all halos. Branches of one part share its halo but never its live rows.
+        A part's table points into [zero; its halo; its live rows]. The shared call puts the halos
+        of all parts first and the live rows of all branches after them. So every index has to be
+        shifted. Halo indices move by the size of the earlier parts' halos. Live indices move to
+        this branch's rows, after all halos. Branches of one part share its halo but never its live
+        rows.
         """
         tables = [part.tables[name] for part in self.parts]
         sizes = [len(t.halo) for t in tables]
         before = np.cumsum([0, *sizes])
         joined = self._per_branch([t.index for t in tables])
         for branch, part in enumerate(self.branches):
-            index, own = joined[branch], sizes[part]
-            live = index - own + before[-1] + branch * self.counts[source]
+            index, halo_size = joined[branch], sizes[part]
+            live = index - halo_size + before[-1] + branch * self.counts[source]
             near = index + before[part]
-            joined[branch] = np.where(index > own, live, np.where(index > 0, near, 0))
+            joined[branch] = np.where(index > halo_size, live, np.where(index > 0, near, 0))
         return joined

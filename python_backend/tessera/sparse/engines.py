@@ -1,6 +1,7 @@
 """The token-sparse UNet as engines: one batched call for several requests.
 
-The counterpart of `tessera.denoise.unet`. Knows engines and tensors, nothing of requests or stores.
+The sparse counterpart of `tessera.denoise.unet`. Knows engines and tensors, nothing of requests or
+stores.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ class SparseUNetEngines:
         self.device = step.describe().device
 
     def project_text(self, conditions: Conditions) -> Tensors:
-        """The conditions with the text's keys and values in place of the text itself; made once per
-        request (and adapter set), rows are branches as before.
+        """Replace the text embeddings by their keys and values. Rows remain branches.
+
+        Call it once per request and adapter set.
         """
         text = {"encoder_hidden_states": conditions["encoder_hidden_states"]}
         others = {k: v for k, v in conditions.items() if k not in text}
@@ -44,17 +46,18 @@ class SparseUNetEngines:
         cached: Tensors,
         maps: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """The network's prediction for the active latents: (branches, n_0, channels), float32; see
-        `Batch.scatter`.
+        """The network's prediction for the active latents: (branches, n_0, channels), float32.
+
+        `Batch.scatter` puts it back into latents.
 
         Args:
             batch: the requests' masks.
-            sample: scaled latents (branches, channels, height, width), the template's outside the
-                masks.
+            sample: scaled latents (branches, channels, height, width), with the template's latents
+                outside the masks.
             timestep: (branches,) float32.
-            conditions: what `project_text` makes, a row for each branch.
-            cached: what `Batch.cached` makes of the step's caches.
-            maps: what ControlNets add (see `Batch.residuals`).
+            conditions: the result of `project_text`, one row per branch.
+            cached: the result of `Batch.cached` for the step's caches.
+            maps: residuals of ControlNets (see `Batch.residuals`).
         """
         inputs = {
             **conditions,

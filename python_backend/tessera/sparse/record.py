@@ -1,7 +1,8 @@
 """The dense pass that fills a template's sites.
 
-The UNet's halves run as ever, with hooks that copy what passes: any number of timesteps and
-branches in one batch, one row of every array for each.
+The UNet's halves run unchanged. Forward hooks copy the values of the sites. A batch may hold any
+number of timesteps and branches, and every array gets one row for each. Knows torch modules,
+nothing of templates or files.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tessera.networks.modules import UNetDecoder, UNetEncoder
 from tessera.networks.program import Site
 
 Recording = dict[str, torch.Tensor]
-"""Arrays by name of the site; the first axis is the row, the others are `Site.shape`."""
+"""Arrays by site name. The first axis is the row, the others are `Site.shape`."""
 
 
 @torch.no_grad()
@@ -28,13 +29,13 @@ def record(
     *,
     sites: Iterable[Site],
 ) -> tuple[Recording, torch.Tensor]:
-    """Run both halves and keep the sites.
+    """Run both halves and record the sites.
 
     Args:
-        encoder: with its weights.
-        decoder: of the same network.
-        inputs: the encoder half's; a row for each timestep and branch.
-        sites: which ones to keep (`Program.sites`, or some of them).
+        encoder: the encoder half, with its weights.
+        decoder: the decoder half of the same network.
+        inputs: the encoder half's inputs, one row per timestep and branch.
+        sites: the sites to record: `Program.sites` or some of them.
 
     Returns:
         The recording, and the network's prediction (rows, channels, height, width).
@@ -54,7 +55,7 @@ def _hooked(half: nn.Module, sites: Iterable[Site], kept: Recording) -> Iterator
     for site in sites:
         name = _observed(site)
         if name in modules:
-            handles.append(modules[name].register_forward_hook(_keeper(site, kept)))
+            handles.append(modules[name].register_forward_hook(_recorder(site, kept)))
     try:
         yield
     finally:
@@ -63,40 +64,40 @@ def _hooked(half: nn.Module, sites: Iterable[Site], kept: Recording) -> Iterator
 
 
 def _observed(site: Site) -> str:
-    """Name of the module whose call shows the site's values."""
+    """Name of the module whose input or output has the site's values."""
     if site.kind in ("key", "value"):
         return f"{site.module}.to_{site.kind[0]}"
     if site.kind == "halo" and not site.table.startswith("same"):
-        return site.module.rpartition(".")[0]  # before it pads or upsamples
+        return site.module.rpartition(".")[0]  # the input before it is padded or upsampled
     return site.module
 
 
-def _keeper(site: Site, kept: Recording) -> Callable[[nn.Module, Any, Any], None]:
-    def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        kept[site.name] = _VALUES[site.kind](site, arguments[0], output)
+def _recorder(site: Site, kept: Recording) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        kept[site.name] = _VALUES[site.kind](site, inputs[0], output)
 
-    return keep
-
-
-def _rows(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    return taken.flatten(2).transpose(1, 2).contiguous()
+    return hook
 
 
-def _heads(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+def _rows(site: Site, input: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    return input.flatten(2).transpose(1, 2).contiguous()
+
+
+def _heads(site: Site, input: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return output.unflatten(2, (site.heads, -1)).transpose(1, 2).contiguous()
 
 
-def _shares(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+def _shares(site: Site, input: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Per token and group: mean and root mean square over the group's channels, float32."""
     groups = site.width // 2
-    values = taken.float().flatten(2).unflatten(1, (groups, -1))  # (n, groups, channels, tokens)
+    values = input.float().flatten(2).unflatten(1, (groups, -1))  # (n, groups, channels, tokens)
     means = values.mean(2), values.square().mean(2).sqrt()
     return torch.stack(means, 1).permute(0, 3, 1, 2).contiguous()
 
 
-def _statistics(site: Site, taken: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+def _statistics(site: Site, input: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """Per group: mean and mean square over its channels and all tokens, float32."""
-    values = taken.float().flatten(2).unflatten(1, (site.width // 2, -1)).flatten(2)
+    values = input.float().flatten(2).unflatten(1, (site.width // 2, -1)).flatten(2)
     return torch.stack([values.mean(2), values.square().mean(2)], 1)
 
 

@@ -1,8 +1,8 @@
 """Index tables: where each active token finds its nine neighbours.
 
-A mask on the latent grid decides which tokens of every level are active. Every 3x3 convolution of
-the UNet, whatever its stride or upsampling, then is a gather of nine rows per active token from
-[a zero row; halo rows; live rows] of its source level. Knows numpy, and nothing of networks.
+A mask of latents decides which tokens of every level are active. Every 3x3 convolution of the UNet,
+with any stride or upsampling, then gathers nine rows per active token. It gathers them from [a zero
+row; halo rows; live rows] of its source level. Knows numpy, nothing of networks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Level:
 
     Attributes:
         size: height and width.
-        tokens: numbers (row-major) of the active tokens, ascending.
+        tokens: indices (row-major) of the active tokens, ascending.
     """
 
     size: Size
@@ -33,22 +33,22 @@ class Level:
 
     @property
     def count(self) -> int:
-        """Active tokens."""
+        """Number of active tokens."""
         return len(self.tokens)
 
     @property
     def total(self) -> int:
-        """All tokens."""
+        """Number of all tokens."""
         return self.size[0] * self.size[1]
 
     @cached_property
     def inactive(self) -> Ints:
-        """Numbers of the tokens that are not active."""
+        """Indices of the inactive tokens."""
         return np.flatnonzero(self.position < 0)
 
     @cached_property
     def position(self) -> Ints:
-        """For each token its place among the active ones, or -1."""
+        """For each token its position among the active ones, or -1."""
         position = np.full(self.total, -1, np.int64)
         position[self.tokens] = np.arange(self.count)
         return position
@@ -59,9 +59,9 @@ class Table:
     """A 3x3 convolution from one level to another.
 
     Attributes:
-        index: (active tokens of the output level, 9); 0 is the zero row, then come the halo rows,
+        index: (active tokens of the output level, 9). 0 is the zero row. The halo rows follow,
             then the live rows of the source level.
-        halo: numbers of the inactive tokens of the source level that are neighbours.
+        halo: indices of the inactive tokens of the source level that are neighbours.
     """
 
     index: Ints
@@ -70,13 +70,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Tables:
-    """All tables of one mask, level 0 being the latents.
+    """All tables of one mask. Level 0 is the latents.
 
     Attributes:
-        levels: from fine to coarse.
-        same: per level, convolutions within it.
-        down: per level but the last, from it to the next coarser one (stride 2).
-        up: per level but the last, to it from the next coarser one (nearest upsampling before).
+        levels: the levels, from fine to coarse.
+        same: per level, for convolutions within the level.
+        down: per level except the last, to the next coarser level (stride 2).
+        up: per level except the last, from the next coarser level, after nearest upsampling.
     """
 
     levels: tuple[Level, ...]
@@ -99,20 +99,23 @@ class Tables:
 def make_tables(mask: Mask, paddings: Sequence[int]) -> Tables:
     """The tables of a mask.
 
-    A token of a coarser level is active if it is the source of an active token's upsampling; for
-    sizes that are multiples of 2^levels this is the 2x2 max-pool of the mask.
+    A token of a coarser level is active if upsampling copies it to an active token. For sizes that
+    are multiples of 2^levels this is the 2x2 max-pool of the mask.
 
     Args:
         mask: (height, width) of the latents, true where active.
-        paddings: of each downsampler, from fine to coarse: 1, or 0 for one that pads right and
-            below only.
+        paddings: the padding of each downsampler, from fine to coarse: 1, or 0 for one that pads
+            only right and bottom.
 
     Raises:
         ValueError: the mask is not two-dimensional, or nothing in it is active.
     """
     mask = np.asarray(mask, dtype=bool)
     if mask.ndim != 2 or not mask.any():
-        raise ValueError(f"a mask has two axes and an active latent, this one is {mask.shape}")
+        raise ValueError(
+            f"mask has shape {mask.shape} and {mask.sum()} active latents; "
+            "accepted: two axes and at least one active latent"
+        )
     height, width = mask.shape
     levels = [Level((height, width), np.flatnonzero(mask))]
     for padding in paddings:
@@ -128,15 +131,15 @@ def make_tables(mask: Mask, paddings: Sequence[int]) -> Tables:
 
 
 def coarse_size(size: Size, padding: int) -> Size:
-    """Size after a 3x3 convolution of stride 2; padding 0 stands for one row and column of zeros at
-    the right and below.
+    """Size after a 3x3 convolution of stride 2. Padding 0 means one column of zeros at the right
+    and one row at the bottom.
     """
     height, width = ((n - 2 + padding) // 2 + 1 for n in size)
     return height, width
 
 
 def level_sizes(size: Size, paddings: Sequence[int]) -> list[Size]:
-    """Sizes of all levels, the latents' first."""
+    """Sizes of all levels, beginning with the latents."""
     sizes = [size]
     for padding in paddings:
         sizes.append(coarse_size(sizes[-1], padding))
@@ -150,8 +153,9 @@ def _coarser(fine: Level, size: Size) -> Level:
 
 
 def _nearest(fine: int, coarse: int) -> Ints:
-    """Source of each of `fine` places when `coarse` ones are upsampled to them, as torch's
-    `interpolate(mode="nearest")` computes it (in float32).
+    """For each of `fine` positions, the one of `coarse` positions that upsampling copies there.
+
+    Computed as in torch's `interpolate(mode="nearest")`, in float32.
     """
     scale = np.float32(coarse) / np.float32(fine)
     places = np.floor(np.arange(fine, dtype=np.float32) * scale).astype(np.int64)
@@ -159,8 +163,13 @@ def _nearest(fine: int, coarse: int) -> Ints:
 
 
 def _table(output: Level, source: Level, *, stride: int, first: int) -> Table:
-    """`first` is the offset of the first tap. With stride 1, a source of another size is upsampled
-    to the output's first.
+    """The table of one convolution.
+
+    Args:
+        output: level of the rows that come out.
+        source: level of the rows that are gathered.
+        stride: 1 or 2. With stride 1, a source of another size is first upsampled to the output's.
+        first: offset of the first tap.
     """
     grid = source.size if stride > 1 else output.size
     rows, columns = (_nearest(g, s) for g, s in zip(grid, source.size, strict=True))

@@ -1,4 +1,4 @@
-"""A recorded step as the sparse UNet reads it."""
+"""A recorded step as the sparse UNet reads it. Knows no files and no requests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from tessera.types import Tensors
 
 @dataclass(frozen=True)
 class StepCache:
-    """`tessera.sparse.batch.Cache` of the arrays of one kept step, in whatever form they are
-    kept.
-    """
+    """Implements `tessera.sparse.batch.Cache` on one kept step's arrays, in any `Storage` form."""
 
     arrays: Tensors
 
     def whole(self, site: Site) -> torch.Tensor:
-        """All of a site, float32."""
+        """All values of a site, float32."""
         return unpack(self.arrays, site.name).float()
 
     def rows(self, site: Site, index: torch.Tensor, out: torch.Tensor) -> None:
-        """Write a site's rows of the tokens `index` into `out`."""
+        """Write a site's rows for the tokens `index` into `out`."""
         out.copy_(take(self.arrays, site.name, index))

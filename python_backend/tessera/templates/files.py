@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all, how long ago they were used, locks, and what is left of
-processes that have ended.
+"""File helpers: atomic writes, time since last use, locks, and removal of leftover files.
+
+Knows nothing of templates.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STALE_S = 3600.0
-"""A temporary file or folder that nothing has touched for this long belongs to a process that has
-ended."""
+"""A temporary file or folder untouched for this long belongs to a process that has ended."""
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole: to another name first."""
+    """Write a file atomically: under a temporary name first, which then replaces `path`."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(content)
@@ -29,7 +29,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def age(path: Path) -> float:
-    """Seconds since it was last used."""
+    """Seconds since a file was last used; infinite if it cannot be read."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:
@@ -38,27 +38,28 @@ def age(path: Path) -> float:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file, which is made for it and removed behind it; whether it is held.
+    """Hold an exclusive lock on a file that exists only while it is locked.
 
-    It is not if another process holds it and this one does not `wait`.
+    Yields:
+        Whether this process holds the lock. False only without `wait`, if another process holds it.
     """
-    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+    operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     with contextlib.ExitStack() as stack:
         while True:
             lock = stack.enter_context(path.open("w"))
             try:
-                fcntl.flock(lock, how)
+                fcntl.flock(lock, operation)
             except BlockingIOError:
                 yield False
                 return
-            if _is(path, lock.fileno()):
+            if _is_same_file(path, lock.fileno()):
                 break
-            stack.close()  # its last holder has removed it, and others no longer see it
-        stack.callback(path.unlink, missing_ok=True)  # first, while the lock is held
+            stack.close()  # the last holder has removed this file: other processes cannot see it
+        stack.callback(path.unlink, missing_ok=True)  # runs first, while the lock is still held
         yield True
 
 
-def _is(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -66,17 +67,17 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes left in a folder that ended while they wrote or held a lock."""
+    """Remove files that processes left in a folder when they ended while writing or locking."""
     for path in folder.glob(".*"):
         if age(path) > STALE_S:
-            with contextlib.suppress(OSError):  # another user's
+            with contextlib.suppress(OSError):  # the file belongs to another user
                 _remove(path)
 
 
 def _remove(path: Path) -> None:
     if path.suffix == ".lock":
         with locked(path, wait=False):
-            pass  # held by nobody, it is removed
+            pass  # a lock that nobody holds is removed on leaving
     elif path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,5 +1,6 @@
-"""Recorded steps in memory, the host's and a GPU's: least recently used ones go first, readers wait
-for the tier below in threads of their own.
+"""Recorded steps in host and GPU memory, evicted least recently used first.
+
+Separate threads read entries from the tier below. Knows no files: callers pass a `read` function.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ Name = tuple[str, int]
 """A recording's digest and a kept step."""
 
 _READS, _RECENT_S = 16, 60.0
-"""How many reads say what one takes, and for how long."""
+"""The read time is the median of at most this many reads, none older than this."""
 
 
 @dataclass
 class Counters:
-    """What a tier has done since it was opened, and how full it is."""
+    """A tier's reads and evictions since it was opened, and how full it is."""
 
     hits: int = 0
     misses: int = 0
@@ -35,7 +36,7 @@ class Counters:
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of the reads that found what they wanted here; `None` before the first."""
+        """Share of reads that found their entry in this tier; `None` before the first read."""
         reads = self.hits + self.misses
         return self.hits / reads if reads else None
 
@@ -44,9 +45,9 @@ class StepMemory:
     """The tier in host memory.
 
     Args:
-        budget: bytes. One entry may be larger; it is then kept until the next one comes.
+        budget: bytes. A larger entry is kept until the next entry arrives.
         threads: how many entries are read at the same time.
-        pinned: whether entries are page-locked, so that they can be copied to a GPU while it
+        pinned: whether to page-lock entries, so that they can be copied to a GPU while it
             computes.
     """
 
@@ -62,49 +63,51 @@ class StepMemory:
 
     @property
     def read_ms(self) -> float:
-        """What a read from the disk takes: the median of the recent ones, 0 if there are none, so
-        that one stall changes nothing and a slow disk is tried again.
+        """Milliseconds that a read from disk takes: the median of recent reads, or 0 without any.
+
+        Through the median a single stall changes nothing. Through the age limit a slow disk is
+        tried again.
         """
         with self._lock:
             oldest = time.monotonic() - _RECENT_S
-            recent = [took for end, took in self._reads if end > oldest]
+            recent = [read_ms for end, read_ms in self._reads if end > oldest]
         return statistics.median(recent) if recent else 0.0
 
     @property
     def tiers(self) -> dict[str, Counters]:
-        """The counters of this tier and of those below, by name."""
+        """Counters of this tier and the tiers below, by name."""
         return {"memory": self.counters}
 
     def ahead(self, name: Name, read: Callable[[], Tensors]) -> None:
-        """Begin to read an entry that will be needed soon, unless it is here."""
+        """Start reading an entry that will be needed soon, unless this tier has it."""
         with self._lock:
             if name not in self._entries:
                 self._begin(name, read)
 
     def get(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
-        """An entry, which may still be on its way.
+        """A future of an entry, which may still be read.
 
-        The future's exception is what `read` raised; the entry is then forgotten.
+        If `read` raises, the future has its exception and the entry is dropped.
         """
         with self._lock:
-            found = self._entries.get(name)
-            if found is None:
+            entry = self._entries.get(name)
+            if entry is None:
                 self.counters.misses += 1
                 return self._begin(name, read)
             self.counters.hits += 1
             self._entries.move_to_end(name)
-            return found
+            return entry
 
     def holds(self, name: Name) -> bool:
-        """Whether an entry is in memory, not only on its way there."""
+        """Whether an entry is in memory; False while it is still being read."""
         with self._lock:
             return name in self._sizes
 
     def drop(self, digest: str) -> None:
-        """Forget a recording."""
+        """Drop all entries of a recording."""
         with self._lock:
             for name in [n for n in self._entries if n[0] == digest]:
-                self._forget(name)
+                self._remove(name)
 
     def _begin(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
         future = self._readers.submit(self._timed, read)
@@ -116,9 +119,9 @@ class StepMemory:
     def _timed(self, read: Callable[[], Tensors]) -> Tensors:
         began = time.perf_counter()
         arrays = {name: self._placed(array) for name, array in read().items()}
-        took = 1e3 * (time.perf_counter() - began)
+        read_ms = 1e3 * (time.perf_counter() - began)
         with self._lock:
-            self._reads.append((time.monotonic(), took))
+            self._reads.append((time.monotonic(), read_ms))
         return arrays
 
     def _placed(self, array: torch.Tensor) -> torch.Tensor:
@@ -129,7 +132,7 @@ class StepMemory:
             if self._entries.get(name) is not future:
                 return
             if future.exception() is not None:
-                self._forget(name)
+                self._remove(name)
                 return
             self._sizes[name] = sum(a.nbytes for a in future.result().values())
             self.counters.bytes += self._sizes[name]
@@ -137,17 +140,17 @@ class StepMemory:
                 if self.counters.bytes <= self.budget or other == name:
                     break
                 if other in self._sizes:
-                    self._forget(other)
+                    self._remove(other)
                     self.counters.evictions += 1
 
-    def _forget(self, name: Name) -> None:
+    def _remove(self, name: Name) -> None:
         self._entries.pop(name, None)
         self.counters.bytes -= self._sizes.pop(name, 0)
         self.counters.entries = len(self._entries)
 
 
 class DeviceMemory(StepMemory):
-    """The tier on a GPU, in front of the one in host memory, through which everything comes.
+    """The tier on a GPU. It reads every entry through the tier in host memory.
 
     Args:
         host: the tier below.
@@ -162,20 +165,20 @@ class DeviceMemory(StepMemory):
 
     @property
     def read_ms(self) -> float:
-        """See `Memory.read_ms`."""
+        """See `StepMemory.read_ms`."""
         return self.host.read_ms
 
     @property
     def tiers(self) -> dict[str, Counters]:
-        """See `Memory.tiers`."""
+        """See `StepMemory.tiers`."""
         return {"device": self.counters, **self.host.tiers}
 
     def holds(self, name: Name) -> bool:
-        """See `Memory.holds`."""
+        """See `StepMemory.holds`."""
         return super().holds(name) or self.host.holds(name)
 
     def drop(self, digest: str) -> None:
-        """See `Memory.drop`."""
+        """See `StepMemory.drop`."""
         super().drop(digest)
         self.host.drop(digest)
 

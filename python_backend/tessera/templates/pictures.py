@@ -1,4 +1,7 @@
-"""The pictures of templates, one file each, named by size and pixels."""
+"""The images of templates: one file each, named by a digest of size and pixels.
+
+Knows nothing of recordings.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,22 @@ from tessera.templates.files import age
 from tessera.types import Array
 
 _SHOWN = 20
+"""How many template ids an error lists."""
 
 
 class Pictures:
-    """The pictures of one folder, which is made if it is missing."""
+    """The template images in one folder. Creates the folder if it is missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
 
     def put(self, picture: Array) -> str:
-        """Keep a picture (h, w, 3) of UINT8; returns its template's id."""
+        """Store an image (h, w, 3), UINT8, and return its template id.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
         identity = template_id(picture)
         path = self._path(identity)
         if path.exists():
@@ -43,8 +51,10 @@ class Pictures:
         return identity
 
     def get(self, identity: str) -> Array | None:
-        """A template's picture, marked as used; `None` if it is not known, or no longer what it
-        was.
+        """A template's image (h, w, 3), UINT8; marks it as used.
+
+        Returns:
+            `None` if the template is unknown or its file is damaged. A damaged file is removed.
         """
         if not identity.isalnum():
             return None
@@ -60,7 +70,7 @@ class Pictures:
         return None
 
     def size_of(self, identity: str) -> tuple[int, int]:
-        """(height, width) of a template's picture; zero if it is not known."""
+        """(height, width) of a template in pixels; (0, 0) if it is unknown."""
         try:
             picture = np.load(self._path(identity), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError):
@@ -68,23 +78,23 @@ class Pictures:
         return int(picture.shape[0]), int(picture.shape[1])
 
     def known(self) -> list[str]:
-        """Ids of all templates, the latest used first."""
-        found = [(age(p), p.stem) for p in self.root.glob("*.npy")]
-        return [identity for _, identity in sorted(found)]
+        """Ids of all templates, most recently used first."""
+        ages = [(age(p), p.stem) for p in self.root.glob("*.npy")]
+        return [identity for _, identity in sorted(ages)]
 
     def _path(self, identity: str) -> Path:
         return self.root / f"{identity}.npy"
 
     def remove(self, identity: str) -> None:
-        """Remove a template's picture."""
+        """Remove a template's image."""
         self._path(identity).unlink(missing_ok=True)
 
 
 def find_picture(pictures: Pictures, identity: str) -> Array:
-    """A template's picture.
+    """A template's image (h, w, 3), UINT8.
 
     Raises:
-        InvalidInput: it is not known; the sentence lists the known ones.
+        InvalidInput: the template is unknown. The message lists known ones.
     """
     picture = pictures.get(identity)
     if picture is None:
@@ -93,7 +103,7 @@ def find_picture(pictures: Pictures, identity: str) -> Array:
 
 
 def unknown(pictures: Pictures, identity: str) -> InvalidInput:
-    """The error for a template that is not known."""
+    """The error for an unknown template. It lists the most recently used known ones."""
     known = pictures.known()
     shown = ", ".join(known[:_SHOWN]) + (f" ... ({len(known)})" if len(known) > _SHOWN else "")
     accepted = f"a known template, one of {shown}" if known else "nothing, since none is known"

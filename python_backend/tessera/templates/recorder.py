@@ -1,9 +1,10 @@
-"""Records the activations of a template: the dense UNet on the noised template, all steps known at
-once.
+"""Records the activations of a template by running the dense UNet on the noised template.
 
-The network's input at a step is the template, noised to that step's level with noise of the
-template's seed: no step depends on the one before, so several are run in one batch. The prompt is
-empty, for a template has none.
+The network's input at a step is the template, noised to that step's level. The noise comes from the
+template seed, so no step depends on the one before. Several steps therefore run in one batch. The
+prompt is empty, since a template has none.
+
+Knows the template store and torch modules, nothing of requests or Triton.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ ROWS = 4
 
 @dataclass(frozen=True)
 class Networks:
-    """What a recording is made with.
+    """The networks that make a recording.
 
     Attributes:
         encoder, decoder: halves of the UNet, as torch modules.
-        vae: engine of the autoencoder's first half.
-        empty_prompt: its conditions for a picture of (width, height) pixels, one row.
+        vae: engine of the VAE encoder.
+        empty_prompt: returns the conditions of an empty prompt, one row, for an image of
+            (width, height) pixels.
     """
 
     encoder: UNetEncoder
@@ -62,11 +64,11 @@ class Recorder:
     """Makes recordings.
 
     Args:
-        store: where they go.
-        manifest: of the bundle.
-        scheduler_config: the bundle's.
-        networks: opens the bundle's networks; called when the first recording is made.
-        budget: bytes of one recording.
+        store: where recordings are written.
+        manifest: the bundle's manifest.
+        scheduler_config: the bundle's scheduler config.
+        networks: opens the bundle's networks; called for the first recording only.
+        budget: bytes that one recording may take.
     """
 
     def __init__(
@@ -86,40 +88,42 @@ class Recorder:
 
     @classmethod
     def of(cls, bundle: Bundle, store: TemplateStore, *, budget: int) -> Recorder:
-        """For a bundle on disk."""
+        """A recorder for a bundle on disk."""
         manifest, config = bundle.manifest, bundle.scheduler_config
         return cls(store, manifest, config, partial(open_networks, bundle), budget=budget)
 
     def ensure(self, key: RecordingKey) -> tuple[Recording, bool]:
-        """The recording of a key, and whether it had to be made.
+        """The recording of a key, and whether this call made it.
 
         Args:
-            key: its picture has to be in the store.
+            key: the key; its template's image has to be in the store.
 
         Raises:
-            Unavailable: the picture is gone, no form of recording fits the budget, or the disk
-                cannot be written.
+            Unavailable: the image was evicted, no storage form fits the budget, or the disk cannot
+                be written.
         """
         with self._store.locked(key):
             return self._ensure(key, lambda: None)
 
     def attempt(self, key: RecordingKey, *, between: Callable[[], None]) -> bool:
-        """Like `ensure`, for when nobody waits for the recording; `False`, at once, if another
-        process is making it.
+        """Like `ensure`, for recordings that no request waits for.
 
         Args:
-            key: its picture has to be in the store.
-            between: called between batches; may wait, so that others get ahead.
+            key: the key; its template's image has to be in the store.
+            between: called between batches. It may wait, to let requests go first.
+
+        Returns:
+            False, immediately, if another process is making this recording.
         """
-        with self._store.locked(key, wait=False) as held:
-            if held:
+        with self._store.locked(key, wait=False) as locked:
+            if locked:
                 self._ensure(key, between)
-            return held
+            return locked
 
     def _ensure(self, key: RecordingKey, between: Callable[[], None]) -> tuple[Recording, bool]:
-        found = self._store.find(key)
-        if found is not None:
-            return found, False
+        recording = self._store.find(key)
+        if recording is not None:
+            return recording, False
         picture = self._store.pictures.get(key.template)
         if picture is None:
             raise Unavailable(f"template {key.template} was evicted; send its image again")
@@ -133,7 +137,7 @@ class Recorder:
             ) from error
 
     def sites(self) -> tuple[Site, ...]:
-        """What is recorded: every site but the first convolution's, whose input is known."""
+        """The sites to record: all but the first convolution's, whose input is known."""
         return tuple(s for s in self.program.sites if s.name != "halo.conv_in")
 
     @cached_property
@@ -187,7 +191,9 @@ class Recorder:
 
 
 def open_networks(bundle: Bundle) -> Networks:
-    """Those of a bundle; the UNet's halves with weights of their own, beside any engine's."""
+    """Open a bundle's networks. The UNet halves get their own copy of the weights, separate from
+    any engine's.
+    """
     manifest = bundle.manifest
     variant = VARIANTS[manifest.variant]
     encoder, decoder = (
@@ -200,20 +206,18 @@ def open_networks(bundle: Bundle) -> Networks:
     encoders = [TextEncoder(bundle.tokenizer(f), bundle.engine(name)) for f, name in pairs]
 
     def empty_prompt(width: int, height: int) -> Conditions:
-        found = embed(encoders, [""])
-        return conditions_of(
-            found.hidden, found.pooled, width=width, height=height, variant=variant
-        )
+        text = embed(encoders, [""])
+        return conditions_of(text.hidden, text.pooled, width=width, height=height, variant=variant)
 
     return Networks(encoder, decoder, bundle.engine("vae_encoder"), empty_prompt)
 
 
 def numbers_per_step(program: Program, sites: tuple[Site, ...], size: tuple[int, int]) -> int:
-    """How many numbers the sites of one step have.
+    """How many numbers one recorded step has.
 
     Args:
-        program: of the UNet.
-        sites: those that are recorded.
+        program: the UNet's program.
+        sites: the sites that are recorded.
         size: (height, width) of the latents.
     """
     tokens = [math.prod(level) for level in level_sizes(size, program.paddings)]

@@ -1,8 +1,9 @@
-"""In which form activations are kept, and which form fits a budget of bytes.
+"""The forms in which activations are stored, and which form fits a byte budget.
 
 A recording has one set of arrays per denoising step. It may keep every step or each k-th, the
 others then use the last one kept; and it may keep numbers as float16 or int8. Both branches of
-guidance always share one recording, since a template has no prompt (docs/internals/templates.md). How numbers
+guidance always share one recording, since a template has no prompt (docs/internals/templates.md).
+How numbers
 are brought into a form: `templates.packing`. Standard library only.
 """
 
@@ -19,11 +20,11 @@ _BYTES: dict[Kind, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class Storage:
-    """A form of keeping.
+    """The form in which a recording keeps its numbers.
 
     Attributes:
-        kind: of the numbers; statistics of norms are small and always float32.
-        every: keep each `every`-th step.
+        kind: type of the numbers. Statistics of norms are small and always float32.
+        every: keep every `every`-th step.
     """
 
     kind: Kind = "float16"
@@ -31,11 +32,11 @@ class Storage:
 
     @property
     def name(self) -> str:
-        """Short, and part of a recording's key."""
+        """A short name, such as `int8/2`."""
         return f"{self.kind}/{self.every}"
 
     def kept(self, steps: int) -> list[int]:
-        """Which steps are kept."""
+        """The steps that are kept."""
         return list(range(0, steps, self.every))
 
     def source(self, step: int) -> int:
@@ -43,7 +44,7 @@ class Storage:
         return step - step % self.every
 
     def bytes(self, numbers_per_step: int, steps: int) -> int:
-        """Bytes of a recording with so many numbers per step."""
+        """Bytes of a recording of `steps` steps with `numbers_per_step` numbers each."""
         return numbers_per_step * _BYTES[self.kind] * len(self.kept(steps))
 
 
@@ -57,10 +58,10 @@ CHOICES: Sequence[Storage] = (
     Storage("int8", 6),
     Storage("int8", 8),
 )
-"""From the closest to the dense edit to the smallest (bench/edit_quality.py measures them)."""
+"""From closest to the dense edit to smallest in bytes (measured by bench/edit_quality.py)."""
 
 
 def choose_storage(numbers_per_step: int, steps: int, budget: int) -> Storage | None:
-    """The best form that fits into `budget` bytes; `None` if none does."""
+    """The best form that fits into `budget` bytes, or `None`."""
     fitting = (s for s in CHOICES if s.bytes(numbers_per_step, steps) <= budget)
     return next(fitting, None)

@@ -1,17 +1,18 @@
-"""Templates on disk: pictures, and recordings of their activations.
+"""Templates on disk: images, and recordings of their activations.
 
 ::
 
     <root>/pictures/<template>.npy
     <root>/recordings/<key>/recording.json, 0000.safetensors, ...
-    <root>/wanted/<key>.json         recordings that somebody will need
+    <root>/wanted/<key>.json         recordings that a request will need
 
-A recording is written to a temporary folder and renamed: it is there whole or not at all. Every
-file of it has its checksum in `recording.json`; one that does not fit is reported as `Damaged` and
-the recording removed, so that it is made again. When recordings outgrow their budget, those that
-have not been used for longest go first; so do pictures without recordings, and what is wanted, when
-they are too many. Several processes use one store; a file lock keeps two of them from recording the
-same thing.
+A recording is written to a temporary folder and renamed, so that it appears complete or not at all.
+`recording.json` has a checksum of each of its files. A file that does not match is reported as
+`Damaged`, and its recording is removed, so that it is made again.
+
+When recordings exceed their budget, the least recently used are removed first. The same holds for
+images without recordings and for notes of wanted recordings when there are too many. Several
+processes use one store. A file lock keeps two of them from recording the same key.
 """
 
 from __future__ import annotations
@@ -38,31 +39,33 @@ _MANIFEST = "recording.json"
 _FOLDERS = ("pictures", "recordings", "wanted")
 
 UNRECORDED = 256
-"""How many pictures without recordings are kept: the latest used."""
+"""How many images without recordings are kept: the most recently used."""
 
 WANTED, WANTED_S = 8, 3600.0
-"""How many recordings are remembered that somebody will need, and for how long."""
+"""How many wanted recordings are remembered, and for how long."""
 
 
 class Damaged(Exception):
-    """A file of a recording is missing, cannot be read or is not what was written; `digest` is the
-    recording's.
+    """A file of a recording is missing, unreadable or not what was written.
+
+    Attributes:
+        digest: the recording's digest.
     """
 
-    def __init__(self, digest: str, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, digest: str, message: str) -> None:
+        super().__init__(message)
         self.digest = digest
 
 
 @dataclass(frozen=True)
 class RecordingKey:
-    """What activations depend on.
+    """Everything that activations depend on.
 
     Attributes:
         bundle: digest of the bundle.
-        template: id of the picture, which says its size and pixels.
-        scheduler, steps: they decide how noisy the template is at each step.
-        seed: of the template's noise.
+        template: the template's id, a digest of its size and pixels.
+        scheduler, steps: determine how noisy the template is at each step.
+        seed: seed of the template's noise.
     """
 
     bundle: str
@@ -73,20 +76,20 @@ class RecordingKey:
 
     @property
     def digest(self) -> str:
-        """Names the recording."""
+        """Name of the recording."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A whole recording on disk.
+    """A complete recording on disk.
 
     Attributes:
-        folder: where it is.
-        key: what it is of.
-        storage: in which form.
-        checksums: by kept step: (bytes, CRC-32) of its file.
+        folder: the folder of its files.
+        key: what its activations depend on.
+        storage: the form of its numbers.
+        checksums: (bytes, CRC-32) of each kept step's file, by step.
     """
 
     folder: Path
@@ -96,20 +99,20 @@ class Recording:
 
     @property
     def bytes(self) -> int:
-        """Of all its steps."""
+        """Bytes of all its steps."""
         return sum(size for size, _ in self.checksums.values())
 
     def file(self, step: int) -> Path:
-        """Of a kept step."""
+        """The file of a kept step."""
         return self.folder / f"{step:04}.safetensors"
 
 
 class TemplateStore:
-    """The templates of one folder.
+    """The templates in one folder.
 
     Args:
-        root: made if it is missing.
-        budget: bytes of all recordings together.
+        root: the folder, created if it is missing.
+        budget: bytes that all recordings may take together.
     """
 
     def __init__(self, root: Path, *, budget: int) -> None:
@@ -120,11 +123,12 @@ class TemplateStore:
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def keep(self, picture: Array) -> str:
-        """Keep a picture (h, w, 3) of UINT8; returns its template's id. Of pictures without
-        recordings `UNRECORDED` stay.
+        """Store an image (h, w, 3), UINT8, and return its template id.
+
+        Keeps only the `UNRECORDED` most recently used of the images without recordings.
 
         Raises:
-            OSError: the disk is full, or cannot be written.
+            OSError: the disk is full or cannot be written.
         """
         identity = self.pictures.put(picture)
         self._sweep()
@@ -136,7 +140,7 @@ class TemplateStore:
         return identity
 
     def find(self, key: RecordingKey) -> Recording | None:
-        """The recording of a key, marked as used; `None` if there is none."""
+        """The recording of a key, marked as used, or `None`."""
         recording = self._read(self.root / "recordings" / key.digest)
         if recording is None or recording.key != key:
             return None
@@ -148,8 +152,8 @@ class TemplateStore:
         """The arrays of a kept step.
 
         Raises:
-            Damaged: they are not those that were written, and the recording has been removed; or
-                they cannot be read at the moment.
+            Damaged: the file is missing or not what was written, and the recording has been
+                removed; or the file cannot be read at the moment.
         """
         size, checksum = recording.checksums[step]
         try:
@@ -157,8 +161,8 @@ class TemplateStore:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 self.remove(recording)
-            sentence = f"{recording.file(step)} cannot be read: {error}"
-            raise Damaged(recording.key.digest, sentence) from error
+            message = f"{recording.file(step)} cannot be read: {error}"
+            raise Damaged(recording.key.digest, message) from error
         if len(content) != size or zlib.crc32(content) != checksum:
             self.remove(recording)
             raise Damaged(recording.key.digest, f"{recording.file(step)} is not what was written")
@@ -167,7 +171,7 @@ class TemplateStore:
         return safetensors.torch.load(content)
 
     def read_ahead(self, recording: Recording, steps: Iterable[int]) -> None:
-        """Ask the system to read files of kept steps before somebody needs them."""
+        """Ask the operating system to read the files of kept steps ahead."""
         for step in steps:
             with contextlib.suppress(OSError):
                 descriptor = os.open(recording.file(step), os.O_RDONLY)
@@ -182,7 +186,7 @@ class TemplateStore:
         """Write a recording from its kept steps.
 
         Raises:
-            OSError: the disk is full, or cannot be written; nothing is left behind.
+            OSError: the disk is full or cannot be written. No partial recording remains.
         """
         import safetensors.torch
 
@@ -198,12 +202,12 @@ class TemplateStore:
                 content = safetensors.torch.save(pack(arrays, storage.kind))
                 write(recording.file(step), content)
                 checksums[step] = (len(content), zlib.crc32(content))
-            described = {
+            recording_json = {
                 "key": dataclasses.asdict(key),
                 "storage": dataclasses.asdict(storage),
                 "checksums": checksums,
             }
-            write(folder / _MANIFEST, json.dumps(described).encode())
+            write(folder / _MANIFEST, json.dumps(recording_json).encode())
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
         except BaseException:
@@ -217,28 +221,27 @@ class TemplateStore:
         shutil.rmtree(recording.folder, ignore_errors=True)
 
     def evict(self, identity: str) -> int:
-        """Remove a template's picture and recordings; returns how many bytes became free."""
-        mine = [r for r in self.recordings() if r.key.template == identity]
-        for recording in mine:
+        """Remove a template's image and recordings; returns the bytes of the recordings."""
+        recordings = [r for r in self.recordings() if r.key.template == identity]
+        for recording in recordings:
             self.remove(recording)
         self.pictures.remove(identity)
-        return sum(r.bytes for r in mine)
+        return sum(r.bytes for r in recordings)
 
     def recordings(self) -> list[Recording]:
-        """All of them, the latest used first."""
-        found = (self.root / "recordings").glob("[!.]*")
-        folders = sorted(found, key=lambda f: age(f / _MANIFEST))
+        """All recordings, most recently used first."""
+        folders = list((self.root / "recordings").glob("[!.]*"))
+        folders.sort(key=lambda folder: age(folder / _MANIFEST))
         return [r for r in map(self._read, folders) if r is not None]
 
     def locked(self, key: RecordingKey, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Only one process at a time records a key; the others wait here, or are told that it is
-        not theirs.
-        """
+        """Lock a key, so that only one process records it. See `files.locked`."""
         return locked(self.root / "recordings" / f".{key.digest}.lock", wait=wait)
 
     def _read(self, folder: Path) -> Recording | None:
-        """The recording of a folder; `None` if there is none, or none that can be read now. Only
-        one that is damaged is removed.
+        """The recording in a folder; `None` if there is none or it cannot be read now.
+
+        Only a damaged recording is removed.
         """
         try:
             content = json.loads((folder / _MANIFEST).read_text())
@@ -255,10 +258,10 @@ class TemplateStore:
                 {int(k): (int(v[0]), int(v[1])) for k, v in content["checksums"].items()},
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            return None  # another version's
+            return None  # written by another version of Tessera
 
     def _make_room(self, keep: Path) -> None:
-        """Remove what has not been used for longest until the budget holds."""
+        """Remove the least recently used recordings until the rest fit the budget."""
         used = 0
         for recording in self.recordings():
             used += recording.bytes
@@ -271,13 +274,13 @@ class TemplateStore:
             sweep(self.root / name)
 
     def want(self, key: RecordingKey) -> None:
-        """Remember that a recording will be needed, for `wanted`."""
+        """Note that a recording will be needed. `wanted` lists these notes."""
         text = json.dumps(dataclasses.asdict(key))
         write(self.root / "wanted" / f"{key.digest}.json", text.encode())
         self._notes()
 
     def wanted(self, bundle: str) -> list[RecordingKey]:
-        """Recordings of a bundle that are needed and not there, the latest asked for first."""
+        """Keys of a bundle's recordings that are needed but missing, latest note first."""
         keys = []
         for path in self._notes():
             try:
@@ -285,11 +288,11 @@ class TemplateStore:
             except (ValueError, TypeError):
                 path.unlink(missing_ok=True)
             except OSError:
-                continue  # it can be read later, or somebody has removed it
+                continue  # it can be read later, or another process has removed it
         return [key for key in keys if key.bundle == bundle]
 
     def _notes(self) -> list[Path]:
-        """Of what is wanted, the latest first; what is too old or too much is forgotten."""
+        """Notes of wanted recordings, latest first; removes those that are too old or too many."""
         notes = sorted((self.root / "wanted").glob("*.json"), key=age)
         kept = [path for path in notes[:WANTED] if age(path) < WANTED_S]
         for path in notes[len(kept) :]:
@@ -297,5 +300,5 @@ class TemplateStore:
         return kept
 
     def done(self, key: RecordingKey) -> None:
-        """Forget that a recording was wanted."""
+        """Remove the note that a recording is wanted."""
         (self.root / "wanted" / f"{key.digest}.json").unlink(missing_ok=True)

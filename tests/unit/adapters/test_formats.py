@@ -169,12 +169,18 @@ def _nan(value: float) -> torch.Tensor:
         ({"lora_unet_x.oft_blocks": A}, "is an OFT"),
         ({**GOOD, f"{NAME}.lora_B.bias": torch.ones(8)}, "is a LoRA with biases"),
         ({"model.diffusion_model.conv": A}, "has the key model.diffusion_model.conv"),
-        ({**GOOD, f"{NAME}.lora_A.weight": _nan(torch.nan)}, "has values in unet.mid_block"),
-        ({**GOOD, f"{NAME}.lora_A.weight": _nan(torch.inf)}, "has values in unet.mid_block"),
+        (
+            {**GOOD, f"{NAME}.lora_A.weight": _nan(torch.nan)},
+            "has NaN or infinite values in unet.mid_block",
+        ),
+        (
+            {**GOOD, f"{NAME}.lora_A.weight": _nan(torch.inf)},
+            "has NaN or infinite values in unet.mid_block",
+        ),
         ({**GOOD, f"{NAME}.lora_A.weight": A.to(torch.int8)}, "has unet.mid_block"),
         ({f"{NAME}.lora_A.weight": A}, "lacks the second half of unet.mid_block"),
         ({**GOOD, f"{NAME}.lora_B.weight": B.T}, "has halves of shapes (2, 8) and (2, 8)"),
-        ({f"{NAME}.lora_B.weight": B}, "has 1 tensors of which only 0 make pairs"),
+        ({f"{NAME}.lora_B.weight": B}, "has 1 tensors, of which only 0 form pairs"),
         (
             {
                 f"{NAME}.lora_A.weight": torch.ones(MAX_RANK + 1, 2),
@@ -199,7 +205,7 @@ def test_what_is_refused(tensors: Tensors, reason: str, tmp_path: Path) -> None:
         ({"unet.lora_alpha": "2"}, "has the alpha '2'"),
         ({"unet.lora_alpha": float("nan")}, "has the alpha nan"),
         ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(a+)+$": 2}}, "has an alpha_pattern"),
-        ([1], "has lora_adapter_metadata that is no JSON object"),
+        ([1], "has lora_adapter_metadata that is not a JSON object"),
     ],
     ids=["text", "NaN", "regular expression", "list"],
 )
@@ -219,9 +225,9 @@ class Trap:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is no safetensors file"),
-        (b"12345678", "is no safetensors file"),
-        (pickle.dumps(Trap()), "is no safetensors file"),
+        (b"", "is not a safetensors file"),
+        (b"12345678", "is not a safetensors file"),
+        (pickle.dumps(Trap()), "is not a safetensors file"),
         ((2**40).to_bytes(8, "little") + b"{", "is damaged or ends early"),
         (None, "is damaged or ends early"),
     ],

@@ -174,7 +174,7 @@ def test_files_come_change_and_go(own: tuple[Models, Path], folders: Callable[[s
     assert first.info["loras"][0]["digest"] != second.info["loras"][0]["digest"]
     whole = (folder / "new.safetensors").read_bytes()
     (folder / "new.safetensors").write_bytes(whole[:5000])
-    with pytest.raises(Refused, match="the file of this one is damaged or ends early"):
+    with pytest.raises(Refused, match="this file is damaged or ends early"):
         models.generate(**wanted)
     (folder / "new.safetensors").write_bytes(whole)
     assert np.array_equal(models.generate(**wanted).image, second.image)
@@ -194,7 +194,7 @@ def test_an_overview_of_the_library(
     (folder / "torn.safetensors").write_bytes(b"")
     rows = {row["name"]: row for row in Overview(Bundle(folder.parent)).rows()}
     assert list(rows) == ["a", "b", "c", "other", "torn"]
-    assert rows["torn"]["problem"] == "is no safetensors file"
+    assert rows["torn"]["problem"] == "is not a safetensors file"
     assert rows["other"]["problem"].startswith(("has shape", "changes"))
     for name, (layout, rank, _) in FILES.items():
         row = rows[name]
@@ -211,6 +211,6 @@ def test_a_lora_of_another_family(own: tuple[Models, Path], folders: Callable[[s
     with pytest.raises(Refused) as caught:
         models.generate(**COMMON, LORAS=loras(("b", 1.0)))
     assert str(caught.value).startswith(
-        "LORAS[0].name is 'b'; accepted: a LoRA that fits this bundle, and the file of this one "
+        "LORAS[0].name is 'b'; accepted: a LoRA that fits this bundle; this file "
     )
     assert "Stable Diffusion 1.x" in str(caught.value)

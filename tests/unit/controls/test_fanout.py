@@ -191,7 +191,7 @@ def test_only_the_latest_requests_are_remembered() -> None:
         network.residuals([1], sample, timestep)
         network.tell(3, IMAGE, text)
         network.residuals([3, 1], sample.expand(2, -1, -1, -1), timestep.expand(2))
-        with pytest.raises(Forgotten, match="picture 2 is not known"):
+        with pytest.raises(Forgotten, match="control key 2 is unknown"):
             network.residuals([2], sample, timestep)
 
 
@@ -229,7 +229,7 @@ def test_residuals_of_another_size_are_an_error_not_a_wrong_picture() -> None:
     request, plain = running(EDGES, seed=1), running(seed=2)
     tick([request, plain], unet().predict, 1, controls=FanOut(lambda name, inputs: torch.zeros(12)))
     assert isinstance(request.error, InternalError)
-    assert "ControlNet edges gave 12 numbers" in str(request.error)
+    assert "ControlNet edges returned 12 numbers" in str(request.error)
     assert (plain.error, plain.step) == (None, 1)
 
 

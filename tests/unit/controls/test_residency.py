@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_refused(opened: Open) -> None:
     residency.take(["d"])
     assert models.moves == ["+d"]
     residency, _ = opened(pinned=("a", "b", "c"))
-    with pytest.raises(InvalidInput, match="beside the pinned a, b, c"):
+    with pytest.raises(InvalidInput, match="in addition to the pinned a, b, c"):
         residency.take(["a"])
 
 

@@ -130,7 +130,7 @@ def test_what_cannot_be_recorded_runs_all_the_same(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
             assert run(inputs(2))[0].max() == 2
-    assert caplog.text.count("runs without CUDA graph: operation not permitted") == 1
+    assert caplog.text.count("runs without a CUDA graph: operation not permitted") == 1
 
 
 class Affine(GraphModule):

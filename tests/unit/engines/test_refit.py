@@ -188,7 +188,9 @@ def test_an_engine_that_fails_never_answers_again(
     canary: Canary, network: Scaling, when: str
 ) -> None:
     engine = WatchedEngine(network.engine(), canary, name="unet")
-    sentence = rf"the engine unet is disabled: it is .* away from torch {when}, more than 1e-02"
+    sentence = (
+        rf"the engine unet is disabled: it differs from torch by .* {when}; accepted: at most 1e-02"
+    )
     for call in (
         lambda: engine.refit({"w": torch.tensor([5.0])}),
         lambda: engine.refit({"w": torch.tensor([5.0])}),
