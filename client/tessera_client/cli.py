@@ -133,11 +133,7 @@ def jobs(
 
 @app.command()
 def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
-    """Ask whether the server and its public models are ready; exit with 3 if not.
-
-    What a gateway shows is asked for, no more: the operator's probe is /v2/health/ready, and the
-    internal models'.
-    """
+    """Ask whether the server and its public models are ready; exit with 3 if not."""
     try:
         with Client(url) as client:
             report = client.health()

@@ -214,7 +214,12 @@ class Client:
         return int(read_answer(self._ask(evict_call(template)))["bytes"])
 
     def health(self) -> Health:
-        """Readiness of the server and its models; never raises."""
+        """Readiness of the server and its public models; never raises.
+
+        Says as much as Triton does: `generate` is not ready while one of its members `encode`,
+        `render` and `decode` is reloaded, but `denoise`, which they call, is covered by no public
+        model, and `edit` by itself only. Operators ask for the internal models' readiness, too.
+        """
         return Health(self._transport.ready(), {m: self._transport.ready(m) for m in PUBLIC_MODELS})
 
     def _ask(

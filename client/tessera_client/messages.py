@@ -72,14 +72,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Health:
-    """Readiness of the server and of each model it needs."""
+    """Readiness of the server and of each public model; see `Client.health`."""
 
     server: bool
     models: dict[str, bool]
 
     @property
     def ready(self) -> bool:
-        """Whether requests can be expected to succeed."""
+        """Whether the server and all public models are ready."""
         return self.server and all(self.models.values())
 
 
