@@ -34,7 +34,10 @@ def folder(name: str) -> Path:
         pad = {"clip": "<|endoftext|>", "pad !": "!"}[name]
         window = {"clip": 77, "pad !": 12}[name]
         CLIPTokenizer(
-            vocab=vocab, merges=merges, pad_token=pad, model_max_length=window
+            vocab=vocab,
+            merges=merges,  # type: ignore[arg-type]  # pairs are what its backend takes
+            pad_token=pad,
+            model_max_length=window,
         ).save_pretrained(path)
     return path
 
