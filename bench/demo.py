@@ -84,14 +84,14 @@ def main() -> None:
 def _alone(client: Client, table: Table) -> Result:
     """One request, with a progress bar."""
     with _bar() as bar:
-        task = bar.add_task("one picture", total=None)
+        task = bar.add_task("one image", total=None)
 
         def report(status: JobStatus) -> None:
             bar.update(task, completed=status.step, total=status.total)
 
         result = client.generate(PROMPTS[0], seed=1, on_progress=report)
         bar.update(task, completed=result.info.steps, total=result.info.steps)
-    _row(table, "one picture", [result], result.info.total_ms)
+    _row(table, "one image", [result], result.info.total_ms)
     return result
 
 
