@@ -3,9 +3,10 @@
     python -m bench.lora_crossover [--engine onnxruntime] [--steps 20] [--rounds 9]
 
 Measures one step of n requests with n different LoRAs on the demo bundle's engines, without a
-server. In turns a step is n calls of the UNet's halves with two rows each, plus a refit for each
-set, spread over the steps of a request. On the side path it is one call with 2 n rows. Sides
-alternate within a round, and medians are reported. Writes `bench/results/lora_crossover.json`.
+server. In turns a step is n calls of the UNet's halves with two rows each, plus a share of a refit
+for each set: refits are spread over a request's steps. On the side path it is one call with 2 n
+rows. Sides alternate within a round, and medians are reported. Writes
+`bench/results/lora_crossover.json`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Add-ons of a bundle: ControlNets, which are exported with the checkpoint, and LoRA files.
 
-LoRA files are copied unchanged and not listed in the manifest, since files may be added to and
+LoRA files are copied unchanged. The manifest does not list them, since files may be added to and
 removed from a bundle's folder `adapters` at any time.
 """
 

@@ -106,5 +106,5 @@ def unknown(pictures: Pictures, identity: str) -> InvalidInput:
     """The error for an unknown template. It lists the most recently used known ones."""
     known = pictures.known()
     shown = ", ".join(known[:_SHOWN]) + (f" ... ({len(known)})" if len(known) > _SHOWN else "")
-    accepted = f"a known template, one of {shown}" if known else "nothing, since none is known"
+    accepted = f"a known template, one of {shown}" if known else "a known template (none is known)"
     return InvalidInput("TEMPLATE", identity, accepted)

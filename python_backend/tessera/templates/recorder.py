@@ -124,12 +124,12 @@ class Recorder:
         recording = self._store.find(key)
         if recording is not None:
             return recording, False
-        picture = self._store.pictures.get(key.template)
-        if picture is None:
+        image = self._store.pictures.get(key.template)
+        if image is None:
             raise Unavailable(f"template {key.template} was evicted; send its image again")
-        storage = self._storage(key, picture)
+        storage = self._storage(key, image)
         try:
-            steps = self._steps(key, picture, storage, between)
+            steps = self._steps(key, image, storage, between)
             return self._store.record(key, storage, steps), True
         except OSError as error:
             raise Unavailable(
@@ -149,15 +149,15 @@ class Recorder:
     def _networks(self) -> Networks:
         return self._open()
 
-    def _storage(self, key: RecordingKey, picture: npt.NDArray[Any]) -> Storage:
+    def _storage(self, key: RecordingKey, image: npt.NDArray[Any]) -> Storage:
         pixels = self._manifest.latents.pixels
-        size = (picture.shape[0] // pixels, picture.shape[1] // pixels)
+        size = (image.shape[0] // pixels, image.shape[1] // pixels)
         numbers = numbers_per_step(self.program, self.sites(), size)
         storage = choose_storage(numbers, key.steps, self._budget)
         if storage is None:
             raise Unavailable(
                 f"a recording of {key.steps} steps at this size does not fit the "
-                f"{self._budget / 1e9:g} GB that one may have; see --template-size"
+                f"{self._budget / 1e9:g} GB limit of a recording; see --template-size"
             )
         return storage
 
@@ -165,15 +165,15 @@ class Recorder:
     def _steps(
         self,
         key: RecordingKey,
-        picture: npt.NDArray[Any],
+        image: npt.NDArray[Any],
         storage: Storage,
         between: Callable[[], None],
     ) -> Iterator[tuple[int, Tensors]]:
         networks = self._networks
-        clean = encode_template(networks.vae, picture, self._manifest.latents.scale)
+        clean = encode_template(networks.vae, image, self._manifest.latents.scale)
         canvas = canvas_of(clean, torch.ones(clean.shape[1:]))
         sampler = Sampler(key.scheduler, self._scheduler_config, steps=key.steps, seed=key.seed)
-        conditions = networks.empty_prompt(picture.shape[1], picture.shape[0])
+        conditions = networks.empty_prompt(image.shape[1], image.shape[0])
         kept = storage.kept(key.steps)
         for start in range(0, len(kept), ROWS):
             between()
