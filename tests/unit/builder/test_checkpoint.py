@@ -33,7 +33,7 @@ def test_folders_and_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is not a diffusers checkpoint.*model_index\.json"):
         find_checkpoint(str(tmp_path))
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(BundleError, match=r"is no safetensors file"):
+    with pytest.raises(BundleError, match=r"is not a safetensors file"):
         find_checkpoint(str(tmp_path / "notes.txt"))
 
 
@@ -41,7 +41,7 @@ def test_weights_in_pickles_are_refused(copy: Path) -> None:
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save({}, weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(BundleError, match=r"unet holds no safetensors weights"):
+    with pytest.raises(BundleError, match=r"unet has no safetensors weights"):
         open_checkpoint(copy)
 
 
