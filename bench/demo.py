@@ -35,7 +35,7 @@ PROMPTS = (
     "striped green background",
 )
 SCHEDULERS = ("euler", "ddim", "dpmpp_2m_karras", "unipc")
-CAPTIONS = {"ddim": "ddim, without noise the same steps as euler"}
+CAPTIONS = {"ddim": "ddim (takes the same steps as euler)"}
 EDIT_PROMPT = "a large yellow star at the left on a blue background"
 LORAS = (
     (),

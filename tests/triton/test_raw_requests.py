@@ -48,6 +48,12 @@ BAD: dict[str, tuple[str, Arrays, dict[str, Any], list[str]]] = {
         {"lora_policy": 7},
         ["lora_policy is 7; accepted: exact, bounded"],
     ),
+    "policy of a fraction": (
+        "edit",
+        {"PROMPT": PROMPT, "IMAGE": IMAGE, "MASK": MASK},
+        {"lora_policy": 1.5},
+        [],
+    ),
     "policy of an edit": (
         "edit",
         {"PROMPT": PROMPT, "IMAGE": IMAGE, "MASK": MASK},

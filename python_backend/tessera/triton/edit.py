@@ -30,9 +30,7 @@ class TritonPythonModel:
 
     def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.handles(request)
-        if (
-            "MASK" not in inputs
-        ):  # Triton counts inputs only, and to encode it would be a generation
+        if "MASK" not in inputs:  # Triton only counts inputs; encode would take it for a generation
             raise InvalidInput.described("MASK", "is missing", "an array (h, w) of UINT8")
         policy = {"lora_policy": lora_policy_of(pb.parameters(request))}
         encoded = pb.call(
