@@ -7,7 +7,7 @@ A graph's file holds its weights by name and no operators, so only the torch eng
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ _PIXELS = 8
 _SCALES = {"sd15": 0.18215, "sdxl": 0.13025}
 
 
-def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_size: int) -> None:
+def write_random_bundle(
+    folder: Path, variant: str, configs: Configs, *, max_size: int, extra: Sequence[str] = ()
+) -> None:
     """Write a bundle with half-precision weights.
 
     Args:
@@ -54,6 +56,7 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
         variant: a row of the table of variants.
         configs: of its networks, by part.
         max_size: largest width and height in pixels.
+        extra: further graphs, each with its own copy of the weights.
     """
     (folder / "graphs").mkdir(parents=True)
     row = VARIANTS[variant]
@@ -64,7 +67,7 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
     ).save_pretrained(folder / "scheduler")
     graphs = {}
-    for graph in (*row.text_encoders, *_HALVES):
+    for graph in (*row.text_encoders, *_HALVES, *extra):
         part = network_of(graph)
         config = dict(configs[part])
         if part.startswith("text_encoder"):
