@@ -25,6 +25,7 @@ ROOTS = (
     "grpcio",
     "huggingface-hub",
     "hypothesis",
+    "ml-dtypes",
     "numpy",
     "onnx",
     "onnx-ir",

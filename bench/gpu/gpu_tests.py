@@ -30,7 +30,8 @@ class Watcher:
         """Called by pytest after the set-up, the call and the end of each test."""
         if report.when == "call" or report.outcome != "passed":
             name = report.nodeid.partition("::")[2]
-            why = "" if report.passed else report.longreprtext.strip().rpartition("\n")[2]
+            text = "" if report.passed else report.longreprtext.strip()
+            why = text.rpartition("Skipped: " if report.skipped else "\n")[2].rstrip("')")
             row = {"test": name, "outcome": report.outcome, "s": report.duration}
             self._report.add(**row, why=why[:80])
 

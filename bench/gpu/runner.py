@@ -92,6 +92,7 @@ def main(name: str, steps: Sequence[Step], seconds: float, arguments: list[str])
     parser.add_argument("--step", action="append", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    adopt_orphans()
     injected = [_injected(text) for text in options.step]
     chosen = [s for s in steps if not options.only or s.name in options.only.split(",")]
     if options.tiny:
@@ -119,7 +120,6 @@ def run_steps(
     out.mkdir(parents=True, exist_ok=True)
     log = out / f"{name}.log"
     log.write_text("")
-    adopt_orphans()
     outcomes: list[Outcome] = []
     for step in steps:
         left = deadline - time.monotonic() - grace_s

@@ -39,17 +39,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         bundle, trace = folder / chosen.variant, folder / "trace.json"
         began = time.monotonic()
-        extra = ("unet_sparse", "unet_text") if chosen.variant == "sd15" else ()
+        edits = chosen.variant == "sd15"
+        more: dict[str, Any] = {"extra": ("unet_sparse", "unet_text"), "half": False}
         size = networks.SIZES[chosen.variant] if not chosen.tiny else networks.TINY_SIZE
         configs = networks.configs(chosen.variant, tiny=chosen.tiny)
-        write_random_bundle(bundle, chosen.variant, configs, max_size=size, extra=extra)
+        write_random_bundle(
+            bundle, chosen.variant, configs, max_size=size, **(more if edits else {})
+        )
         written = time.monotonic()
         chosen.report.add(what="write the bundle", s=written - began)
         flags = ("--engine=torch", f"--trace={trace}", "--threads=1" if chosen.tiny else "")
         with serving(bundle, folder / "log", *filter(None, flags)) as server:
             chosen.report.add(what="start the server", s=time.monotonic() - written)
             with Client(server.grpc, timeout=300) as client:
-                return Session(chosen, client, bundle, trace, size).run()
+                failed = Session(chosen, client, bundle, trace, size).run()
+        if failed:
+            print("server:\n" + "\n".join((folder / "log").read_text().splitlines()[-60:]))
+            print("\n".join(failed))
+        return int(bool(failed))
 
 
 class Session:
@@ -68,14 +75,14 @@ class Session:
     ) -> None:
         self._chosen, self._client, self._bundle = chosen, client, bundle
         self._trace, self._size = trace, size
-        self._steps = (2,) if chosen.tiny else (30, 50) if chosen.variant == "sd15" else (30,)
+        self._steps = 2 if chosen.tiny else 30
         self._rounds = 1 if chosen.tiny else 3
         self._alone = 0.0
         self._pipe: Any = None
 
-    def run(self) -> int:
-        """Every figure; the exit status."""
-        failed = 0
+    def run(self) -> list[str]:
+        """Every figure; what went wrong."""
+        failed = []
         parts = [self._pictures, self._ticks, self._poisson, self._compiled]
         if self._chosen.variant == "sd15":
             parts.insert(3, self._edits)
@@ -85,10 +92,9 @@ class Session:
             try:
                 part()
             except Exception as error:
-                failed = 1
                 said = (str(error).splitlines() or [""])[-1]
-                self._chosen.report.add(what=part.__name__[1:], s="failed")
-                print(f"{part.__name__[1:]}: {type(error).__name__}: {said}")
+                self._chosen.report.add(what=part.__name__[1:], note="failed")
+                failed.append(f"{part.__name__[1:]}: {type(error).__name__}: {said}")
         return failed
 
     def _served(self, steps: int, seed: int = 1) -> Any:
@@ -109,8 +115,7 @@ class Session:
         cuda = torch.cuda.is_available()
         self._pipe.to(*(("cuda", torch.float16) if cuda else ("cpu", torch.float32)))
         self._pipe.unet.to(memory_format=torch.channels_last)
-        for steps in self._steps:
-            self._against("diffusers", steps)
+        self._against("diffusers", self._steps)
         self._alone = milliseconds(lambda: self._served(10)) / 1e3
 
     def _against(self, name: str, steps: int) -> None:
@@ -166,7 +171,7 @@ class Session:
 
     def _edits(self) -> None:
         """Dense and sparse edits of a recorded template."""
-        steps = 4 if self._chosen.tiny else 30
+        steps = 4 if self._chosen.tiny else 20
         picture = np.random.default_rng(1).integers(0, 256, (self._size,) * 2 + (3,), np.uint8)
         began = time.monotonic()
         self._client.register_template(picture, steps=steps, scheduler="euler")
@@ -193,7 +198,7 @@ class Session:
         unet = self._pipe.unet
         self._pipe.unet = torch.compile(unet, fullgraph=True, dynamic=False, backend=backend)
         try:
-            self._against("diffusers compiled", self._steps[0])
+            self._against("diffusers compiled", self._steps)
         finally:
             self._pipe.unet = unet
 
