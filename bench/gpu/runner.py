@@ -204,7 +204,8 @@ def _wait(line: list[str], sink: Any, limit: float, grace_s: float) -> int | Non
 
 def _end(process: subprocess.Popen[bytes], others: Sequence[int], grace_s: float) -> None:
     """End a process and all that it left behind: politely, then not, then give up."""
-    _signal(process.pid, signal.SIGTERM)
+    if process.returncode is None:
+        _signal(process.pid, signal.SIGTERM)
     late = time.monotonic() + grace_s
     while time.monotonic() < late and process.poll() is None:
         time.sleep(0.02)
