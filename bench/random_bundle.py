@@ -7,7 +7,7 @@ operators, so only the torch engine can run it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,24 @@ _PIXELS = 8
 _SCALES = {"sd15": 0.18215, "sdxl": 0.13025}
 
 
-def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_size: int) -> None:
-    """Write a bundle with half-precision weights.
+def write_random_bundle(
+    folder: Path,
+    variant: str,
+    configs: Configs,
+    *,
+    max_size: int,
+    extra: Sequence[str] = (),
+    half: bool = True,
+) -> None:
+    """Write a bundle.
 
     Args:
         folder: the bundle's folder; must not exist.
         variant: name of a row of the table of variants.
         configs: configurations of its networks, by part.
         max_size: largest width and height in pixels.
+        extra: further graphs, each with its own copy of the weights.
+        half: whether weights are float16; templates cannot be recorded with such a bundle yet.
     """
     (folder / "graphs").mkdir(parents=True)
     row = VARIANTS[variant]
@@ -64,16 +74,18 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
     ).save_pretrained(folder / "scheduler")
     graphs = {}
-    for graph in (*row.text_encoders, *_HALVES):
+    for graph in (*row.text_encoders, *_HALVES, *extra):
         part = network_of(graph)
         config = dict(configs[part])
         if part.startswith("text_encoder"):
             config["eos_token_id"] = tokenizer.eos_token_id
+        network: Any = new_network(part, config)
+        if not part.startswith("text_encoder"):
+            config = dict(network.config)  # with all defaults, as a checkpoint's is
         path = folder / "networks" / part / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config))
-        module = wrap(graph, new_network(part, config), row)
-        _write_weights(module, folder / "graphs" / f"{graph}.onnx")
+        _write_weights(wrap(graph, network, row), folder / "graphs" / f"{graph}.onnx", half)
         graphs[graph] = Graph(f"graphs/{graph}.onnx", f"networks/{part}/config.json")
     files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     sample_size = int(configs["unet"]["sample_size"])
@@ -96,7 +108,7 @@ def write_random_bundle(folder: Path, variant: str, configs: Configs, *, max_siz
 
 
 def pipeline_of(folder: Path) -> DiffusionPipeline:
-    """A diffusers pipeline with the bundle's weights, on the CPU in half precision."""
+    """Diffusers' pipeline on the same weights, on the CPU."""
     manifest = read_manifest(folder)
     row = VARIANTS[manifest.variant]
     networks: dict[str, nn.Module] = {}
@@ -122,16 +134,17 @@ def pipeline_of(folder: Path) -> DiffusionPipeline:
     )
 
 
-def _write_weights(module: nn.Module, path: Path) -> None:
-    """Write an ONNX file of initializers, with their values in a separate file."""
+def _write_weights(module: nn.Module, path: Path, half: bool) -> None:
+    """An ONNX file of initializers, their values in a file beside it."""
     data = path.with_name(path.name + ".data")
     graph, offset = onnx.GraphProto(name=path.stem), 0
     with data.open("wb") as out:
         for name, parameter in module.named_parameters():
-            array = _random(name, parameter.shape).numpy()
+            values = _random(name, parameter.shape)
+            array = (values if half else values.float()).numpy()
             initializer = onnx.TensorProto(
                 name=name,
-                data_type=onnx.TensorProto.FLOAT16,
+                data_type=onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT,
                 dims=array.shape,
                 data_location=onnx.TensorProto.EXTERNAL,
             )

@@ -1,0 +1,1 @@
+"""Measurements on a borrowed NVIDIA GPU without a network (docs/internals/gpu.md)."""
