@@ -78,8 +78,9 @@ def first_alike(specs: Iterable[GraphSpec]) -> dict[str, str]:
     for spec in specs:
         if spec.name.startswith(CONTROLNET):
             config: dict[str, Any] = dict(spec.module.source.config)  # type: ignore[arg-type]
-            config.pop("_name_or_path", None)
-            key = f"{type(spec.module).__name__} {sorted(config.items())}"
+            # Names with an underscore say where it came from, and which values were defaults.
+            own = sorted((k, v) for k, v in config.items() if not k.startswith("_"))
+            key = f"{type(spec.module).__name__} {own}"
             if first.setdefault(key, spec.name) != spec.name:
                 alike[spec.name] = first[key]
     return alike

@@ -122,4 +122,4 @@ def test_model_files_only_re_export(name: str) -> None:
 
 def test_the_version_is_said_once_and_everywhere_the_same() -> None:
     assert f'version = "{tessera.__version__}"' in (ROOT / "pyproject.toml").read_text()
-    assert f"## {tessera.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{tessera.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

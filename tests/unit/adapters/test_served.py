@@ -134,7 +134,7 @@ def test_bounded_requests_do_not_wait_for_anything_on_their_own(sd15: Models) ->
         (loras(("a", 1.0), ("a", 2.0)), "LORAS[1].name is 'a'; accepted: each LoRA once"),
         (loras(("a", float("nan"))), "LORAS[0].weight is nan; accepted: "),
         (loras(("a", 1e9)), "LORAS[0].weight is 1000000000.0; accepted: "),
-        (loras(*[("a", 1.0)] * 50), "LORAS is 'a list of 50'; accepted: a JSON list of at most 8"),
+        (loras(*[("a", 1.0)] * 50), "LORAS has 50 elements; accepted: a JSON list of at most 8"),
         ("[{", "LORAS is '[{'; accepted: a JSON list of at most 8"),
     ],
     ids=["close", "unknown", "path", "twice", "NaN", "huge", "many", "no JSON"],

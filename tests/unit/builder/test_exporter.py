@@ -60,6 +60,8 @@ def test_another_controlnet_of_the_family_gets_the_graph_that_an_export_makes(
     """Byte for byte, though nothing is traced again."""
     made = small("sd15")
     other = controlnet(made.pipe.unet, conditioning_embedding_out_channels=CONTROL_WIDTHS)
+    for parameter in other.parameters():
+        parameter.data.mul_(1.5)
     networks = {"edges": made.control, "other": other}
     specs = {s.name: s for s in graphs_of(made.pipe, VARIANTS["sd15"], networks, lowrank=False)}
     twin = specs[graph.replace("edges", "other")]

@@ -18,7 +18,7 @@ from tessera.errors import (
     TimedOut,
     Unavailable,
 )
-from tessera_client import cli, client
+from tessera_client import cli, client, terminal
 from tests.fakes.transport import FakeTransport
 
 run = CliRunner()
@@ -130,8 +130,9 @@ class TestCommand:
         assert json.loads(result.stdout) == {"template": "abc", "bytes": 7}
         assert len(transport.sent("templates")) == 3
 
-    def test_adapters(self, transport: FakeTransport) -> None:
-        result = run.invoke(cli.app, ["adapters", "list"], env={"COLUMNS": "160"})
+    def test_adapters(self, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(terminal.output, "width", 160)
+        result = run.invoke(cli.app, ["adapters", "list"])
         assert "unet 20, text_encoder 6" in result.output
         assert "nothing: it is damaged or ends early" in result.output
         result = run.invoke(cli.app, ["adapters", "list", "--json"])
