@@ -30,7 +30,7 @@ class References:
         kind = getattr(diffusers, self._kind)
         self._plain = kind.from_pretrained(str(small.checkpoint), dtype=torch.float32, **off)
         self._plain.set_progress_bar_config(disable=True)
-        self._scheduler = self._plain.scheduler.config
+        self._own = self._plain.scheduler
 
     def picture(self, *, seed: int, **options: Any) -> Any:
         """A picture, with the bundle's defaults for what is left out."""
@@ -55,7 +55,8 @@ class References:
     def inpainting(self) -> DiffusionPipeline:
         """The pipeline for edits."""
         pipe = self._pipeline("Inpaint")
-        self._set_scheduler(pipe, self._defaults.scheduler)
+        # As in the checkpoint: what another sampler's settings leave in a config is passed on.
+        pipe.scheduler = type(self._own).from_config(self._own.config)
         return pipe
 
     def _pipeline(self, what: str, **networks: Any) -> DiffusionPipeline:
@@ -67,7 +68,7 @@ class References:
     def _set_scheduler(self, pipe: DiffusionPipeline, name: str) -> None:
         spec = SCHEDULERS[name]
         pipe.scheduler = getattr(diffusers, spec.cls).from_config(
-            self._scheduler, **dict(spec.settings)
+            self._own.config, **dict(spec.settings)
         )
 
     def _draw(self, pipe: DiffusionPipeline, *, seed: int, **options: Any) -> Any:
