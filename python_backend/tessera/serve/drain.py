@@ -17,6 +17,10 @@ CANCEL_S = 3.0
 QUIET_S = 0.3
 """How long nothing must have happened: between the steps of a request there are milliseconds."""
 
+REFUSALS_S = 1.0
+"""How long no job must have run while others are refused: clients that try again and again keep a
+server busy with refusing."""
+
 _LOOK_S = 0.02
 _TELL_S = 1.0
 _TCP = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -46,13 +50,19 @@ def drain(
 
     jobs, activities = Board(board), Activity(activity)
     jobs.refuse()
-    began = quiet = time.monotonic()
+    began = quiet = jobless = time.monotonic()
+    refused_at, refusals = 0.0, 0
     told = cancelled = False
     while not hurry():
         now = time.monotonic()
         if not activities.idle() or unsent(ports):
             quiet = now
-        if now - quiet >= QUIET_S:
+        if jobs.running():
+            jobless = now
+        if jobs.refusals != refusals:
+            refused_at, refusals = now, jobs.refusals
+        refusing = now - refused_at < REFUSALS_S <= now - jobless
+        if now - quiet >= QUIET_S or (refusing and not unsent(ports)):
             return
         if not told and now - began > _TELL_S:
             told = True

@@ -184,6 +184,11 @@ class Board:
         """Take no more jobs: the server is being stopped."""
         self._header["stopping"] = 1
 
+    @property
+    def refusals(self) -> int:
+        """About how many jobs have been refused since; several processes count without a lock."""
+        return max(0, int(self._header["stopping"]) - 1)
+
     def check_serving(self) -> None:
         """See whether jobs are taken.
 
@@ -191,6 +196,7 @@ class Board:
             Unavailable: the server is being stopped.
         """
         if self._header["stopping"]:
+            self._header["stopping"] += 1
             raise Unavailable("the server is being stopped; try again later")
 
     def cancel_all(self) -> None:

@@ -14,7 +14,7 @@ from tessera.errors import Unavailable
 from tessera.serve import drain as module
 from tessera.serve.drain import QUIET_S, drain, unsent
 from tessera.shared.activity import Activity
-from tessera.shared.board import Board
+from tessera.shared.board import Board, Phase
 
 
 @pytest.fixture
@@ -62,6 +62,30 @@ def test_a_request_may_end_and_a_pause_between_its_steps_is_no_end(board: Path) 
     timed(board)
     assert time.monotonic() - began > 4 * 0.3 + 3 * 0.05 + QUIET_S / 2
     thread.join()
+
+
+def test_clients_that_try_again_and_again_keep_no_server_alive(tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    slot, ticket = Board(board).open("a", 20)
+    Board(board).refuse()
+    ended = threading.Event()
+
+    def try_again() -> None:
+        activity, own = Activity(activity_of(board)), Board(board)
+        while not ended.is_set():
+            with activity.busy(), contextlib.suppress(Unavailable):
+                own.open("b", 20)
+                time.sleep(0.01)
+
+    clients = [threading.Thread(target=try_again) for _ in range(3)]
+    threading.Timer(0.5, lambda: Board(board).close(slot, ticket, Phase.DONE)).start()
+    for client in clients:
+        client.start()
+    seconds, _ = timed(board)
+    ended.set()
+    for client in clients:
+        client.join()
+    assert 0.5 + module.REFUSALS_S - 0.1 <= seconds < module.DRAIN_S
 
 
 def test_what_takes_too_long_is_cancelled(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
