@@ -9,6 +9,6 @@ COPY . /opt/tessera
 RUN pip install --editable "/opt/tessera[client,build,serve]" \
  && tessera-build demo --out /bundles/demo
 EXPOSE 8000 8001 8002
-HEALTHCHECK --start-period=120s CMD curl --fail-early --fail --silent 'localhost:8000/v2/models/{generate,denoise}/ready'
+HEALTHCHECK --start-period=120s CMD curl --fail-early --fail --silent 'localhost:8000/v2/models/{encode,render,denoise,decode}/ready'
 ENTRYPOINT ["tessera-serve"]
 CMD ["/bundles/demo"]
