@@ -60,6 +60,7 @@ def exporting(
         }
 
         def wait(name: str) -> Layout:
+            """The layout of a graph, once its file is there."""
             if name in alike:
                 first, module = alike[name], _specs[name].module
                 layout = layouts[first]
