@@ -18,7 +18,7 @@ from tessera.denoise.running import Running
 from tessera.shared.settings import LoraPath
 
 
-class Paths:
+class LoraPathChooser:
     """Chooses the LoRA path of every tick.
 
     Args:

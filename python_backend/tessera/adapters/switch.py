@@ -12,7 +12,7 @@ from tessera.adapters.factors import Ranks
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patcher
 from tessera.adapters.patchable import patchables_of
-from tessera.adapters.path_chooser import Paths
+from tessera.adapters.path_chooser import LoraPathChooser
 from tessera.adapters.side import Member, SidePath
 from tessera.adapters.store import Adapter, AdapterStore
 from tessera.adapters.targets import targets_of
@@ -41,7 +41,7 @@ class AdapterSwitch:
         paths: chooses the LoRA path, and has the side path.
     """
 
-    def __init__(self, patcher: Patcher, store: AdapterStore, paths: Paths) -> None:
+    def __init__(self, patcher: Patcher, store: AdapterStore, paths: LoraPathChooser) -> None:
         self._patcher = patcher
         self._store = store
         self._paths = paths
@@ -72,7 +72,7 @@ class AdapterSwitch:
             budget=settings.memory,
         )
         patcher = Patcher("unet", patchables, budget=settings.memory)
-        return cls(patcher, store, Paths(settings.path, side, slots=slots))
+        return cls(patcher, store, LoraPathChooser(settings.path, side, slots=slots))
 
     def read_ahead(self, adapter_set: AdapterSet, *, queued: bool = False) -> None:
         """Start reading the adapters of a request. See `AdapterStore.read_ahead`."""

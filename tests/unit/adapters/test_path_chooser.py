@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tessera.adapters.merge import BASE
-from tessera.adapters.path_chooser import Paths
+from tessera.adapters.path_chooser import LoraPathChooser
 from tessera.adapters.side import SidePath
 from tessera.adapters.switch import AdapterSwitch
 from tessera.adapters.turns import Turns
@@ -31,7 +31,7 @@ def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: Lora
         raise MemoryError("no memory for another UNet")
 
     side = side_path(fail)
-    paths = Paths(setting, side, slots=8)
+    paths = LoraPathChooser(setting, side, slots=8)
     requests = [running(plan(adapters=own)) for own in ((AdapterUse("a", "0" * 16, 1.0),), BASE)]
     members = [(r, r.plan.adapters) for r in requests]
     for _ in range(2):
@@ -50,7 +50,7 @@ def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
     side._opening.set_result(SimpleNamespace(predict=None))  # type: ignore[arg-type]
     store: Any = SimpleNamespace(touch=lambda digest: None, reading=lambda digest: False)
     patcher: Any = SimpleNamespace(current=BASE)
-    switch = AdapterSwitch(patcher, store, Paths(LoraPath.SIDE, side, slots=8))
+    switch = AdapterSwitch(patcher, store, LoraPathChooser(LoraPath.SIDE, side, slots=8))
     request = running(plan(adapters=(AdapterUse("a", "0" * 16, 1.0),)))
 
     def predict(*arguments: object) -> Any:
