@@ -148,7 +148,7 @@ class _Bench:
 
 def _random_conditions(config: dict[str, Any]) -> Conditions:
     conditions = {"encoder_hidden_states": torch.randn(2, TOKENS, config["cross_attention_dim"])}
-    if config["addition_embed_type"]:
+    if config.get("addition_embed_type"):
         pooled = config["projection_class_embeddings_input_dim"]
         pooled -= 6 * config["addition_time_embed_dim"]
         conditions |= {"text_embeds": torch.randn(2, pooled), "time_ids": torch.ones(2, 6)}
