@@ -122,12 +122,16 @@ def test_edits_of_all_kinds_share_ticks_and_do_not_change_each_other(
         lambda: http_client.generate(PROMPT, seed=8, steps=40),
     ]
     alone = [np.asarray(job().image, np.int16) for job in jobs]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        together = [f.result() for f in [pool.submit(job) for job in jobs]]
-    for result, expected in zip(together, alone, strict=True):
-        assert largest(result, expected) <= 2
-    spans = [(r.info.first_tick, r.info.last_tick) for r in together]
-    assert max(first for first, _ in spans) <= min(last for _, last in spans)
+    shared, tries = False, 0
+    while not shared and tries < 4:  # on a busy machine one may be over before the last one comes
+        tries += 1
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            together = [f.result() for f in [pool.submit(job) for job in jobs]]
+        for result, expected in zip(together, alone, strict=True):
+            assert largest(result, expected) <= 2
+        spans = [(r.info.first_tick, r.info.last_tick) for r in together]
+        shared = max(first for first, _ in spans) <= min(last for _, last in spans)
+    assert shared
 
 
 def test_two_clients_registering_one_image_record_it_once(http_client: Client) -> None:
