@@ -53,11 +53,18 @@ class Capturer(Protocol):
 
 
 class CudaCapturer:
-    """Captures into CUDA graphs on a separate stream."""
+    """Captures into CUDA graphs on a separate stream of a device, which has to be current in calls.
 
-    def __init__(self) -> None:
+    Other devices work meanwhile, in threads of their own, and may allocate memory. So only what
+    this thread does may break a capture.
+
+    Args:
+        device: `cuda:0` ...
+    """
+
+    def __init__(self, device: str) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(device)
 
     def __call__(self, call: Call, buffers: Positional) -> Capture:
         """See `Capturer`. The call first runs a few times, so that libraries initialise."""
@@ -67,7 +74,9 @@ class CudaCapturer:
                 call(buffers)
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             outputs = tuple(call(buffers))
         return _CudaCapture(graph, outputs)
 

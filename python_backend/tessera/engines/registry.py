@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tessera.engines.base import Engine
 from tessera.engines.compiled import FOLDER, canary_path, find_compiled, read_record
@@ -17,7 +17,10 @@ from tessera.manifest import CONTROLNET, HINT, LOWRANK, Manifest, network_of, re
 from tessera.shared.settings import EngineKind
 
 if TYPE_CHECKING:
+    import torch
+
     from tessera.networks.modules import GraphModule
+    from tessera.variants import Variant
 
 _TAKES_LORAS = ("text_encoder", "unet")
 _HALVES = ("unet_encoder", "unet_decoder")
@@ -38,6 +41,7 @@ class Source:
         variant: the bundle's.
         threads: threads of one call on the CPU; 0 is one per core.
         compiled: whether a torch engine compiles it, if it runs at every step.
+        device: where it runs: `cpu`, `cuda:0` ...; empty for the first GPU, or the CPU without one.
     """
 
     graph: str
@@ -47,6 +51,7 @@ class Source:
     variant: str
     threads: int = 0
     compiled: bool = False
+    device: str = ""
 
     @classmethod
     def of(
@@ -57,11 +62,20 @@ class Source:
         *,
         threads: int = 0,
         compiled: bool = False,
+        device: str = "",
     ) -> Source:
         """A graph of the bundle in `folder`, its files unchecked."""
         entry = manifest.graphs[graph]
         path, config = folder / entry.file, folder / entry.config
-        return cls(graph, path, entry.layout, config, manifest.variant, threads, compiled)
+        of_graph = (graph, path, entry.layout, config, manifest.variant)
+        return cls(*of_graph, threads=threads, compiled=compiled, device=device)
+
+    @property
+    def on(self) -> str:
+        """The device where it runs."""
+        import torch
+
+        return self.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def _onnxruntime(source: Source) -> Engine:
@@ -88,37 +102,62 @@ def open_module(source: Source) -> GraphModule:
     return module
 
 
+def open_placed(source: Source) -> GraphModule:
+    """The torch module of a graph on the source's device, in the precision of engines there."""
+    module = open_module(source)
+    placed: GraphModule = module.to(source.on, _precision(source, module))
+    return placed
+
+
+def _precision(source: Source, module: GraphModule) -> torch.dtype:
+    import torch
+
+    if source.on == "cpu" or overflows_in_half(source):
+        return torch.float32
+    stored = next(module.parameters()).dtype
+    return torch.float16 if stored == torch.float32 else stored
+
+
 def _torch(source: Source) -> Engine:
     import torch
 
     from tessera.engines.torch import TorchEngine
+    from tessera.networks.weights import Initializers
 
-    module = open_module(source)
+    module, places = open_module(source), Initializers(source.path).places()
     every_step = _runs_every_step(source.graph)
     compiled = every_step and source.compiled
-    if not torch.cuda.is_available():
+    if source.on == "cpu":
         torch.set_num_threads(source.threads or len(os.sched_getaffinity(0)))
-        return TorchEngine(module, compiled=compiled)
-    upcast = overflows_in_half(source)
+        return TorchEngine(module, compiled=compiled, places=places)
     return TorchEngine(
         module,
-        device="cuda",
-        dtype=torch.float32 if upcast else torch.float16,
+        device=source.on,
+        dtype=_precision(source, module),
         graphs=_GRAPHS if every_step else 0,
         compiled=compiled,
+        places=places,
     )
 
 
 def overflows_in_half(source: Source) -> bool:
-    """Whether a graph needs float32 where others run in half precision.
-
-    This holds for Stable Diffusion XL's VAE, unless its configuration says that it has been fixed.
-    """
+    """Whether a graph needs float32 where others run in half precision."""
     from tessera.variants import VARIANTS
 
-    if not source.graph.startswith("vae") or not VARIANTS[source.variant].pooled:
-        return False
-    return bool(json.loads(source.config.read_text()).get("force_upcast", True))
+    return overflows(source.graph, VARIANTS[source.variant], json.loads(source.config.read_text()))
+
+
+def overflows(graph: str, variant: Variant, config: Mapping[str, Any]) -> bool:
+    """Whether a graph overflows in fp16.
+
+    This holds for Stable Diffusion XL's VAE, unless its configuration says that it has been fixed.
+
+    Args:
+        graph: its name.
+        variant: the bundle's.
+        config: configuration of the graph's network.
+    """
+    return graph.startswith("vae") and variant.pooled and bool(config.get("force_upcast", True))
 
 
 def _tensorrt(source: Source) -> Engine:
@@ -131,9 +170,12 @@ def _tensorrt(source: Source) -> Engine:
         from tessera.engines.tensorrt import TensorRtEngine, version
     except ImportError as error:
         raise BundleError(f"the tensorrt engine needs TensorRT: {error}") from None
-    if not torch.cuda.is_available():
-        raise BundleError("the tensorrt engine needs an NVIDIA GPU, but torch finds none")
-    major, minor = torch.cuda.get_device_capability()
+    if source.on == "cpu":
+        found = f"{source.graph} is placed on the CPU" if source.device else "torch finds none"
+        raise BundleError(
+            f"the tensorrt engine needs an NVIDIA GPU, but {found}; serve with --engine auto"
+        )
+    major, minor = torch.cuda.get_device_capability(source.on)
     folder = source.path.parents[1]
     engine_file = find_compiled(
         folder,
@@ -148,6 +190,7 @@ def _tensorrt(source: Source) -> Engine:
         base=Initializers(source.path),
         stripped=read_record(engine_file.with_suffix(".json")).key.stripped,
         graphs=_GRAPHS if _runs_every_step(source.graph) else 0,
+        device=source.on,
     )
     return WatchedEngine(engine, Canary.read(canary_path(engine_file)), name=engine_file.name)
 
@@ -164,15 +207,24 @@ _KINDS: dict[str, Callable[[Source], Engine]] = {
 }
 
 
-def chosen_kind(folder: Path, setting: EngineKind = EngineKind.AUTO) -> EngineKind:
-    """The kind that a setting stands for; `auto` is ONNX Runtime where there is no GPU, else
-    TensorRT if the bundle in `folder` has been compiled, else torch.
+def runs_on_gpu(setting: EngineKind) -> bool:
+    """Whether engines of this setting can run on a GPU."""
+    return setting is not EngineKind.ONNXRUNTIME
+
+
+def chosen_kind(
+    folder: Path, setting: EngineKind = EngineKind.AUTO, *, device: str = ""
+) -> EngineKind:
+    """The kind that a setting stands for on a device (see `Source`).
+
+    `auto` is ONNX Runtime on the CPU. On a GPU it is TensorRT if the bundle in `folder` has been
+    compiled, else torch.
     """
     if setting is not EngineKind.AUTO:
         return setting
     import torch
 
-    if not torch.cuda.is_available():
+    if device == "cpu" or not (device or torch.cuda.is_available()):
         return EngineKind.ONNXRUNTIME
     compiled = any((folder / FOLDER).glob("*.plan"))
     return EngineKind.TENSORRT if compiled and find_spec("tensorrt") else EngineKind.TORCH

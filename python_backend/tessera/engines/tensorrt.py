@@ -15,7 +15,7 @@ from pathlib import Path
 import tensorrt as trt
 import torch
 
-from tessera.engines.base import EngineInfo, check_refit
+from tessera.engines.base import EngineInfo, check_refit, failed
 from tessera.engines.cuda_graphs import Call, CudaCapturer, Replayer
 from tessera.errors import BundleError, InternalError
 from tessera.networks.weights import Initializers, Layout, own_shape, to_layout
@@ -36,7 +36,7 @@ def version() -> str:
 
 
 class TensorRtEngine:
-    """A compiled engine on the current GPU.
+    """A compiled engine on a GPU.
 
     Args:
         engine_file: the file that `tessera-build compile` wrote.
@@ -45,6 +45,7 @@ class TensorRtEngine:
         stripped: whether the compiled engine has no weights, so that all are refitted when opened.
         graphs: how many sets of shapes CUDA graphs are kept for; 0 means none. It is undocumented
             whether graphs captured before a refit may run after it, so a refit drops them.
+        device: `cuda:0` ...
 
     Raises:
         BundleError: TensorRT cannot load the file.
@@ -58,7 +59,15 @@ class TensorRtEngine:
         base: Initializers,
         stripped: bool = False,
         graphs: int = 0,
+        device: str = "cuda:0",
     ) -> None:
+        self._device = torch.device(device)
+        with torch.cuda.device(self._device):
+            self._load(engine_file, layout, base, graphs)
+            if stripped:
+                self._replace({name: self._base[name] for name in self._shapes})
+
+    def _load(self, engine_file: Path, layout: Layout, base: Initializers, graphs: int) -> None:
         self._runtime = trt.Runtime(_LOGGER)
         self._engine = self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
         if self._engine is None:
@@ -76,34 +85,35 @@ class TensorRtEngine:
         # One execution context for each captured graph, since a graph keeps its context's shapes
         # and addresses. They never run at the same time, so they share memory for activations.
         size = self._engine.device_memory_size_v2
-        self._scratch = torch.empty(size, dtype=torch.uint8, device="cuda")
+        self._scratch = torch.empty(size, dtype=torch.uint8, device=self._device)
         self._refitter = trt.Refitter(self._engine, _LOGGER)
         self._shapes = {
             name: own_shape(name, base.shape(name), layout)
             for name in self._refitter.get_all_weights()
         }
         self._call: Call = (
-            Replayer(self._new_call, capacity=graphs, capture=CudaCapturer())
+            Replayer(self._new_call, capacity=graphs, capture=CudaCapturer(str(self._device)))
             if graphs
             else self._new_call()
         )
-        if stripped:
-            self._replace({name: self._base[name] for name in self._shapes})
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """See `Engine.run`. Inputs are moved to the GPU and cast to the engine's types."""
-        with self._lock, torch.cuda.stream(self._stream):
-            self._stream.wait_stream(torch.cuda.default_stream())
-            placed = [self._placed(name, inputs[name]) for name in self._inputs]
-            outputs = self._call(placed)
-            self._stream.synchronize()
+        with self._lock, torch.cuda.stream(self._stream):  # its device becomes current, too
+            self._stream.wait_stream(torch.cuda.default_stream(self._device))
+            try:
+                placed = [self._placed(name, inputs[name]) for name in self._inputs]
+                outputs = self._call(placed)
+                self._stream.synchronize()
+            except RuntimeError as error:  # torch's, which has the tensors
+                raise failed("TensorRT", error) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def describe(self) -> EngineInfo:
         """See `Engine.describe`."""
         return EngineInfo(
             kind="tensorrt",
-            device=f"cuda:{torch.cuda.current_device()}",
+            device=str(self._device),
             inputs={name: self._shape(name) for name in self._inputs},
             outputs={name: self._shape(name) for name in self._outputs},
             refittable=frozenset(self._shapes),
@@ -112,7 +122,7 @@ class TensorRtEngine:
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """See `Engine.refit`. Runs wait until it is done."""
         check_refit(weights, self._shapes)
-        with self._lock:
+        with self._lock, torch.cuda.device(self._device):
             self._replace({n: to_layout(n, w.detach(), self._layout) for n, w in weights.items()})
 
     def _replace(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -173,7 +183,7 @@ class TensorRtEngine:
 
     def _placed(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         dtype = _TYPES[self._engine.get_tensor_dtype(name)]
-        return tensor.to("cuda", dtype, non_blocking=True).contiguous()
+        return tensor.to(self._device, dtype, non_blocking=True).contiguous()
 
     def _bind(self, context: trt.IExecutionContext, name: str, tensor: torch.Tensor) -> None:
         if not context.set_input_shape(name, tuple(tensor.shape)):
@@ -187,7 +197,7 @@ class TensorRtEngine:
     def _new_output(self, context: trt.IExecutionContext, name: str) -> torch.Tensor:
         shape = tuple(context.get_tensor_shape(name))
         dtype = _TYPES[self._engine.get_tensor_dtype(name)]
-        output = torch.empty(shape, dtype=dtype, device="cuda")
+        output = torch.empty(shape, dtype=dtype, device=self._device)
         context.set_tensor_address(name, output.data_ptr())
         return output
 

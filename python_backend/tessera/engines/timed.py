@@ -1,4 +1,4 @@
-"""An engine whose runs are timed."""
+"""An engine whose runs are timed, and are spans of a trace."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
+from tessera import trace
 from tessera.engines.base import Engine, EngineInfo
 
 
@@ -25,7 +26,8 @@ class TimedEngine:
         """See `Engine.run`."""
         began = time.perf_counter()
         try:
-            return self._engine.run(inputs)
+            with trace.span("engine"):
+                return self._engine.run(inputs)
         finally:
             self.spent_ms += 1e3 * (time.perf_counter() - began)
 

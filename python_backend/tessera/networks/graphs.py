@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    ControlNetUnionModel,
+    UNet2DConditionModel,
+)
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tessera.manifest import CONTROLNET, HINT, LOWRANK
+from tessera.networks.controlnets import ControlNet, ControlNetHint, UnionHint, is_union
 from tessera.networks.lowrank import LowRank
 from tessera.networks.modules import (
-    ControlNet,
-    ControlNetHint,
     GraphModule,
-    PenultimateTextEncoder,
-    TextEncoder,
     UNetDecoder,
     UNetEncoder,
     VaeDecoder,
     VaeEncoder,
 )
 from tessera.networks.sparse_unet import SparseUNet, TextProjections
+from tessera.networks.text_modules import PenultimateTextEncoder, TextEncoder
 from tessera.variants import Variant
 
 _KINDS: dict[str, type[GraphModule]] = {
@@ -33,6 +39,7 @@ _KINDS: dict[str, type[GraphModule]] = {
     "vae_encoder": VaeEncoder,
     "vae_decoder": VaeDecoder,
 }
+_OTHER_VAES = (AsymmetricAutoencoderKL, AutoencoderTiny)
 
 
 def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
@@ -48,7 +55,8 @@ def wrap(graph: str, network: nn.Module, variant: Variant) -> GraphModule:
     if graph.startswith("text_encoder"):
         kind: type[GraphModule] = PenultimateTextEncoder if variant.pooled else TextEncoder
     elif graph.startswith(CONTROLNET):
-        kind = ControlNetHint if graph.endswith(HINT) else ControlNet
+        of_hint = UnionHint if is_union(network) else ControlNetHint
+        kind = of_hint if graph.endswith(HINT) else ControlNet
     else:
         kind = _KINDS[graph]
     return kind(network).eval()
@@ -65,8 +73,14 @@ def new_network(part: str, config: dict[str, Any]) -> nn.Module:
         if part == "unet":
             return UNet2DConditionModel.from_config(config)
         if part == "vae":
-            return AutoencoderKL.from_config(config)
+            return _kind_of(config, AutoencoderKL, *_OTHER_VAES).from_config(config)
         if part.startswith(CONTROLNET):
-            return ControlNetModel.from_config(config)
+            return _kind_of(config, ControlNetModel, ControlNetUnionModel).from_config(config)
         known = {c.__name__: c for c in (CLIPTextModel, CLIPTextModelWithProjection)}
         return known[config["architectures"][0]](CLIPTextConfig.from_dict(config))
+
+
+def _kind_of(config: Mapping[str, Any], *kinds: Any) -> Any:
+    """The class that a configuration names; the first if it names none."""
+    named = {kind.__name__: kind for kind in kinds}
+    return named[config.get("_class_name", kinds[0].__name__)]

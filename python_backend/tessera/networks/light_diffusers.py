@@ -1,5 +1,5 @@
-"""The parts of diffusers that serving needs at every start: schedulers and the converters of LoRAs'
-names, without what makes `import diffusers` slow.
+"""The part of diffusers that serving needs at every start, schedulers, without what makes `import
+diffusers` slow.
 
 Measured with diffusers 0.42.1 on torch 2.13, in seconds of CPU time beyond `import torch` (0.95):
 `import diffusers` 1.1, of which 0.9 go into `torch._dynamo`, torch's compiler, which diffusers
@@ -7,25 +7,27 @@ imports for one decorator of its networks and does without where it cannot be im
 told that it cannot; 0.2 remain. Its networks add 0.9 and its pipelines' LoRA loaders, which bring
 transformers, 0.9 (`docs/internals/startup.md`).
 
+Most schedulers' modules import `scipy.stats` if it is installed, for one of their settings, which
+takes 0.4 more. It is imported when a sampler of that setting is made.
+
 Whoever else imports `torch._dynamo`, in another thread or later, gets it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
-
-import torch
 
 from tessera.shared.settings import compiles
 
 _DYNAMO = "torch._dynamo"
-_KOHYA = ("lora_te_", "lora_unet_", "lora_te1_", "lora_te2_")
+_STATISTICS = "scipy.stats"
 
 
 class _Refusal(MetaPathFinder):
@@ -58,46 +60,23 @@ def _without_dynamo() -> Iterator[None]:
         sys.meta_path.remove(refusal)
 
 
+class _Late(ModuleType):
+    """Stands for a module until something in it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+if _STATISTICS not in sys.modules and importlib.util.find_spec("scipy"):
+    sys.modules[_STATISTICS] = _Late(_STATISTICS)
 with _without_dynamo():
     import diffusers
-    from diffusers.loaders import lora_conversion_utils
-    from diffusers.utils.state_dict_utils import (
-        DIFFUSERS_OLD_TO_PEFT,
-        DIFFUSERS_TO_PEFT,
-        UNET_TO_DIFFUSERS,
-        convert_state_dict,
-    )
 
-__all__ = [
-    "DIFFUSERS_OLD_TO_PEFT",
-    "DIFFUSERS_TO_PEFT",
-    "UNET_TO_DIFFUSERS",
-    "convert_state_dict",
-    "lora_state_dict",
-    "scheduler_class",
-]
+__all__ = ["scheduler_class"]
 
 
 def scheduler_class(name: str) -> Any:
     """One of diffusers' schedulers."""
     return getattr(diffusers, name)
-
-
-def lora_state_dict(
-    tensors: Mapping[str, torch.Tensor], *, layers_per_block: int | None = None
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """A LoRA's tensors under diffusers' names, and kohya's alphas: what
-    `StableDiffusionXLLoraLoaderMixin.lora_state_dict` gives, by the same converters.
-
-    Args:
-        tensors: the file's.
-        layers_per_block: of the UNet, where LoRAs may use the names of the original SDXL code.
-    """
-    state = dict(tensors)
-    if not all(key.startswith(_KOHYA) for key in state):
-        return state, {}
-    if layers_per_block:
-        config = SimpleNamespace(layers_per_block=layers_per_block)
-        state = lora_conversion_utils._maybe_map_sgm_blocks_to_diffusers(state, config)
-    converted, alphas = lora_conversion_utils._convert_non_diffusers_lora_to_diffusers(state)
-    return converted, alphas or {}

@@ -1,26 +1,34 @@
 """The networks that engines run: wrappers of diffusers and transformers modules that define each
-graph's inputs and outputs.
+graph's inputs and outputs. `networks.controlnets` has those of ControlNets.
 
 The builder exports these modules, and the torch engine runs them. A wrapper *adopts* the children
 of the network it wraps, so that its parameters have the checkpoint's names without a prefix. The
-UNet is cut after the mid block, where residuals of ControlNets are added. A ControlNet is cut after
-the hint, the embedding of its control image, which is the same in every step.
+UNet is cut after the mid block, where residuals of ControlNets are added.
 
 Knows no engines, bundles or requests.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers import (
+    AsymmetricAutoencoderKL,
+    AutoencoderKL,
+    AutoencoderTiny,
+    ControlNetModel,
+    ControlNetUnionModel,
+    UNet2DConditionModel,
+)
 from torch import nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from tessera.networks.outline import UNET_HALVES
 
-_CONTROL_PARTS = ("controlnet_down_blocks", "controlnet_mid_block")
+Conditioned: TypeAlias = UNet2DConditionModel | ControlNetModel | ControlNetUnionModel
+Vae: TypeAlias = AutoencoderKL | AsymmetricAutoencoderKL | AutoencoderTiny
 
 
 class GraphModule(nn.Module):
@@ -56,54 +64,19 @@ class GraphModule(nn.Module):
         object.__setattr__(self, "source", source)
 
 
-class TextEncoder(GraphModule):
-    """`input_ids` (n, tokens) -> `last_hidden_state` (n, tokens, width)."""
-
-    source: CLIPTextModel
-    inputs = ("input_ids",)
-    outputs = ("last_hidden_state",)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        hidden: torch.Tensor = self.source(input_ids)[0]
-        return hidden
-
-
-class PenultimateTextEncoder(GraphModule):
-    """`input_ids` -> `penultimate_hidden_state` (n, tokens, width) and a second output.
-
-    The second output is `text_embeds` (n, width) for an encoder with a projection. Otherwise it is
-    `last_hidden_state`, which nothing reads. It keeps the last layer's weights in the graph, since
-    LoRAs refer to them.
-    """
-
-    source: CLIPTextModel | CLIPTextModelWithProjection
-    inputs = ("input_ids",)
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source)
-        projects = isinstance(source, CLIPTextModelWithProjection)
-        second = "text_embeds" if projects else "last_hidden_state"
-        self.outputs = ("penultimate_hidden_state", second)
-
-    def forward(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See the class."""
-        output = self.source(input_ids, output_hidden_states=True)
-        return output.hidden_states[-2], output[self.outputs[1]]
-
-
 class UNetEncoder(GraphModule):
     """conv_in, down blocks, mid block: (`sample`, `timestep`, `encoder_hidden_states`) -> (`mid`,
     `emb`, `skip_i`...).
 
-    If the UNet takes them, `text_embeds` (n, width) and `time_ids` (n, 6) are inputs too.
+    If the UNet takes them, `added_inputs` are inputs too. `mid` of a UNet without a mid block is
+    its last skip.
     """
 
     source: UNet2DConditionModel
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__(unet, UNET_HALVES["unet_encoder"])
-        self.inputs = _conditioned(unet)
+        self.inputs = (*BASIC_INPUTS, *added_inputs(unet))
         self.outputs = ("mid", "emb", *_skips(unet))
 
     def forward(
@@ -111,14 +84,15 @@ class UNetEncoder(GraphModule):
         sample: torch.Tensor,
         timestep: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        text_embeds: torch.Tensor | None = None,
-        time_ids: torch.Tensor | None = None,
+        first: torch.Tensor | None = None,
+        second: torch.Tensor | None = None,
+        third: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """See the class."""
+        """See the class. The last three are the added inputs, as far as there are any."""
         unet = self.source
-        added = {} if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
+        added = dict(zip(self.inputs[len(BASIC_INPUTS) :], (first, second, third), strict=False))
         emb = embed_conditions(unet, sample, timestep, added)
-        mid, skips = _go_down(unet, unet.conv_in(sample), emb, encoder_hidden_states)
+        mid, skips = go_down(unet, unet.conv_in(sample), emb, encoder_hidden_states)
         return (mid, emb, *skips)
 
 
@@ -159,80 +133,41 @@ class UNetDecoder(GraphModule):
         return out
 
 
-class ControlNet(GraphModule):
-    """(`sample`, `timestep`, `encoder_hidden_states`, `hint`) -> (`residual_0` ... `residual_k`,
-    `residual_mid`), unscaled, in the order of the encoder half's skips and its mid.
+class VaeEncoder(GraphModule):
+    """`image` (n, 3, H, W) in -1..1 -> `mean`, `std` (n, c, h, w) of the unscaled latents.
 
-    `text_embeds` and `time_ids` as in the encoder half. `hint` is the output of `ControlNetHint`.
+    A tiny VAE knows no distribution: its latents are the mean, and the deviation is 0.
     """
 
-    source: ControlNetModel
-
-    def __init__(self, network: ControlNetModel) -> None:
-        super().__init__(network, (*UNET_HALVES["unet_encoder"], *_CONTROL_PARTS))
-        self.inputs = (*_conditioned(network), "hint")
-        count = len(network.controlnet_down_blocks)
-        self.outputs = (*(f"residual_{i}" for i in range(count)), "residual_mid")
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        *rest: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
-        """See the class."""
-        network, (*added, hint) = self.source, rest
-        names = ("text_embeds", "time_ids")
-        emb = embed_conditions(network, sample, timestep, dict(zip(names, added, strict=False)))
-        mid, skips = _go_down(network, network.conv_in(sample) + hint, emb, encoder_hidden_states)
-        pairs = zip(network.controlnet_down_blocks, skips, strict=True)
-        return (*(conv(skip) for conv, skip in pairs), network.controlnet_mid_block(mid))
-
-
-class ControlNetHint(GraphModule):
-    """`image` (n, 3, H, W) in 0..1 -> `hint` (n, c, h, w). Runs once per request."""
-
-    source: ControlNetModel
-    inputs = ("image",)
-    outputs = ("hint",)
-
-    def __init__(self, network: ControlNetModel) -> None:
-        super().__init__(network, ("controlnet_cond_embedding",))
-        self._flipped = network.config.controlnet_conditioning_channel_order == "bgr"
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        ordered = image.flip(1) if self._flipped else image
-        hint: torch.Tensor = self.source.controlnet_cond_embedding(ordered)
-        return hint
-
-
-class VaeEncoder(GraphModule):
-    """`image` (n, 3, H, W) in -1..1 -> `mean`, `std` (n, c, h, w) of the unscaled latents."""
-
-    source: AutoencoderKL
+    source: Vae
     inputs = ("image",)
     outputs = ("mean", "std")
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Vae) -> None:
         super().__init__(vae, ("encoder", "quant_conv"))
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See the class."""
-        posterior = self.source.encode(image).latent_dist
-        return posterior.mean, posterior.std
+        encoded = self.source.encode(image)
+        if isinstance(self.source, AutoencoderTiny):
+            return encoded.latents, torch.zeros_like(encoded.latents)
+        return encoded.latent_dist.mean, encoded.latent_dist.std
 
 
 class VaeDecoder(GraphModule):
-    """`latents` (n, c, h, w), unscaled -> `image` (n, 3, H, W) around -1..1."""
+    """`latents` (n, c, h, w), unscaled -> `image` (n, 3, H, W) around -1..1.
 
-    source: AutoencoderKL
+    An asymmetric VAE decodes without the image and the mask that its decoder could take.
+    """
+
+    source: Vae
     inputs = ("latents",)
     outputs = ("image",)
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: Vae) -> None:
         super().__init__(vae, ("post_quant_conv", "decoder"))
+        if isinstance(vae, AsymmetricAutoencoderKL):
+            self.decoder = _without(vae.decoder, "condition_encoder")
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -240,16 +175,30 @@ class VaeDecoder(GraphModule):
         return image
 
 
+BASIC_INPUTS = ("sample", "timestep", "encoder_hidden_states")
+"""Inputs of every UNet and ControlNet."""
+
+
+def added_inputs(network: Conditioned) -> tuple[str, ...]:
+    """Further inputs that the checkpoint's config determines: `text_embeds` (n, width) and
+    `time_ids` (n, 6), and `timestep_cond` (n, width), the embedding of the guidance scale.
+    """
+    config = network.config
+    added = ("text_embeds", "time_ids") if config.addition_embed_type else ()
+    return (*added, "timestep_cond") if config.get("time_cond_proj_dim") else added
+
+
 def embed_conditions(
-    network: UNet2DConditionModel | ControlNetModel,
+    network: Conditioned,
     sample: torch.Tensor,
     timestep: torch.Tensor,
     added: Mapping[str, torch.Tensor | None],
 ) -> torch.Tensor:
-    """The embedding (n, width) of the timestep and of `text_embeds` and `time_ids`, if `added` has
-    them (Podell et al. 2023, section 2.2). Only the precision of `sample` is used.
+    """The embedding (n, width) of the timestep and of those of `added_inputs` that `added` has
+    (Podell et al. 2023, section 2.2; Meng et al. 2023). Only the precision of `sample` is used.
     """
-    emb: torch.Tensor = network.time_embedding(network.time_proj(timestep).to(sample.dtype))
+    projected = network.time_proj(timestep).to(sample.dtype)
+    emb: torch.Tensor = network.time_embedding(projected, added.get("timestep_cond"))
     text, sizes = added.get("text_embeds"), added.get("time_ids")
     if text is None or sizes is None:
         return emb
@@ -266,24 +215,19 @@ def keeps_type(name: str, tensor: torch.Tensor) -> bool:
     return exact or not tensor.is_floating_point()
 
 
-def _conditioned(network: UNet2DConditionModel | ControlNetModel) -> tuple[str, ...]:
-    """Input names of a UNet or ControlNet that the checkpoint's config determines."""
-    added = ("text_embeds", "time_ids") if network.config.addition_embed_type else ()
-    return ("sample", "timestep", "encoder_hidden_states", *added)
-
-
-def _go_down(
-    network: UNet2DConditionModel | ControlNetModel,
-    hidden: torch.Tensor,
-    emb: torch.Tensor,
-    text: torch.Tensor,
+def go_down(
+    network: Conditioned, hidden: torch.Tensor, emb: torch.Tensor, text: torch.Tensor
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Down blocks and mid block: (mid, skips)."""
+    """Down blocks and mid block: (mid, skips). Without a mid block, mid is a copy of the last skip,
+    since residuals are added to each in place.
+    """
     skips: tuple[torch.Tensor, ...] = (hidden,)
     for block in network.down_blocks:
         hidden, states = block(hidden_states=hidden, temb=emb, **_text_for(block, text))
         skips += states
     block = network.mid_block
+    if block is None:
+        return hidden.clone(), skips
     return block(hidden, emb, **_text_for(block, text)), skips
 
 
@@ -294,3 +238,11 @@ def _skips(unet: UNet2DConditionModel) -> tuple[str, ...]:
 
 def _text_for(block: nn.Module, text: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+
+
+def _without(module: nn.Module, child: str) -> Any:
+    """A module that shares all children but one."""
+    twin = copy.copy(module)
+    kept = {name: other for name, other in module._modules.items() if name != child}
+    object.__setattr__(twin, "_modules", kept)
+    return twin

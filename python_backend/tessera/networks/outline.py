@@ -34,26 +34,37 @@ class Outline:
     Attributes:
         weights: shapes of the weights of linear layers and convolutions, by name, in the order of
             the network's modules.
+        others: shapes of its biases, norms and embeddings, by name.
         program: of a UNet.
     """
 
     weights: dict[str, tuple[int, ...]]
+    others: dict[str, tuple[int, ...]]
     program: Program | None = None
 
+    @property
+    def all_weights(self) -> dict[str, tuple[int, ...]]:
+        """`weights` and `others`."""
+        return self.weights | self.others
+
     @classmethod
-    def from_json(cls, text: str) -> Outline:
-        """The inverse of `to_json`."""
+    def from_json(cls, text: str) -> Outline | None:
+        """The inverse of `to_json`; `None` for the file of an older Tessera, which has less."""
         content = json.loads(text)
-        program = content["program"]
-        return cls(
-            {name: tuple(shape) for name, shape in content["weights"].items()},
-            Program.from_dict(program) if program else None,
+        if "others" not in content:
+            return None
+        weights, others = (
+            {name: tuple(shape) for name, shape in content[field].items()}
+            for field in ("weights", "others")
         )
+        program = content["program"]
+        return cls(weights, others, Program.from_dict(program) if program else None)
 
     def to_json(self) -> str:
         """The content of an outline's file; not sorted, since the order of weights counts."""
         program = self.program.to_dict() if self.program else None
-        return json.dumps({"weights": self.weights, "program": program}) + "\n"
+        content = {"weights": self.weights, "others": self.others, "program": program}
+        return json.dumps(content) + "\n"
 
     def half(self, graph: str) -> dict[str, tuple[int, ...]]:
         """The weights of a UNet's half, `unet_encoder` or `unet_decoder`."""

@@ -21,7 +21,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional
 
-from tessera.networks.modules import GraphModule, embed_conditions
+from tessera.networks.modules import GraphModule, added_inputs, embed_conditions
 from tessera.networks.program import Op, Program
 from tessera.networks.walk import program_of
 
@@ -94,13 +94,12 @@ def text_names(blocks: list[str]) -> tuple[str, ...]:
 
 def input_names(unet: UNet2DConditionModel, program: Program) -> tuple[str, ...]:
     """Input names of `unet_sparse`, in order."""
-    added = ("text_embeds", "time_ids") if unet.config.addition_embed_type else ()
     steps = range(program.levels - 1)
     attending = sorted({level for _, level in program.attentions})
     cached = [s.name for s in program.sites if s.kind in ("halo", "key", "value")]
     return (
         *_LIVE,
-        *added,
+        *added_inputs(unet),
         "part",
         *(f"share_{level}" for level in range(program.levels)),
         *(f"tokens_{level}" for level in attending),

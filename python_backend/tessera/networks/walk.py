@@ -22,7 +22,7 @@ from tessera.networks.program import Op, Program, Site
 def outline_of(network: nn.Module) -> Outline:
     """Of a UNet or a text encoder; its weights may be on the meta device."""
     program = program_of(network) if isinstance(network, UNet2DConditionModel) else None
-    return Outline(weights_of(network), program)
+    return Outline(weights_of(network), others_of(network), program)
 
 
 def outline_from_config(part: str, config: dict[str, Any]) -> Outline:
@@ -45,6 +45,12 @@ def weights_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
+
+
+def others_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of biases, norms and embeddings, by name."""
+    weights = weights_of(network)
+    return {n: tuple(p.shape) for n, p in network.named_parameters() if n not in weights}
 
 
 def program_of(unet: UNet2DConditionModel) -> Program:
@@ -145,8 +151,9 @@ def _walk(unet: UNet2DConditionModel) -> Iterator[Op]:
             table = f"down_{level - 1}"
             yield Op("conv", f"down_blocks.{i}.downsamplers.0.conv", level, table)
             yield Op("push")
-    for layer in _layers("mid_block", unet.mid_block, level):
-        yield from layer
+    if unet.mid_block is not None:
+        for layer in _layers("mid_block", unet.mid_block, level):
+            yield from layer
     yield Op("join", level=level)
     for i, block in enumerate(unet.up_blocks):
         for layer in _layers(f"up_blocks.{i}", block, level):
@@ -179,6 +186,7 @@ _KNOWN = {
     "DownBlock2D",
     "CrossAttnDownBlock2D",
     "UNetMidBlock2DCrossAttn",
+    "UNetMidBlock2D",
     "CrossAttnUpBlock2D",
     "UpBlock2D",
 }
@@ -208,8 +216,8 @@ _EXPECTED: dict[str, dict[str, Any]] = {
 
 
 def _check(unet: UNet2DConditionModel, modules: dict[str, nn.Module]) -> None:
-    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-    for block in blocks:
+    middle = () if unet.mid_block is None else (unet.mid_block,)
+    for block in (*unet.down_blocks, *middle, *unet.up_blocks):
         if type(block).__name__ not in _KNOWN:
             raise ValueError(
                 f"the UNet has a {type(block).__name__}; accepted: {', '.join(sorted(_KNOWN))}"

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tessera.shared.own_files import open_own
+
 
 class Activity:
     """The lock of one server; every process opens its own `Activity` on the same file.
@@ -21,7 +23,7 @@ class Activity:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = open_own(path, os.O_RDONLY | os.O_CREAT)
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:

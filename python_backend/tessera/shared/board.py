@@ -2,8 +2,9 @@
 
 Triton does not tell an ensemble's members that a client has gone. It does not tell a client the
 progress of its request either. So each request has a row here. `encode` opens it. `denoise` writes
-progress and reads the cancel flag at every tick. `decode` closes it. The `jobs` model reads and
-cancels. Rows of finished jobs stay until their slot is needed.
+progress and reads at every tick whether to cancel, and whether somebody watches. `decode` closes
+it. The `jobs` model reads, cancels and watches. Rows of finished jobs stay until their slot is
+needed. Whoever looks at the board closes the rows of jobs that have been lost (see `rows`).
 
 A row is identified by (slot, ticket). The ticket changes when another job gets the slot. Opening,
 closing and cancelling hold a file lock. Progress needs no lock, since one process at a time writes
@@ -13,120 +14,66 @@ it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
-import re
 import time
-from collections.abc import Iterator
-from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tessera.contract import JobStatus
-from tessera.errors import InvalidInput, Unavailable, UnknownJob
-from tessera.shared.processes import SHARED, lives, namespace
-from tessera.shared.settings import BOARD_PREFIX
+from tessera.contract.limits import DEFAULT_PRIORITY, PRIORITIES
+from tessera.errors import Cancelled, InvalidInput, TimedOut, Unavailable, UnknownJob
+from tessera.plan import Plan
+from tessera.shared.ends import Ends
+from tessera.shared.estimate import average, in_order, place_in_queue, seconds_left, wait
+from tessera.shared.header import HEADER
+from tessera.shared.metrics import Kind
+from tessera.shared.own_files import open_own
+from tessera.shared.rows import ROW, Marks, Phase, Rows, ended, given_up, in_queue, phase_of
 
 CAPACITY = 4096
 ARRIVES_WITHIN_S = 5.0
-ABANDONED_S = 900.0
-"""A running job that no process has touched for this long is lost: its row may be reused."""
+WATCHED_S = 3.0
+"""A job is watched for so long after the last request for a preview."""
+
+_SIZE = HEADER.itemsize + CAPACITY * ROW.itemsize
 
 
-class Phase(IntEnum):
-    """Phase of a job."""
-
-    QUEUED = 1
-    DENOISING = 2
-    DECODING = 3
-    DONE = 4
-    FAILED = 5
-    CANCELLED = 6
-
-    @property
-    def final(self) -> bool:
-        """Whether the job has ended."""
-        return self >= Phase.DONE
-
-
-CACHE_FIELDS = ("hits", "misses", "evictions", "bytes", "entries")
-"""Counters of the recorded activations in `denoise`'s memory."""
-
-_HEADER = np.dtype(
-    [(name, "i8") for name in ("ticket", "tick", "stopping")] + [(n, "i8") for n in CACHE_FIELDS]
-)
-_ROW = np.dtype(
-    [
-        ("job_id", "S64"),
-        ("ticket", "i8"),
-        ("phase", "i8"),
-        ("cancel", "i8"),
-        ("step", "i8"),
-        ("total", "i8"),
-        ("opened", "f8"),
-        ("touched", "f8"),
-    ]
-)
-Rows = npt.NDArray[Any]
-_SIZE = _HEADER.itemsize + CAPACITY * _ROW.itemsize
-
-
-def sweep_boards() -> None:
-    """Remove the boards of servers that have ended, with the files next to them.
-
-    `tessera-serve` removes its own board.
-    """
-    for path in SHARED.glob(f"{BOARD_PREFIX}{namespace()}-*"):
-        named = re.fullmatch(rf"{BOARD_PREFIX}\d+-(\d+)-(\d+)(\..*)?", path.name)
-        if named and not lives(f"{named[1]}:{named[2]}"):
-            with contextlib.suppress(OSError):  # another user's
-                path.unlink()
-
-
-class Board:
+class Board(Ends):
     """One server's board. Every process opens a `Board` on the same file."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = open_own(path, os.O_RDWR | os.O_CREAT)
         with self._locked():
             if os.fstat(self._file).st_size < _SIZE:
                 os.posix_fallocate(self._file, 0, _SIZE)  # else a write to a full disk is a SIGBUS
         self._memory = mmap.mmap(self._file, _SIZE)
-        self._header: Rows = np.ndarray((), _HEADER, self._memory)
+        self._header = np.ndarray((), HEADER, self._memory)
         self._waiting = True
         self._newest = 0
-        self._rows: Rows = np.ndarray((CAPACITY,), _ROW, self._memory, _HEADER.itemsize)
+        self._swept = 0.0
+        self._rows: Rows = np.ndarray((CAPACITY,), ROW, self._memory, HEADER.itemsize)
 
-    @property
-    def tick(self) -> int:
-        """Number of the latest tick that `denoise` began."""
-        return int(self._header["tick"])
-
-    def begin_tick(self) -> int:
-        """Count a tick and return its number. Only `denoise` calls it."""
-        self._header["tick"] += 1
-        return self.tick
-
-    @property
-    def cache(self) -> dict[str, int]:
-        """The latest `CACHE_FIELDS` that `denoise` published."""
-        return {name: int(self._header[name]) for name in CACHE_FIELDS}
-
-    def tell_cache(self, **counters: int) -> None:
-        """Publish `CACHE_FIELDS`. Only `denoise` calls it."""
-        for name in CACHE_FIELDS:
-            self._header[name] = counters[name]
-
-    def open(self, job_id: str, total: int) -> tuple[int, int]:
-        """Put a job on the board; returns its (slot, ticket).
+    def open(
+        self,
+        job_id: str,
+        total: int,
+        *,
+        deadline: float = 0.0,
+        priority: int = DEFAULT_PRIORITY,
+        kind: Kind = Kind.GENERATE,
+        held: int = 0,
+    ) -> tuple[int, int]:
+        """Put a job on the board, at which this process works; returns its (slot, ticket).
 
         Args:
             job_id: the job's id.
             total: its number of steps.
+            deadline: `time.time()` after which nobody waits for it; 0 if somebody always does.
+            priority: 1 (first) to `PRIORITIES`.
+            kind: what it makes.
+            held: bytes of host memory that its request takes until it is answered.
 
         Raises:
             InvalidInput: a job of that id is running.
@@ -134,39 +81,141 @@ class Board:
         """
         self.check_serving()
         with self._locked():
+            self._close_lost()
             slot = self._slot_for(job_id)
             ticket = int(self._header["ticket"]) + 1
-            now = time.time()
-            self._rows[slot] = (job_id.encode(), ticket, Phase.QUEUED, 0, 0, total, now, now)
+            row, now = np.zeros((), ROW), time.time()
+            row["job_id"], row["ticket"], row["total"] = job_id.encode(), ticket, total
+            row["phase"], row["process"] = Phase.QUEUED, os.getpid()
+            row["opened"] = row["touched"] = now
+            row["deadline"], row["priority"] = deadline, priority
+            row["kind"], row["held"] = tuple(Kind).index(kind), held
+            self._rows[slot] = row
             self._header["ticket"] = ticket  # last: when it changes, `waiting` reads the rows
         return slot, ticket
+
+    def check_room(self, most: int, priority: int = DEFAULT_PRIORITY) -> None:
+        """See whether one more job may wait for a slot.
+
+        Args:
+            most: how many may.
+            priority: of the job.
+
+        Raises:
+            Unavailable: as many wait already; the sentence says how many and for how long.
+        """
+        with self._locked():
+            self._close_lost()
+        live, slots = self._live, int(self._header["slots"])
+        waiting, running = in_queue(live), live[live["phase"] == Phase.DENOISING]
+        if not slots or len(waiting) - max(0, slots - len(running)) < most:
+            return
+        ahead = waiting[waiting["priority"] <= priority]
+        seconds = wait(running, ahead, slots, float(self._header["step_s"]))
+        raise Unavailable(
+            f"the queue is full: {len(waiting)} jobs wait, and one more would begin in about "
+            f"{seconds:.0f} s; try again later"
+        )
+
+    def check_memory(self, held: int, most: int) -> None:
+        """See whether one more request fits into memory beside those that have not ended. Alone, it
+        always does.
+
+        Args:
+            held: bytes that it takes until it is answered.
+            most: bytes that all may take together.
+
+        Raises:
+            Unavailable: not before others have ended.
+        """
+        with self._locked():
+            self._close_lost()
+        rows = self._rows[~ended(self._rows) & ~given_up(self._rows)]
+        others = int(rows["held"].sum())
+        if others and others + held > most:
+            raise Unavailable(
+                f"requests under way hold {others / 1e9:.3g} GB of memory; with "
+                f"{held / 1e9:.3g} GB for this one it would be more than the {most / 1e9:.3g} GB "
+                "that they may have together; try again later"
+            )
+
+    def take(self, plan: Plan, *, queued: bool = False) -> None:
+        """Say that this process works at a job now; `queued` if it was in the queue of `render`.
+
+        Raises:
+            TesseraError: it is not to go on, see `check_wanted`.
+        """
+        self.check_wanted(plan)
+        row = self._rows[plan.slot]
+        row["process"], row["touched"] = os.getpid(), time.time()
+        if queued:
+            taken = self._header["taken"]
+            taken[plan.priority] = max(plan.ticket, int(taken[plan.priority]))
+
+    def hand_on(self, slot: int, ticket: int) -> None:
+        """Say that a job waits in a queue now; does nothing if it has ended."""
+        if self.holds(slot, ticket):
+            self._rows[slot]["process"], self._rows[slot]["touched"] = 0, time.time()
 
     def holds(self, slot: int, ticket: int) -> bool:
         """Whether the row still belongs to this job and the job has not ended."""
         row = self._rows[slot] if 0 <= slot < CAPACITY else None
-        return (
-            row is not None and int(row["ticket"]) == ticket and not Phase(int(row["phase"])).final
-        )
+        return row is not None and int(row["ticket"]) == ticket and not row["end"]
 
     def cancelled(self, slot: int, ticket: int) -> bool:
         """Whether cancellation of this job was requested."""
         return int(self._rows[slot]["ticket"]) == ticket and bool(self._rows[slot]["cancel"])
 
-    def progress(self, slot: int, ticket: int, phase: Phase, step: int | None = None) -> None:
-        """Write a job's progress. Does nothing if the row now belongs to another job."""
+    def check_wanted(self, plan: Plan, done: str = "") -> None:
+        """See whether a job is to go on.
+
+        Args:
+            plan: of the job.
+            done: how far it is, for the error.
+
+        Raises:
+            Cancelled: it was cancelled.
+            TimedOut: its deadline is over.
+            Unavailable: it has ended, or was given up.
+        """
+        if self.cancelled(plan.slot, plan.ticket):
+            raise Cancelled(f"job {plan.job_id} was cancelled{done}")
+        if 0 < plan.deadline < time.time():
+            raise TimedOut(f"the time of job {plan.job_id} was over{done}")
+        if not self.holds(plan.slot, plan.ticket):
+            raise Unavailable(f"job {plan.job_id} is not on the board; send the request again")
+
+    def watched(self, slot: int, ticket: int) -> bool:
+        """Whether somebody has lately asked for this job's preview."""
         row = self._rows[slot]
-        if int(row["ticket"]) != ticket:
+        return float(row["watched"]) > time.time() and int(row["ticket"]) == ticket
+
+    def watch(self, job_id: str) -> tuple[int, JobStatus]:
+        """Have a job's latents written for a while (see `previews`); its ticket and status.
+
+        Raises:
+            UnknownJob: no row has this id.
+        """
+        with self._locked():
+            row = self._rows[self._find(job_id)]
+            row["watched"] = time.time() + WATCHED_S
+            return int(row["ticket"]), self._status(row)
+
+    def progress(self, slot: int, ticket: int, phase: Phase, step: int | None = None) -> None:
+        """Write a job's progress. Does nothing within a step, or if the job has ended."""
+        row, now = self._rows[slot], time.time()
+        if not self.holds(slot, ticket) or (step == row["step"] and phase == row["phase"]):
             return
         if step is not None:
+            steps = step - int(row["step"])
+            if steps > 0 and row["phase"] == Phase.DENOISING:
+                row["step_s"] = average(float(row["step_s"]), (now - float(row["touched"])) / steps)
+                self._header["step_s"] = row["step_s"]
             row["step"] = step
-        row["touched"] = time.time()
+        if phase == Phase.DECODING and row["phase"] != phase:
+            row["decoding"] = now
+        row["touched"] = now
         row["phase"] = phase
-
-    def close(self, slot: int, ticket: int, phase: Phase) -> None:
-        """End a job. Later calls do not change its final phase."""
-        with self._locked():
-            if self.holds(slot, ticket):
-                self.progress(slot, ticket, phase)
 
     def cancel(self, job_id: str) -> JobStatus:
         """Set a job's cancel flag; returns its status. A job that has ended does not change.
@@ -176,33 +225,14 @@ class Board:
         """
         with self._locked():
             row = self._rows[self._find(job_id)]
-            if not Phase(int(row["phase"])).final:
+            if not row["end"]:
                 row["cancel"] = 1
-            return _status(row)
-
-    def refuse(self) -> None:
-        """Take no more jobs: the server is being stopped."""
-        self._header["stopping"] = 1
-
-    @property
-    def refusals(self) -> int:
-        """About how many jobs have been refused since; several processes count without a lock."""
-        return max(0, int(self._header["stopping"]) - 1)
-
-    def check_serving(self) -> None:
-        """See whether jobs are taken.
-
-        Raises:
-            Unavailable: the server is being stopped.
-        """
-        if self._header["stopping"]:
-            self._header["stopping"] += 1
-            raise Unavailable("the server is being stopped; try again later")
+            return self._status(row)
 
     def cancel_all(self) -> None:
         """Raise the cancel flag of every job that has not ended."""
         with self._locked():
-            self._rows["cancel"][self._rows["phase"] < Phase.DONE] = 1
+            self._rows["cancel"][~ended(self._rows)] = 1
 
     def status(self, job_id: str) -> JobStatus:
         """A job's status.
@@ -211,10 +241,11 @@ class Board:
             UnknownJob: no row has this id.
         """
         with self._locked():
-            return _status(self._rows[self._find(job_id)])
+            self._close_lost()
+            return self._status(self._rows[self._find(job_id)])
 
-    def waiting(self) -> bool:
-        """Whether a job will soon arrive at `denoise`.
+    def waiting(self, before: int = PRIORITIES + 1) -> bool:
+        """Whether a job of a priority `before` this one will soon arrive at `denoise`.
 
         A job that has been queued longer than `ARRIVES_WITHIN_S` is not expected any more.
         """
@@ -222,18 +253,34 @@ class Board:
         if not self._waiting and newest == self._newest:
             return False  # no job was waiting, and none has been opened since
         self._newest = newest
-        recent = self._rows["touched"] > time.time() - ARRIVES_WITHIN_S
-        self._waiting = bool((recent & (self._rows["phase"] == Phase.QUEUED)).any())
-        return self._waiting
+        arriving = self._rows["priority"][self._recent(Phase.QUEUED)]
+        self._waiting = bool(len(arriving))
+        return bool((arriving < before).any())
 
     def denoising(self) -> bool:
         """Whether a job is being denoised."""
-        recent = self._rows["touched"] > time.time() - ARRIVES_WITHIN_S
-        return bool((recent & (self._rows["phase"] == Phase.DENOISING)).any())
+        return bool(self._recent(Phase.DENOISING).any())
 
     def running(self) -> int:
         """How many jobs have not ended, without given-up ones, which may never be closed."""
-        return int((~self._reusable(time.time()) & ~self._given_up()).sum())
+        if self._sweep_due(time.time()):
+            with self._locked():
+                self._close_lost()
+        return int((~ended(self._rows) & ~given_up(self._rows)).sum())
+
+    def occupancy(self) -> tuple[int, int, int]:
+        """How many jobs are at work, how many wait for a slot, and how many slots there are."""
+        running, waiting = self.running(), len(in_queue(self._live))
+        return max(0, running - waiting), waiting, int(self._header["slots"])
+
+    def works(self, process: int) -> bool:
+        """Whether a process has a job that has not ended."""
+        return bool((self._live["process"] == process).any())
+
+    def queued(self) -> list[tuple[str, int]]:
+        """Id and number of steps of every job that waits, in order."""
+        rows = in_order(in_queue(self._live))
+        return [(bytes(row["job_id"]).decode(), int(row["total"])) for row in rows]
 
     def _find(self, job_id: str) -> int:
         matches = np.flatnonzero(
@@ -247,46 +294,49 @@ class Board:
         """The slot for a new job: the ended or given-up row with the same id, or else the ended row
         that was touched longest ago.
         """
+        reusable = ended(self._rows)
         with contextlib.suppress(UnknownJob):
             slot = self._find(job_id)
-            if not (self._reusable(time.time()) | self._given_up())[slot]:
+            if not (reusable | given_up(self._rows))[slot]:
                 raise InvalidInput("JOB_ID", job_id, "an id that no running job has")
             return slot
-        reusable = self._reusable(time.time())
         if not reusable.any():
-            reusable = self._given_up()
+            reusable = given_up(self._rows)
         if not reusable.any():
             raise Unavailable(f"{CAPACITY} jobs are running; try again later")
         return int(np.where(reusable, self._rows["touched"], np.inf).argmin())
 
-    def _reusable(self, now: float) -> npt.NDArray[np.bool_]:
+    @property
+    def _live(self) -> Rows:
+        return self._rows[~ended(self._rows)]
+
+    def _recent(self, phase: Phase) -> Marks:
+        """Rows of jobs in this phase that have been touched lately."""
         rows = self._rows
-        ended = (rows["phase"] >= Phase.DONE) | (rows["ticket"] == 0)
-        return ended | (now - rows["touched"] > ABANDONED_S)
+        recent = (rows["phase"] == phase) & (rows["touched"] > time.time() - ARRIVES_WITHIN_S)
+        return recent & ~ended(rows)
 
-    def _given_up(self) -> npt.NDArray[np.bool_]:
-        """Rows of cancelled jobs that `denoise` does not have, which may never be closed."""
-        phase = self._rows["phase"]
-        elsewhere = (phase == Phase.QUEUED) | (phase == Phase.DECODING)
-        return elsewhere & (self._rows["cancel"] == 1)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-
-def _status(row: np.void) -> JobStatus:
-    phase = Phase(int(row["phase"]))
-    end = float(row["touched"]) if phase.final else time.time()
-    return JobStatus(
-        job_id=bytes(row["job_id"]).decode(),
-        phase=phase.name.lower(),
-        step=int(row["step"]),
-        total=int(row["total"]),
-        cancelled=bool(row["cancel"]),
-        seconds=round(end - float(row["opened"]), 3),
-    )
+    def _status(self, row: np.void) -> JobStatus:
+        phase = phase_of(row)
+        end = float(row["touched"]) if phase.final else time.time()
+        live = self._live
+        waiting = in_queue(live)
+        waits = phase == Phase.QUEUED and not row["cancel"]
+        left = seconds_left(
+            row,
+            live[live["phase"] == Phase.DENOISING],
+            waiting,
+            slots=int(self._header["slots"]),
+            step_s=float(self._header["step_s"]),
+            decode_s=float(self._header["decode_s"]),
+        )
+        return JobStatus(
+            job_id=bytes(row["job_id"]).decode(),
+            phase=phase.name.lower(),
+            step=int(row["step"]),
+            total=int(row["total"]),
+            cancelled=bool(row["cancel"]),
+            seconds=round(end - float(row["opened"]), 3),
+            place=place_in_queue(waiting, row) if waits else None,
+            seconds_left=None if phase.final or left is None else round(left, 3),
+        )

@@ -11,6 +11,9 @@ from pathlib import Path
 SHARED = Path("/dev/shm")
 """Folder of files through which processes of one machine share memory."""
 
+WARM_UP = "tessera-warm-up-"
+"""How the ids of the first pictures begin, which nobody asked for: they are not counted."""
+
 
 def namespace() -> int:
     """The namespace of process ids. Containers that share memory may have equal process ids."""

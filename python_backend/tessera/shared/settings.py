@@ -7,7 +7,10 @@ bundles: others say whether a value fits the one that is served. Standard librar
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,10 +18,17 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from tessera.errors import BundleError, brief
+from tessera.contract.words import EDIT_QUALITIES, EditQuality
+from tessera.errors import BundleError
+from tessera.shared.machine import memory_share
 from tessera.shared.processes import SHARED, identity, namespace
+from tessera.shared.request_log import LogFormat
+from tessera.shared.variables import BYTES, COUNT, PATH, SWITCH, Form, listed
 
 BOARD_PREFIX = "tessera-board-"
+AUTO, CPU, GPU = "auto", "cpu", "gpu:"
+"""Forms of a place; a GPU's number follows."""
+_PLACE_TEXT = re.compile(rf"{AUTO}|{CPU}|{GPU}\d+")
 
 
 class EngineKind(StrEnum):
@@ -57,6 +67,36 @@ def default_board() -> Path:
     return SHARED / f"{BOARD_PREFIX}{namespace()}-{server}"
 
 
+def read_place(text: str) -> str:
+    """A place: `auto`, `cpu`, or a GPU such as `gpu:1`.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    if not _PLACE_TEXT.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
+@dataclass(frozen=True)
+class PlaceSettings:
+    """Where networks run.
+
+    Attributes:
+        unet: one place for each engine of the UNet. `cpu` may occur several times, each with its
+            share of the threads. `auto` alone means every GPU, or the CPU where there is none.
+        vae: of VAE encoder and decoder; `auto` means the first GPU, or the CPU.
+        text_encoders: likewise.
+    """
+
+    unet: tuple[str, ...] = (AUTO,)
+    vae: str = AUTO
+    text_encoders: str = AUTO
+
+
+AUTOMATIC = PlaceSettings()
+
+
 @dataclass(frozen=True)
 class TemplateSettings:
     """Where templates are kept, and how much room they may take.
@@ -65,15 +105,22 @@ class TemplateSettings:
         folder: of the store.
         disk: bytes of all recordings.
         memory: bytes of the recorded steps that are held in memory.
-        size: bytes of one recording.
-        device: bytes of the recorded steps that are held on a GPU.
+        size: bytes of one recording; `None` for what fits into memory, but at most 10 GB.
+        device: bytes of the recorded steps that are held on a GPU; `None` for a share of it.
     """
 
     folder: Path = field(default_factory=default_templates)
     disk: int = 20 * 10**9
-    memory: int = 4 * 10**9
-    size: int = 10 * 10**9
-    device: int = 4 * 10**9
+    memory: int = field(default_factory=memory_share)
+    size: int | None = None
+    device: int | None = None
+
+    @property
+    def largest(self) -> int:
+        """Bytes that one recording may take. One that does not fit into memory is read again and
+        again.
+        """
+        return min(10**10, self.memory) if self.size is None else self.size
 
 
 @dataclass(frozen=True)
@@ -114,17 +161,27 @@ class ServerSettings:
         threads: threads of one engine call on the CPU; 0 is one per core.
         engine: what runs the graphs.
         torch_compile: whether torch engines compile the UNet.
+        max_steps: steps that a request may ask for; 0 for as many as the bundle and sampler take.
+        max_queue: jobs that may wait for a slot; others are refused at once.
+        edit_quality: of edits that name none.
         board: file of the job board.
         trace: file to write spans to; `None` writes none.
-        templates, adapters, controls: see there.
+        log_format, log_prompts: whether the log has requests, and whether their prompts, too.
+        places, templates, adapters, controls: see there.
     """
 
     bundle: Path
     threads: int = 0
     engine: EngineKind = EngineKind.AUTO
     torch_compile: bool = False
+    max_steps: int = 0
+    max_queue: int = 512
+    edit_quality: EditQuality = EditQuality.BALANCED
     board: Path = field(default_factory=default_board)
     trace: Path | None = None
+    log_format: LogFormat = LogFormat.TEXT
+    log_prompts: bool = False
+    places: PlaceSettings = AUTOMATIC
     templates: TemplateSettings = field(default_factory=TemplateSettings)
     adapters: AdapterSettings = AdapterSettings()
     controls: ControlSettings = ControlSettings()
@@ -135,9 +192,36 @@ class ServerSettings:
         return Path(f"{self.board}.controls")
 
     @property
+    def key(self) -> Path:
+        """Where the key is by which the server knows its own requests: beside the board."""
+        return Path(f"{self.board}.key")
+
+    @property
+    def previews(self) -> Path:
+        """Where the latents of watched jobs are: beside the board."""
+        return Path(f"{self.board}.previews")
+
+    @property
     def activity(self) -> Path:
         """The lock by which a server's processes tell that they answer a request."""
         return Path(f"{self.board}.activity")
+
+    @property
+    def load(self) -> Path:
+        """Where `denoise` keeps what it has to do, and what it has for that: beside the board."""
+        return Path(f"{self.board}.load")
+
+    @property
+    def worker(self) -> str:
+        """Id of this running server among all others."""
+        return hashlib.sha256(f"{platform.node()} {self.board}".encode()).hexdigest()[:12]
+
+    @property
+    def checked(self) -> Path:
+        """Where `tessera-serve` writes which files of the bundle it has compared with the manifest:
+        beside the board.
+        """
+        return Path(f"{self.board}.checked")
 
     @property
     def costs(self) -> Path:
@@ -173,29 +257,6 @@ class ServerSettings:
         return {n: form.text(n, value) for n, (value, form) in values.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class _Form:
-    """How a variable holds a value: `read` raises `ValueError` for what is not `accepted`."""
-
-    accepted: str
-    read: Callable[[str], Any]
-    write: Callable[[Any], str] = str
-
-    def parse(self, variable: str, text: str) -> Any:
-        """The value that a variable's text stands for."""
-        try:
-            return self.read(text)
-        except ValueError:
-            raise BundleError(f"{variable} is {brief(text)}; accepted: {self.accepted}") from None
-
-    def text(self, variable: str, value: Any) -> str:
-        """Inverse of `parse`."""
-        text = self.write(value)
-        if text and self.parse(variable, text) != value:
-            raise BundleError(f"{variable} cannot hold {brief(text)}; accepted: {self.accepted}")
-        return text
-
-
 def compiles() -> bool:
     """Whether torch engines of this process compile their networks; for what has to know it while
     it is imported.
@@ -203,53 +264,48 @@ def compiles() -> bool:
     return os.environ.get(_COMPILE) == "1"
 
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(text)
-    return int(text)
-
-
-def _switch(text: str) -> bool:
-    return bool(("0", "1").index(text))
-
-
-def _listed(separator: str, element: Callable[[str], Any], accepted: str) -> _Form:
-    return _Form(
-        accepted,
-        lambda text: tuple(element(part) for part in text.split(separator) if part),
-        lambda values: separator.join(map(str, values)),
-    )
-
-
-_COUNT = _Form("an integer from 0", _number)
-_BYTES = _Form("a number of bytes, an integer from 0", _number)
-_PATH = _Form("a path", Path)
+_PLACE = Form("auto, cpu or gpu:N", read_place)
 _BUNDLE = "TESSERA_BUNDLE"
 _COMPILE = "TESSERA_TORCH_COMPILE"
-_VARIABLES: dict[str, tuple[str, _Form]] = {
-    _BUNDLE: ("bundle", _PATH),
-    "TESSERA_THREADS": ("threads", _COUNT),
-    "TESSERA_ENGINE": ("engine", _Form(", ".join(EngineKind), EngineKind)),
-    _COMPILE: ("torch_compile", _Form("0, 1", _switch, lambda on: str(int(on)))),
-    "TESSERA_BOARD": ("board", _PATH),
-    "TESSERA_TRACE": ("trace", _PATH),
-    "TESSERA_TEMPLATES": ("templates.folder", _PATH),
-    "TESSERA_TEMPLATE_DISK": ("templates.disk", _BYTES),
-    "TESSERA_TEMPLATE_MEMORY": ("templates.memory", _BYTES),
-    "TESSERA_TEMPLATE_SIZE": ("templates.size", _BYTES),
-    "TESSERA_TEMPLATE_DEVICE": ("templates.device", _BYTES),
+_VARIABLES: dict[str, tuple[str, Form]] = {
+    _BUNDLE: ("bundle", PATH),
+    "TESSERA_THREADS": ("threads", COUNT),
+    "TESSERA_ENGINE": ("engine", Form(", ".join(EngineKind), EngineKind)),
+    _COMPILE: ("torch_compile", SWITCH),
+    "TESSERA_MAX_STEPS": ("max_steps", COUNT),
+    "TESSERA_MAX_QUEUE": ("max_queue", COUNT),
+    "TESSERA_EDIT_QUALITY": (
+        "edit_quality",
+        Form(", ".join(EDIT_QUALITIES), EditQuality),
+    ),
+    "TESSERA_BOARD": ("board", PATH),
+    "TESSERA_TRACE": ("trace", PATH),
+    "TESSERA_LOG_FORMAT": ("log_format", Form(", ".join(LogFormat), LogFormat)),
+    "TESSERA_LOG_PROMPTS": ("log_prompts", SWITCH),
+    "TESSERA_PLACE_UNET": (
+        "places.unet",
+        listed(",", read_place, "auto, cpu or gpu:N, or several with , between"),
+    ),
+    "TESSERA_PLACE_VAE": ("places.vae", _PLACE),
+    "TESSERA_PLACE_TEXT_ENCODERS": ("places.text_encoders", _PLACE),
+    "TESSERA_TEMPLATES": ("templates.folder", PATH),
+    "TESSERA_TEMPLATE_DISK": ("templates.disk", BYTES),
+    "TESSERA_TEMPLATE_MEMORY": ("templates.memory", BYTES),
+    "TESSERA_TEMPLATE_SIZE": ("templates.size", BYTES),
+    "TESSERA_TEMPLATE_DEVICE": ("templates.device", BYTES),
     "TESSERA_ADAPTERS": (
         "adapters.folders",
-        _listed(os.pathsep, Path, f"folders with {os.pathsep} between, and none in their names"),
+        listed(os.pathsep, Path, f"folders with {os.pathsep} between, and none in their names"),
     ),
-    "TESSERA_ADAPTER_MEMORY": ("adapters.memory", _BYTES),
-    "TESSERA_LORA_PATH": ("adapters.path", _Form(", ".join(LoraPath), LoraPath)),
-    "TESSERA_CONTROL_MEMORY": ("controls.memory", _BYTES),
-    "TESSERA_CONTROL_PINNED": ("controls.pinned", _listed(",", str, "names with , between")),
+    "TESSERA_ADAPTER_MEMORY": ("adapters.memory", BYTES),
+    "TESSERA_LORA_PATH": ("adapters.path", Form(", ".join(LoraPath), LoraPath)),
+    "TESSERA_CONTROL_MEMORY": ("controls.memory", BYTES),
+    "TESSERA_CONTROL_PINNED": ("controls.pinned", listed(",", str, "names with , between")),
 }
 """By variable: the setting's place in `ServerSettings`, and how it is written."""
 
 _GROUPS: dict[str, Callable[..., Any]] = {
+    "places": PlaceSettings,
     "templates": TemplateSettings,
     "adapters": AdapterSettings,
     "controls": ControlSettings,

@@ -1,0 +1,132 @@
+"""How jobs end, and how many have ended in which way: a part of the board.
+
+Counts are in the head of the board, not in a process: a job may be lost while no process of ours
+works at it. Whoever ends a job counts it, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tessera.shared.estimate import average
+from tessera.shared.header import Header
+from tessera.shared.metrics import Kind, Outcome
+from tessera.shared.processes import WARM_UP
+from tessera.shared.rows import Phase, Rows, lost
+
+SWEEP_S = 1.0
+"""A process looks for lost jobs at most this often."""
+
+_KINDS, _OUTCOMES = tuple(Kind), tuple(Outcome)
+_OF_PHASE = {
+    Phase.DONE: Outcome.DONE,
+    Phase.FAILED: Outcome.FAILED,
+    Phase.CANCELLED: Outcome.CANCELLED,
+}
+
+
+class Ends(Header):
+    """The ends of a server's jobs; a subclass sets the file and rows, and says who `holds` one.
+
+    Attributes:
+        on_lost: told the row of each job that this process finds lost.
+    """
+
+    _file: int
+    _rows: Rows
+    _swept: float
+    on_lost: Callable[[np.void, Outcome], None] = staticmethod(lambda row, outcome: None)
+
+    def holds(self, slot: int, ticket: int) -> bool:
+        """See `Board.holds`."""
+        raise NotImplementedError
+
+    def close(self, slot: int, ticket: int, phase: Phase, outcome: Outcome | None = None) -> bool:
+        """End a job; `outcome` is the phase's unless given. Later calls do not change the end.
+        Returns whether this one has ended it.
+        """
+        with self._locked():
+            if not self.holds(slot, ticket):
+                return False
+            row, now = self._rows[slot], time.time()
+            if phase == Phase.DONE and row["phase"] == Phase.DECODING:
+                took = now - float(row["decoding"])
+                self._header["decode_s"] = average(float(self._header["decode_s"]), took)
+            row["touched"], row["end"] = now, phase
+            self._count_job(row, outcome or _OF_PHASE[phase])
+            return True
+
+    def fail(self, slot: int, ticket: int, error: Exception) -> Outcome | None:
+        """End a job by an error; how, or `None` if it had ended before."""
+        outcome = Outcome.of(error)
+        if outcome is Outcome.UNAVAILABLE and 0 < self._rows[slot]["deadline"] < time.time():
+            outcome = Outcome.TIMED_OUT
+        phase = Phase.CANCELLED if outcome is Outcome.CANCELLED else Phase.FAILED
+        return outcome if self.close(slot, ticket, phase, outcome) else None
+
+    def count_refused(self, kind: Kind, error: Exception) -> None:
+        """Count a request that an error has kept from becoming a job."""
+        with self._locked():
+            self._count(kind, Outcome.of(error))
+
+    def new_ends(self) -> tuple[dict[tuple[Kind, Outcome], int], int]:
+        """Requests that have ended since any process has asked, by kind and outcome, and the steps
+        that cancelled ones of them did not run.
+        """
+        with self._locked():
+            self._close_lost()
+            return self._new_ends()
+
+    def _sweep_due(self, now: float) -> bool:
+        return abs(now - self._swept) > SWEEP_S
+
+    def _close_lost(self) -> None:
+        """Close the rows of lost jobs, unless this process has looked just now."""
+        now, header = time.time(), self._header
+        if not self._sweep_due(now):
+            return
+        found = lost(self._rows, now, slots=int(header["slots"]), taken=header["taken"])
+        self._rows["touched"][found] = now
+        self._rows["end"][found] = Phase.FAILED
+        for row in self._rows[found]:
+            outcome = Outcome.TIMED_OUT if 0 < row["deadline"] < now else Outcome.FAILED
+            self._count_job(row, outcome)
+            self.on_lost(row, outcome)
+        self._swept = now
+
+    def _count(self, kind: Kind, outcome: Outcome, saved: int = 0) -> None:
+        """Count an end, under the lock."""
+        self._header["ended"][_KINDS.index(kind), _OUTCOMES.index(outcome)] += 1
+        self._header["saved"] += saved
+
+    def _count_job(self, row: np.void, outcome: Outcome) -> None:
+        """Count the end of a row's job, under the lock; not of one that nobody asked for."""
+        if not bytes(row["job_id"]).startswith(WARM_UP.encode()):
+            stopped = outcome in (Outcome.CANCELLED, Outcome.TIMED_OUT)
+            saved = int(row["total"] - row["step"]) if stopped else 0
+            self._count(_KINDS[int(row["kind"])], outcome, saved)
+
+    def _new_ends(self) -> tuple[dict[tuple[Kind, Outcome], int], int]:
+        """What has been counted since the last call, under the lock."""
+        header = self._header
+        new, saved = header["ended"] - header["told"], int(header["saved"] - header["saved_told"])
+        header["told"], header["saved_told"] = header["ended"], header["saved"]
+        counts = {
+            (k, o): int(n)
+            for k, row in zip(_KINDS, new, strict=True)
+            for o, n in zip(_OUTCOMES, row, strict=True)
+        }
+        return counts, saved
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)

@@ -1,0 +1,72 @@
+"""What `denoise` has to do and what it has for that, for `jobs` to tell: a small file beside the
+board, always whole. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunningLoad:
+    """A request that is being denoised.
+
+    Attributes:
+        left: steps that are left.
+        sparse: how many of these are sparse.
+        branches: rows that it takes in a call.
+        height, width: of its latents.
+        active: latents that a sparse step computes.
+        loras: names and weights of the LoRAs in the UNet, sorted.
+        controls: names of its ControlNets.
+    """
+
+    job: str
+    left: int
+    sparse: int
+    branches: int
+    height: int
+    width: int
+    active: int
+    loras: tuple[tuple[str, float], ...]
+    controls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoraLoad:
+    """LoRAs that the UNet's process has.
+
+    Attributes:
+        merged: sets (names and weights) whose merged weights it keeps.
+        current: the set in the UNet.
+        parsed: names of those whose files it has read.
+        side: whether different sets share its calls.
+        refit_ms: moving average of refits.
+    """
+
+    merged: tuple[tuple[tuple[str, float], ...], ...] = ()
+    current: tuple[tuple[str, float], ...] = ()
+    parsed: tuple[str, ...] = ()
+    side: bool = False
+    refit_ms: float = 0.0
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Publish the content in place of the old one. Only `denoise` calls it."""
+    partial = Path(f"{path}.partial")
+    partial.write_bytes(json.dumps(content, separators=(",", ":")).encode())
+    os.replace(partial, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The latest content; empty if there is none yet."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    return content

@@ -1,0 +1,126 @@
+"""What the board's rows hold, and which of them stand for jobs that have been lost. Knows arrays,
+nothing of files or locks.
+
+Triton drops a request in a queue, or together with a process that dies, and tells nobody. So a row
+says who works on its job, and by when the job has to be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ABANDONED_S = 900.0
+"""A job that a process works on, but has not touched for this long, is lost."""
+
+LOST_S = 30.0
+"""A job that waits for a model longer than this, while that model has nothing to do, is lost."""
+
+
+class Phase(IntEnum):
+    """Phase of a job."""
+
+    QUEUED = 1
+    DENOISING = 2
+    DECODING = 3
+    DONE = 4
+    FAILED = 5
+    CANCELLED = 6
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self >= Phase.DONE
+
+
+ROW = np.dtype(
+    [
+        ("job_id", "S64"),
+        ("ticket", "i8"),
+        ("phase", "i8"),
+        ("cancel", "i8"),
+        ("step", "i8"),
+        ("total", "i8"),
+        ("end", "i8"),
+        ("process", "i8"),
+        ("priority", "i8"),
+        ("kind", "i8"),
+        ("held", "i8"),
+        ("opened", "f8"),
+        ("touched", "f8"),
+        ("watched", "f8"),
+        ("step_s", "f8"),
+        ("decoding", "f8"),
+        ("deadline", "f8"),
+    ]
+)
+"""`process` works on the job; it is 0 while the job waits in a queue of Triton's. `deadline` is 0
+if there is none. `decoding` is when that phase began. `end` is the final phase once there is one:
+late progress, of a process that had been stopped, writes to `phase` only. `kind` is the place of
+its `metrics.Kind`. `held` are bytes of host memory that the request takes until it is answered."""
+
+Rows = npt.NDArray[Any]
+Marks = npt.NDArray[np.bool_]
+"""One for each row."""
+
+
+def ended(rows: Rows) -> Marks:
+    """Rows without a job, or whose job has ended."""
+    return (rows["end"] > 0) | (rows["ticket"] == 0)
+
+
+def lost(rows: Rows, now: float, *, slots: int, taken: Rows) -> Marks:
+    """Rows of jobs that will never end by themselves: their time is over, their process has ended,
+    or the queue that they were in does not have them any more.
+
+    Args:
+        rows: all of the board.
+        now: `time.time()`.
+        slots: jobs that are denoised at a time; there are more processes of `render`.
+        taken: by priority, the latest ticket that `render` has taken out of its queue, which is in
+            order.
+    """
+    live = ~ended(rows)
+    processes = rows["process"].copy()  # others write to it meanwhile
+    waiting = live & (processes == 0)
+    held = live & ~waiting
+    idle_s = now - rows["touched"]
+    found = live & (rows["deadline"] > 0) & (rows["deadline"] < now)
+    found |= held & (idle_s > ABANDONED_S)
+    ended_processes = [not _lives(int(process)) for process in processes[held]]
+    found[held] |= np.array(ended_processes, np.bool_)
+    queueing, decoding = (rows["phase"] == phase for phase in (Phase.QUEUED, Phase.DECODING))
+    gone = queueing & (rows["ticket"] < taken[rows["priority"]])
+    if slots and int((held & ~decoding).sum()) < slots:
+        gone |= queueing
+    if not (held & decoding).any():
+        gone |= decoding
+    return found | (waiting & gone & (idle_s > LOST_S))
+
+
+def given_up(rows: Rows) -> Marks:
+    """Rows of cancelled jobs that `denoise` does not have, which may never be closed."""
+    elsewhere = (rows["phase"] == Phase.QUEUED) | (rows["phase"] == Phase.DECODING)
+    return elsewhere & (rows["cancel"] == 1) & ~ended(rows)
+
+
+def in_queue(live: Rows) -> Rows:
+    """Of those, the ones that wait for a slot."""
+    return live[(live["phase"] == Phase.QUEUED) & (live["cancel"] == 0)]
+
+
+def phase_of(row: np.void) -> Phase:
+    """Of a row's job."""
+    return Phase(int(row["end"]) or int(row["phase"]))
+
+
+def _lives(process: int) -> bool:
+    """Whether it runs; one whose parent has not taken note of its end does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return False
