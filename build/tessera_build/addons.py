@@ -6,37 +6,22 @@ removed from a bundle's folder `adapters` at any time.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate import init_empty_weights
-from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
-from tessera.controls.models import read_placements
+from tessera.engines.places import NETWORKS, read_places
 from tessera.errors import BundleError, TesseraError
-from tessera.manifest import ADAPTERS, HINT, Latents
+from tessera.manifest import ADAPTERS, HINT
 from tessera_build.checkpoint import first_line, refuse_pickle
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_FAMILY = (
-    "in_channels",
-    "cross_attention_dim",
-    "block_out_channels",
-    "layers_per_block",
-    "addition_embed_type",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
-)
-"""Configuration that decides a ControlNet's inputs and the number and widths of its residuals."""
-_EMBEDDING_WIDTHS = (16, 32, 96, 256)  # Zhang et al. 2023, as in diffusers
+_OF_LORAS = re.compile(r"lora|hada_|lokr_|ia3_|\.on_input$|\.diff(_b)?$|\.[wb]_norm$")
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class AddOns:
         controlnets: ControlNets by name: a folder with `config.json` and safetensors weights, or a
             single safetensors file.
         loras: safetensors files.
-        placements: where ControlNets run, as `NAME=PLACE`. Others run where the other models do.
+        placements: where networks run, as `NAME=PLACE`. Those left out run where there is room.
     """
 
     controlnets: Mapping[str, Path] = field(default_factory=dict)
@@ -59,13 +44,14 @@ class AddOns:
         """`placements` by name.
 
         Raises:
-            BundleError: a placement has another form or names an unknown ControlNet.
+            BundleError: a placement has another form or names an unknown network.
         """
         try:
-            placements = read_placements(self.placements, self.controlnets)
+            read_places(self.placements, self.controlnets)
         except TesseraError as error:
             raise BundleError(str(error)) from None
-        return {name: placement.text for name, placement in placements.items()}
+        pairs = (placement.partition("=") for placement in self.placements)
+        return {name: place for name, _, place in pairs}
 
     def check(self) -> None:
         """Check names and files before expensive work begins.
@@ -74,10 +60,10 @@ class AddOns:
             BundleError: a name or a file is not accepted.
         """
         for name, path in self.controlnets.items():
-            if not _NAME.fullmatch(name) or name.endswith(HINT):
+            if not _NAME.fullmatch(name) or name.endswith(HINT) or name in NETWORKS:
                 raise BundleError(
                     f"ControlNet name is {name!r}; accepted: letters, digits, _ and -, not ending "
-                    f"in {HINT}"
+                    f"in {HINT}, and not {' or '.join(NETWORKS)}"
                 )
             _check_controlnet(name, path)
         self.places  # noqa: B018 - raises if a placement is wrong
@@ -106,35 +92,6 @@ def read_controlnets(pairs: Sequence[str]) -> dict[str, Path]:
     return controlnets
 
 
-def open_controlnet(
-    name: str, path: Path, unet: UNet2DConditionModel, latents: Latents
-) -> ControlNetModel:
-    """Open a ControlNet in float32 and check that it fits the UNet.
-
-    A single file has no configuration. It is read with the configuration that diffusers would give
-    a new ControlNet for this UNet.
-
-    Raises:
-        BundleError: the ControlNet cannot be read, or belongs to another family.
-    """
-    try:
-        if path.is_dir():
-            kind = json.loads((path / "config.json").read_text()).get("_class_name")
-            if kind != ControlNetModel.__name__:
-                raise BundleError(f"ControlNet {name} is a {kind}; accepted: ControlNetModel")
-            network = ControlNetModel.from_pretrained(
-                str(path), use_safetensors=True, dtype=torch.float32
-            )
-        else:
-            network = _open_file(path, unet, latents)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise BundleError(
-            f"ControlNet {name} cannot be read from {path}: {first_line(error)}"
-        ) from error
-    _check_family(name, network.config, unet.config, latents)
-    return network
-
-
 def install_loras(out: Path, loras: Sequence[Path]) -> None:
     """Copy LoRA files into a bundle, each atomically.
 
@@ -145,7 +102,7 @@ def install_loras(out: Path, loras: Sequence[Path]) -> None:
     try:
         folder.mkdir(exist_ok=True)
         for path in loras:
-            partial = folder / f".{path.name}.partial"
+            partial = folder / f".{path.name}.{os.getpid()}.partial"  # others may do the same now
             try:
                 shutil.copyfile(path, partial)
                 partial.replace(folder / path.name)
@@ -153,6 +110,21 @@ def install_loras(out: Path, loras: Sequence[Path]) -> None:
                 partial.unlink(missing_ok=True)
     except OSError as error:
         raise BundleError(f"{folder} could not be written: {error.strerror or error}") from error
+
+
+def keep_adapters(old: Path, new: Path) -> None:
+    """Copy the adapters of a bundle into the one that takes its place: their folders, too, and what
+    lies beside them.
+
+    Raises:
+        BundleError: the disk is full or a folder cannot be written.
+    """
+    if not (old / ADAPTERS).is_dir():
+        return
+    try:
+        shutil.copytree(old / ADAPTERS, new / ADAPTERS, symlinks=True, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise BundleError(f"{new / ADAPTERS} could not be written: {error}") from error
 
 
 def _check_controlnet(name: str, path: Path) -> None:
@@ -174,58 +146,14 @@ def _check_controlnet(name: str, path: Path) -> None:
         )
 
 
-def _open_file(path: Path, unet: UNet2DConditionModel, latents: Latents) -> ControlNetModel:
-    levels = latents.pixels.bit_length()  # of the hint's network, each half as large
-    with init_empty_weights():
-        like = ControlNetModel.from_unet(
-            unet,
-            conditioning_embedding_out_channels=_EMBEDDING_WIDTHS[:levels],
-            load_weights_from_unet=False,
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        like.save_config(folder)
-        return ControlNetModel.from_single_file(str(path), config=folder, dtype=torch.float32)
-
-
-def _check_family(
-    name: str, config: Mapping[str, Any], unet: Mapping[str, Any], latents: Latents
-) -> None:
-    """Compare a ControlNet's configuration with the UNet's.
-
-    Raises:
-        BundleError: they differ; the message has the first difference.
-    """
-    expected = {key: _plain(unet.get(key)) for key in _FAMILY}
-    actual = {key: _plain(config.get(key)) for key in _FAMILY}
-    actual["pixels per latent"] = 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)
-    expected["pixels per latent"] = latents.pixels
-    for key, value in expected.items():
-        if actual[key] != value:
-            raise BundleError(
-                f"ControlNet {name} is of another family than the checkpoint: its {key} is "
-                f"{actual[key]}; accepted: {value}"
-            )
-    for key in ("class_embed_type", "encoder_hid_dim_type", "global_pool_conditions"):
-        if config.get(key):
-            raise BundleError(
-                f"ControlNet {name} has {key} {config[key]!r}; accepted: a ControlNet without it"
-            )
-
-
 def _check_lora(path: Path) -> None:
     refuse_pickle(path)
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
         raise BundleError(f"LoRA {path} is not a safetensors file; accepted: *.safetensors")
     try:
         with safe_open(path, framework="pt") as weights:
             names = list(weights.keys())
     except (SafetensorError, OSError) as error:
         raise BundleError(f"LoRA {path} cannot be read: {first_line(error)}") from error
-    if not any("lora" in name for name in names):
-        raise BundleError(
-            f'{path} is not a LoRA: none of its {len(names)} tensors has "lora" in its name'
-        )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value
+    if not any(_OF_LORAS.search(name) for name in names):
+        raise BundleError(f"{path} is not a LoRA: none of its {len(names)} tensors is called so")

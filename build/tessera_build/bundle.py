@@ -5,15 +5,12 @@ The bundle is written to a temporary folder and renamed, so it appears complete 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +19,11 @@ import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
-import tessera.networks
 from tessera import __version__
 from tessera.adapters.formats import PARTS
-from tessera.contract import SCHEDULERS, SIZE_STEP
-from tessera.errors import BundleError, TesseraError
+from tessera.contract import SIZE_STEP
+from tessera.errors import BundleError
 from tessera.manifest import (
-    ADAPTERS,
-    LOWRANK,
     Defaults,
     FileEntry,
     Graph,
@@ -43,12 +37,18 @@ from tessera.manifest import (
 )
 from tessera.networks.outline import OUTLINE
 from tessera.networks.walk import outline_of
-from tessera.variants import VARIANTS
-from tessera_build.addons import AddOns, install_loras, open_controlnet
-from tessera_build.checkpoint import open_checkpoint
+from tessera.variants import INPAINTING, VARIANTS
+from tessera_build.addons import AddOns, install_loras, keep_adapters
+from tessera_build.checkpoint import checkpoint_precision, open_checkpoint
+from tessera_build.controlnets import kinds_of, open_controlnets
+from tessera_build.digests import code_digest
 from tessera_build.exporter import exporting
-from tessera_build.graphs import GraphSpec, graphs_of, latents_of
-from tessera_build.shared import share_weights
+from tessera_build.graphs import GraphSpec, clip_skip_of, graphs_of, latents_of
+from tessera_build.markers import AS_CONFIGURED, Training
+from tessera_build.parts import Say, silent
+from tessera_build.previews import fit_linear_decoder
+from tessera_build.samplers import default_sampler, samplers_of
+from tessera_build.writing import locked, writing
 
 _NONE = AddOns()
 _LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -64,8 +64,11 @@ class Choices:
         max_rows: largest batch of one UNet call (a guided request has two rows).
         lora_bound: share of the steps that a request with `lora_policy` bounded may run without its
             LoRAs.
+        training: how the network was trained, if the checkpoint does not say it or says it wrong.
         lora_rank: largest sum of the ranks of a request's LoRAs on the low-rank side path; 0 leaves
             its graphs out.
+        precision: in which weights are stored: `fp16`, `bf16` or `fp32`.
+        base, vae, files: see `open_checkpoint`.
     """
 
     steps: int | None = None
@@ -77,6 +80,11 @@ class Choices:
     max_rows: int = 16
     lora_bound: float = 0.2
     lora_rank: int = 64
+    training: Training = AS_CONFIGURED
+    precision: str | None = None
+    base: Path | None = field(default=None, repr=False)
+    vae: Path | None = field(default=None, repr=False)
+    files: str | None = None
 
 
 def build_bundle(
@@ -87,6 +95,7 @@ def build_bundle(
     progress: Callable[[str, int, int], None],
     config: Path | None = None,
     addons: AddOns = _NONE,
+    say: Say = silent,
 ) -> Manifest:
     """Export every graph of a checkpoint into a bundle.
 
@@ -97,41 +106,41 @@ def build_bundle(
         progress: called with (next part, number of finished parts, number of all parts).
         config: see `open_checkpoint`.
         addons: ControlNets and LoRAs to add.
+        say: see `open_checkpoint`.
 
     Raises:
         BundleError: the checkpoint or an add-on cannot be read or is not supported, a choice is not
             accepted, another build is writing to `out`, or the disk is full.
     """
     addons.check()
-    with _writing(out), _locked(out):
+    with writing(out), locked(out):
         progress("loading", 0, 1)
-        source = source_digest(checkpoint, choices, addons)
-        pipe, variant = open_checkpoint(checkpoint, config=config)
+        source = source_digest(checkpoint, choices, addons, config)
+        precision = choices.precision or checkpoint_precision(checkpoint)
+        pipe, variant = _opened(checkpoint, config, precision, choices, say)
         torch.manual_seed(0)
-        limits, defaults = _checked(_limits(pipe, choices), _defaults(pipe, variant, choices))
-        controlnets = {
-            name: open_controlnet(name, path, pipe.unet, latents_of(pipe))
-            for name, path in addons.controlnets.items()
-        }
-        specs = graphs_of(pipe, VARIANTS[variant], controlnets, lowrank=choices.lora_rank > 0)
+        limits, defaults = _checked(pipe, variant, choices)
+        networks = open_controlnets(addons.controlnets, pipe, precision=precision)
+        lowrank = choices.lora_rank > 0
+        specs = graphs_of(pipe, VARIANTS[variant], networks, lowrank=lowrank, precision=precision)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
             _write_config(pipe, variant, folder)
             manifest = Manifest(
                 name=out.name,
                 variant=variant,
-                tessera=__version__,
                 defaults=defaults,
                 limits=limits,
-                latents=latents_of(pipe),
                 graphs=_write_graphs(specs, folder, progress),
                 files=_entries(folder),
-                versions={name: version(name) for name in _LIBRARIES},
                 source=source,
                 placements=addons.places,
-                zero_negative=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
+                control_kinds=kinds_of(networks),
+                precision=precision,
+                **_facts(pipe),
             )
-            install_loras(folder, [*sorted((out / ADAPTERS).glob("*.safetensors")), *addons.loras])
+            keep_adapters(out, folder)
+            install_loras(folder, addons.loras)
             write_manifest(folder, manifest)
             folder.chmod(0o755)
             _put_in_place(folder, out)
@@ -140,13 +149,48 @@ def build_bundle(
     return manifest
 
 
-def is_current(out: Path, checkpoint: Path, choices: Choices, addons: AddOns = _NONE) -> bool:
+def _opened(
+    checkpoint: Path, config: Path | None, precision: str, choices: Choices, say: Say
+) -> tuple[DiffusionPipeline, str]:
+    return open_checkpoint(
+        checkpoint,
+        config=config,
+        precision=precision,
+        training=choices.training,
+        base=choices.base,
+        vae=choices.vae,
+        files=choices.files,
+        say=say,
+    )
+
+
+def _facts(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """What the manifest says of a pipeline, and of what built it."""
+    return {
+        "tessera": __version__,
+        "versions": {name: version(name) for name in _LIBRARIES},
+        "latents": latents_of(pipe),
+        "schedulers": samplers_of(_scheduler_config(pipe)),
+        "linear_decoder": fit_linear_decoder(pipe.vae, latents_of(pipe)),
+        "guidance_width": pipe.unet.config.time_cond_proj_dim or 0,
+        "inpaints": pipe.unet.config.in_channels == INPAINTING,
+        "zero_negative": bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
+    }
+
+
+def is_current(
+    out: Path,
+    checkpoint: Path,
+    choices: Choices,
+    addons: AddOns = _NONE,
+    config: Path | None = None,
+) -> bool:
     """Whether `out` is a complete bundle of this checkpoint with these choices and ControlNets,
     built by this version of the exporter.
     """
     try:
         manifest = read_manifest(out)
-        if manifest.source != source_digest(checkpoint, choices, addons):
+        if manifest.source != source_digest(checkpoint, choices, addons, config):
             return False
         check_files(out, manifest)
     except (BundleError, OSError):
@@ -154,74 +198,24 @@ def is_current(out: Path, checkpoint: Path, choices: Choices, addons: AddOns = _
     return manifest.tessera == __version__
 
 
-def source_digest(checkpoint: Path, choices: Choices, addons: AddOns = _NONE) -> str:
-    """SHA-256 of the files of a checkpoint and its ControlNets, the choices, and the exporter's
-    code.
+def source_digest(
+    checkpoint: Path, choices: Choices, addons: AddOns = _NONE, config: Path | None = None
+) -> str:
+    """SHA-256 of the files of a checkpoint, of its configuration and its ControlNets, the choices,
+    and the exporter's code.
     """
-    parts = [code_digest(), *(file_digest(p) for p in _files(checkpoint))]
+    sources = [path for path in (checkpoint, choices.base, choices.vae) if path is not None]
+    parts = [code_digest(), *(file_digest(p) for source in sources for p in _files(source))]
+    if config is not None and checkpoint.is_file():
+        parts += [file_digest(p) for p in _files(config)]
     for name, path in sorted(addons.controlnets.items()):
         parts += [name, *(file_digest(p) for p in _files(path))]
     parts += [repr(choices), repr(sorted(addons.places.items()))]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def code_digest() -> str:
-    """SHA-256 of the code that determines the contents of a bundle's graphs."""
-    here = Path(__file__).parent
-    networks = Path(tessera.networks.__file__).parent
-    builder = (
-        "addons",
-        "bundle",
-        "checkpoint",
-        "examples",
-        "export",
-        "exporter",
-        "graphs",
-        "shared",
-    )
-    code = [
-        *(here / f"{n}.py" for n in (*builder, "sparse", "trace")),
-        *sorted(networks.glob("*.py")),
-    ]
-    return hashlib.sha256("".join(file_digest(p) for p in code).encode()).hexdigest()
-
-
 def _files(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file()) or [path]
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder into a `BundleError`."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except TesseraError:
-        raise
-    except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        if not isinstance(error, OSError) and "os error" not in str(error):
-            raise  # libraries written in Rust raise system errors without a class of their own
-        raise BundleError(f"{out} could not be written: {reason or error}") from error
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Only one build at a time writes to `out`."""
-    lock = out.with_name(f".{out.name}.lock")
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), lock.stat()):
-            raise BlockingIOError  # just removed by its owner; another process may have a new one
-    except (BlockingIOError, FileNotFoundError):
-        os.close(descriptor)
-        raise BundleError(f"another build is writing to {out}; wait until it ends") from None
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def _write_graphs(
@@ -233,12 +227,9 @@ def _write_graphs(
         for done, spec in enumerate(specs):
             progress(spec.name, done, len(specs))
             file, part = f"graphs/{spec.name}.onnx", network_of(spec.name)
-            layout = exported(spec.name)
-            twin = spec.name.removesuffix(LOWRANK)
-            shares = twin if twin != spec.name else ""
-            if shares:
-                share_weights(folder / file, folder / graphs[shares].file)
-            graphs[spec.name] = Graph(file, f"networks/{part}/config.json", layout, shares)
+            written = exported(spec.name)
+            config = f"networks/{part}/config.json"
+            graphs[spec.name] = Graph(file, config, written.layout, written.shares)
             _save_config(spec.module.source, folder / "networks" / part)
             if part in PARTS:
                 outline = outline_of(spec.module.source).to_json()
@@ -270,36 +261,38 @@ def _natural_size(pipe: DiffusionPipeline) -> int:
     return int(pipe.unet.config.sample_size) * latents_of(pipe).pixels
 
 
-def _limits(pipe: DiffusionPipeline, choices: Choices) -> Limits:
+def _limits(pipe: DiffusionPipeline, variant: str, choices: Choices) -> Limits:
     size = _natural_size(pipe)
     return Limits(
         min_size=choices.min_size or max(size // 2, 8 * SIZE_STEP),
         max_size=choices.max_size or 2 * size,
         max_rows=choices.max_rows,
         lora_rank=choices.lora_rank,
+        clip_skip=clip_skip_of(pipe, VARIANTS[variant]),
+        takes_vectors=True,
     )
 
 
 def _defaults(pipe: DiffusionPipeline, variant: str, choices: Choices) -> Defaults:
     row = VARIANTS[variant]
-    cls = type(pipe.scheduler).__name__
-    of_checkpoint = [name for name, s in SCHEDULERS.items() if s.cls == cls and not s.settings]
     size = choices.size or _natural_size(pipe)
     return Defaults(
         steps=choices.steps or row.steps,
         guidance=row.guidance if choices.guidance is None else choices.guidance,
         width=size,
         height=size,
-        scheduler=choices.scheduler or next(iter(of_checkpoint), row.scheduler),
+        scheduler=default_sampler(_scheduler_config(pipe), choices.scheduler, row.scheduler),
         lora_bound=choices.lora_bound,
     )
 
 
-def _checked(limits: Limits, defaults: Defaults) -> tuple[Limits, Defaults]:
-    if defaults.scheduler not in SCHEDULERS:
-        raise BundleError(
-            f"scheduler {defaults.scheduler!r} is unknown; accepted: {', '.join(SCHEDULERS)}"
-        )
+def _scheduler_config(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """What `scheduler/scheduler_config.json` will hold."""
+    return {**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__}
+
+
+def _checked(pipe: DiffusionPipeline, variant: str, choices: Choices) -> tuple[Limits, Defaults]:
+    limits, defaults = _limits(pipe, variant, choices), _defaults(pipe, variant, choices)
     sizes = (limits.min_size, defaults.width, limits.max_size)
     if list(sizes) != sorted(sizes) or any(s % SIZE_STEP for s in sizes):
         raise BundleError(

@@ -48,6 +48,10 @@ def bundle(
     checkpoint: o.Checkpoint,
     out: o.Out,
     config: o.Config = None,
+    base: o.Base = None,
+    revision: o.Revision = None,
+    variant: o.Files = None,
+    vae: o.Vae = None,
     force: o.Force = False,
     controlnet: o.ControlNets = None,
     place: o.Places = None,
@@ -61,6 +65,9 @@ def bundle(
     max_size: o.MaxSize = None,
     max_rows: o.MaxRows = 16,
     lora_rank: o.LoraRank = 64,
+    prediction_type: o.PredictionType = None,
+    zero_snr: o.ZeroSnr = None,
+    precision: o.StoredPrecision = None,
 ) -> None:
     """Build a bundle from a diffusers checkpoint.
 
@@ -69,18 +76,29 @@ def bundle(
     _quiet()
     from tessera_build.addons import AddOns, read_controlnets
     from tessera_build.bundle import Choices
+    from tessera_build.checkpoint import find_checkpoint
+    from tessera_build.markers import Training
+    from tessera_build.parts import find_vae
 
     choices = Choices(
-        steps, guidance, scheduler, size, min_size, max_size, max_rows, lora_bound, lora_rank
+        *(steps, guidance, scheduler, size, min_size, max_size, max_rows, lora_bound, lora_rank),
+        training=Training(prediction_type, zero_snr),
+        precision=precision and precision.value,
+        base=find_checkpoint(base) if base else None,
+        vae=find_vae(vae) if vae else None,
+        files=variant,
     )
     addons = AddOns(read_controlnets(controlnet or []), lora or [], place or [])
-    _build(checkpoint, out, choices, addons, force=force, config=config)
+    _build(checkpoint, out, choices, addons, force=force, config=config, revision=revision)
 
 
 @app.command()
 def verify(bundle: o.Folder) -> None:
-    """Compare every graph in its engines with torch; exit with 1 if one differs."""
+    """Compare every graph in its engines with torch, and a picture with diffusers' pipeline; exit
+    with 1 if one differs.
+    """
     _quiet()
+    from tessera.manifest import read_manifest
     from tessera_build.reports import verification_table
     from tessera_build.verify import kinds_here, tolerance_of, verify_bundle
 
@@ -88,13 +106,40 @@ def verify(bundle: o.Folder) -> None:
         found = verify_bundle(
             bundle,
             kinds=kinds_here(bundle),
-            progress=lambda graph: news(f"running {graph} ..."),
+            progress=lambda part: news(f"running {part} ..."),
         )
-    accepted = {name: tolerance_of(name) for name in found}
-    title = f"{bundle}: engines against torch on the CPU"
+    precision = read_manifest(bundle).precision
+    accepted = {name: tolerance_of(name, precision) for name in found}
+    title = f"{bundle}: engines against torch on the CPU, a picture against diffusers"
     console.print(verification_table(title, found, accepted))
     if any(result.difference > accepted[name] for name, result in found.items()):
         raise typer.Exit(1)
+
+
+@app.command()
+def probe(
+    bundle: o.Folder,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Longest time it may take.")] = 15.0,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON file of prompts, for a checkpoint of one subject.")
+    ] = None,
+) -> None:
+    """Measure where sparse edits differ from dense ones, and write which margins and dense steps
+    each EDIT_QUALITY takes with this bundle.
+    """
+    _quiet()
+    from tessera_build.probe.cases import GENERAL, read_prompts
+    from tessera_build.probe.run import probe as measure
+    from tessera_build.probe.tables import probe_tables
+
+    drawn = read_prompts(prompts) if prompts else GENERAL
+    with console.doing("opening the bundle ...") as news:
+        found, path = measure(
+            bundle, drawn, minutes=minutes, progress=lambda case: news(f"edit {case + 1} ...")
+        )
+    for table in probe_tables(found):
+        console.print(table)
+    console.say(f"{path}: {found.how['cases']} edits in {found.how['minutes']} minutes")
 
 
 @app.command("compile")
@@ -237,17 +282,25 @@ def _build(
     *,
     force: bool,
     config: Path | None = None,
+    revision: str | None = None,
 ) -> None:
     from tessera_build.addons import install_loras
     from tessera_build.bundle import build_bundle, is_current
     from tessera_build.checkpoint import find_checkpoint
+    from tessera_build.complete import check_complete
+    from tessera_build.quantised import refuse_quantised
+    from tessera_build.reports import sampling_lines
 
-    checkpoint = find_checkpoint(source)
+    checkpoint = find_checkpoint(source, revision=revision, variant=choices.files)
+    for read in filter(None, (checkpoint, choices.base, choices.vae)):
+        refuse_quantised(read)
     addons.check()
-    if not force and is_current(out, checkpoint, choices, addons):
+    if not force and is_current(out, checkpoint, choices, addons, config):
         install_loras(out, addons.loras)
         console.say(f"{out} is up to date")
         return
+    if not choices.base:
+        check_complete(checkpoint, config)
     with console.bar() as bar:
         task = bar.add_task("loading")
 
@@ -255,13 +308,26 @@ def _build(
             bar.update(task, description=what, completed=done, total=total)
 
         manifest = build_bundle(
-            checkpoint, out, choices=choices, progress=progress, config=config, addons=addons
+            checkpoint,
+            out,
+            choices=choices,
+            progress=progress,
+            config=config,
+            addons=addons,
+            say=console.say,
         )
     size = sum(entry.bytes for entry in manifest.files.values()) / 1e6
     console.say(
-        f"{out}: {manifest.variant}, {len(manifest.graphs)} graphs, {size:.0f} MB, "
-        f"digest {manifest.digest[:12]}"
+        f"{out}: {manifest.variant}, {manifest.precision}, {len(manifest.graphs)} graphs, "
+        f"{size:.0f} MB, digest {manifest.digest[:12]}"
     )
+    for line in sampling_lines(out, manifest):
+        console.say(line)
+    if decoder := manifest.linear_decoder:
+        console.say(
+            f"  previews: R2 {decoder.r2:.2f} on unseen pictures, "
+            f"colours {decoder.rmse:.0f} of 255 off (RMS)"
+        )
 
 
 def _quiet() -> None:

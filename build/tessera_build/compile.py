@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from tessera.contract import MAX_CHUNKS
 from tessera.engines.base import Engine
 from tessera.engines.canary import Canary, difference, refit_difference
 from tessera.engines.compiled import (
@@ -34,13 +35,13 @@ from tessera.networks import graphs
 from tessera.networks.modules import GraphModule, keeps_type
 from tessera.networks.sparse_unet import SparseUNet
 from tessera.types import Tensors
-from tessera.variants import VARIANTS
+from tessera.variants import TOKENS, VARIANTS
 from tessera_build.examples import RANK, decoder_inputs, example_inputs, factor_inputs, run
 from tessera_build.export import export_graph
 from tessera_build.graphs import signature_of
+from tessera_build.precision import PRECISIONS
 from tessera_build.sparse import axes_of, shapes_with, sparse_ranges
 
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TOLERANCE = {"fp16": 2e-2, "bf16": 6e-2, "fp32": 2e-3}
 """Largest difference of a compiled engine from torch in float32, in units of the largest value."""
 
@@ -129,12 +130,13 @@ def profile_of(source: Source, manifest: Manifest) -> dict[str, Shapes]:
         (_PAIR, defaults.height // pixels, defaults.width // pixels),
         (most, limits.max_size // pixels, limits.max_size // pixels),
     )
+    texts = (TOKENS, TOKENS, TOKENS * MAX_CHUNKS)
     module = _meta_module(source, source.graph)
     if isinstance(module, SparseUNet):
         return _sparse_profile(module, manifest, corners)
     shapes = [
-        _shapes_at(source, manifest, *corner, rank=rank)
-        for corner, rank in zip(corners, ranks, strict=True)
+        _shapes_at(source, manifest, *corner, rank=rank, tokens=tokens)
+        for corner, rank, tokens in zip(corners, ranks, texts, strict=True)
     ]
     return {name: Shapes(*(s[name] for s in shapes)) for name in shapes[0]}
 
@@ -177,7 +179,7 @@ def _export(
 
 def _make_canary(job: Job, inputs: Tensors) -> Canary:
     """The outputs of torch with the graph's weights, and with its first matrix doubled."""
-    module = open_module(job.source)
+    module = open_module(job.source).float()
     built = run(module, inputs)
     name, weight = next(
         (n, p) for n, p in module.named_parameters() if p.ndim >= 2 and n.endswith("weight")
@@ -237,9 +239,16 @@ def _meta_module(source: Source, graph: str) -> GraphModule:
 
 
 def _shapes_at(
-    source: Source, manifest: Manifest, rows: int, height: int, width: int, *, rank: int
+    source: Source,
+    manifest: Manifest,
+    rows: int,
+    height: int,
+    width: int,
+    *,
+    rank: int,
+    tokens: int,
 ) -> dict[str, tuple[int, ...]]:
-    size = {"rows": rows, "height": height, "width": width}
+    size = {"rows": rows, "height": height, "width": width, "tokens": tokens}
     module = _meta_module(source, source.graph)
     if source.graph.startswith(_DECODER):
         encoder = _meta_module(source, "unet_encoder")
@@ -259,6 +268,6 @@ def _trace_inputs(source: Source, manifest: Manifest, folder: Path) -> Tensors:
     module, rank = _meta_module(source, source.graph), min(RANK, manifest.limits.lora_rank)
     if not source.graph.startswith(_DECODER):
         return example_inputs(module, manifest.latents, **size, rank=rank)
-    encoder = open_module(Source.of(folder, manifest, "unet_encoder"))
+    encoder = open_module(Source.of(folder, manifest, "unet_encoder")).float()
     inputs = example_inputs(encoder, manifest.latents, **size)
     return decoder_inputs(inputs, run(encoder, inputs)) | factor_inputs(module, _PAIR, rank)

@@ -13,10 +13,8 @@ from tessera.networks.modules import GraphModule, UNetEncoder
 from tessera.networks.slots import FACTORS, widths_of
 from tessera.networks.sparse_unet import SparseUNet
 from tessera.types import Tensors
+from tessera.variants import TOKENS
 from tessera_build.sparse import sparse_inputs
-
-TOKENS = 77
-"""The window of all text encoders of Stable Diffusion."""
 
 RANK = 3
 """Default rank of low-rank inputs."""
@@ -30,6 +28,7 @@ def example_inputs(
     height: int,
     width: int,
     rank: int = RANK,
+    tokens: int = TOKENS,
 ) -> Tensors:
     """Random inputs by name, in the module's order, on the CPU in float32.
 
@@ -41,30 +40,37 @@ def example_inputs(
         height: height in latents.
         width: width in latents.
         rank: rank of low-rank inputs.
+        tokens: length of the text that a UNet or ControlNet takes.
     """
+    size = {"rows": rows, "height": height, "width": width, "tokens": tokens}
     if isinstance(module, LowRank):
-        size = {"rows": rows, "height": height, "width": width}
         of_half = example_inputs(module.half, latents, **size)
         return {**of_half, **factor_inputs(module, rows, rank)}
     if isinstance(module, SparseUNet):
         encoder = UNetEncoder(module.source)
-        live = example_inputs(encoder, latents, rows=rows, height=height, width=width)
+        live = example_inputs(encoder, latents, **size)
         return sparse_inputs(module, live)
     config: Any = module.source.config
-    hint_width = config.block_out_channels[0] if "hint" in module.inputs else 0
+    first_width = config.block_out_channels[0] if "hint" in module.inputs else 0
     shapes = {
-        "sample": (latents.channels, height, width),
+        "sample": (getattr(config, "in_channels", 0), height, width),
         "latents": (latents.channels, height, width),
         "image": (3, height * latents.pixels, width * latents.pixels),
-        "hint": (hint_width, height, width),
-        "encoder_hidden_states": (TOKENS, getattr(config, "cross_attention_dim", 0)),
+        "hint": (first_width, height, width),
+        "mode": (getattr(config, "num_control_type", 0),),
+        "mode_emb": (4 * first_width,),
+        "timestep_cond": (getattr(config, "time_cond_proj_dim", 0) or 0,),
+        "encoder_hidden_states": (tokens, getattr(config, "cross_attention_dim", 0)),
         "text_embeds": (_pooled_width(config),),
     }
     inputs = {name: torch.randn(rows, *shapes[name]) for name in module.inputs if name in shapes}
     if "input_ids" in module.inputs:
         ids = torch.randint(0, config.vocab_size, (rows, TOKENS))
         ids[:, -1] = config.eos_token_id  # the projection reads the embedding at the first of these
+        ids[:, 1] = -1  # a vector takes the place of its embedding
         inputs["input_ids"] = ids
+        inputs["vectors"] = torch.randn(rows, TOKENS, config.hidden_size)
+        inputs["clip_skip"] = torch.arange(rows) % config.num_hidden_layers
     if "timestep" in module.inputs:
         inputs["timestep"] = torch.linspace(1, 900, rows)
     if "time_ids" in module.inputs:

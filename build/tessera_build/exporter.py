@@ -1,7 +1,7 @@
 """Exports a bundle's graphs, several at a time where there are cores for it.
 
-An export is one thread of Python. The processes are forked: they share the weights, and what they
-find wrong is raised here.
+An export is one thread of Python. The processes are forked, and what they find wrong is raised
+here. They capture graphs without weights. The weights are written here, one at a time.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import ctypes
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import onnx
 import torch
 
-from tessera.manifest import CONTROLNET, LOWRANK
-from tessera_build.export import Layout, export_graph, reweight_graph
+from tessera.manifest import network_of
+from tessera_build.captured import Captured, CapturedGraphs, fingerprint
+from tessera_build.export import Layout, capture_graph, hollow
 from tessera_build.graphs import GraphSpec
+from tessera_build.stored import Stored, write_graph
 
 _MOST = 4
 """Processes: more would wait for the largest graph alone."""
@@ -30,64 +33,78 @@ _specs: Mapping[str, GraphSpec] = {}
 """What the forked processes inherit."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A graph that has been written.
+
+    Attributes:
+        layout: how its weights differ from the checkpoint's.
+        shares: the graphs in whose external data its weights are.
+    """
+
+    layout: Layout
+    shares: tuple[str, ...]
+
+
 @contextlib.contextmanager
 def exporting(
-    specs: Sequence[GraphSpec], folder: Path, processes: int | None = None
-) -> Iterator[Callable[[str], Layout]]:
-    """Export graphs into files of a folder; gives a function that waits for the graph of a name and
-    returns its layout. It has to be called for all of them, in their order.
+    specs: Sequence[GraphSpec],
+    folder: Path,
+    processes: int | None = None,
+    graphs: Path | None = None,
+) -> Iterator[Callable[[str], Exported]]:
+    """Export graphs into files of a folder; gives a function that waits for the graph of a name,
+    writes it and says what it has written. It has to be called for all of them, in their order.
+
+    Only graphs of the UNet share weights. Their weights are in files beside them.
 
     Args:
         specs: of the graphs.
         folder: for the files.
         processes: how many; by default as many as torch may use threads.
+        graphs: where graphs are kept that need not be traced again, see `CapturedGraphs`.
     """
     global _specs
-    names, alike = {spec.name for spec in specs}, first_alike(specs)
-    layouts: dict[str, Layout] = {}
+    kept = CapturedGraphs(graphs)
+    keys = {spec.name: fingerprint(spec.module, spec.signature) for spec in specs}
+    captured = {key: found for key in keys.values() if (found := kept.get(key))}
+    missing: dict[str, str] = {}
+    for name, key in keys.items():
+        if key not in captured:
+            missing.setdefault(key, name)
+    stored: dict[str, Stored] = {}
     inherited = _specs
     _specs = {spec.name: spec for spec in specs}
-
-    def external(name: str) -> bool:
-        return name + LOWRANK in names
-
     with contextlib.ExitStack() as stack:
         stack.callback(_restore, inherited)
         count = processes or min(torch.get_num_threads(), _MOST)
         start = _pool(stack, count) if count > 1 else _at_once
-        waiting = {
-            name: start(name, folder, external(name)) for name in _specs if name not in alike
-        }
+        waiting = {key: start(name) for key, name in missing.items()}
 
-        def wait(name: str) -> Layout:
-            """The layout of a graph, once its file is there."""
-            if name in alike:
-                first, module = alike[name], _specs[name].module
-                layout = layouts[first]
-                reweight_graph(folder / f"{first}.onnx", module, layout, folder / f"{name}.onnx")
-            else:
-                layout = waiting[name]()
-            return layouts.setdefault(name, layout)
+        def wait(name: str) -> Exported:
+            """Write a graph."""
+            key = keys[name]
+            if key in waiting:
+                captured[key] = waiting.pop(key)()
+                kept.put(key, captured[key])
+            graph, layout = captured[key]
+            spec, model = _specs[name], onnx.ModelProto.FromString(graph)
+            of_unet = network_of(name) == "unet"
+            shares = write_graph(
+                model,
+                dict(spec.module.named_parameters()),
+                layout,
+                folder / f"{name}.onnx",
+                dtype=spec.stored,
+                external=of_unet,
+                shared=stored.setdefault(network_of(name), Stored()) if of_unet else None,
+            )
+            return Exported(layout, tuple(shares))
 
         yield wait
 
 
-def first_alike(specs: Iterable[GraphSpec]) -> dict[str, str]:
-    """Graphs of ControlNets that differ from an earlier one in nothing but weights -> that one."""
-    first: dict[str, str] = {}
-    alike: dict[str, str] = {}
-    for spec in specs:
-        if spec.name.startswith(CONTROLNET):
-            config: dict[str, Any] = dict(spec.module.source.config)  # type: ignore[arg-type]
-            # Names with an underscore say where it came from, and which values were defaults.
-            own = sorted((k, v) for k, v in config.items() if not k.startswith("_"))
-            key = f"{type(spec.module).__name__} {own}"
-            if first.setdefault(key, spec.name) != spec.name:
-                alike[spec.name] = first[key]
-    return alike
-
-
-def _pool(stack: contextlib.ExitStack, processes: int) -> Callable[..., Callable[[], Layout]]:
+def _pool(stack: contextlib.ExitStack, processes: int) -> Callable[[str], Callable[[], Captured]]:
     """Starts exports in processes that end with the stack."""
     pool = ProcessPoolExecutor(
         processes,
@@ -96,10 +113,10 @@ def _pool(stack: contextlib.ExitStack, processes: int) -> Callable[..., Callable
     )
     stack.callback(pool.shutdown, cancel_futures=True)
 
-    def start(name: str, folder: Path, external: bool) -> Callable[[], Layout]:
+    def start(name: str) -> Callable[[], Captured]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12's, of forks
-            return pool.submit(_export, name, folder, external).result
+            return pool.submit(_capture, name).result
 
     return start
 
@@ -112,14 +129,17 @@ def _begin() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _at_once(name: str, folder: Path, external: bool) -> Callable[[], Layout]:
+def _at_once(name: str) -> Callable[[], Captured]:
     """Exports when it is waited for."""
-    return lambda: _export(name, folder, external)
+    return lambda: _capture(name)
 
 
-def _export(name: str, folder: Path, external: bool) -> Layout:
+def _capture(name: str) -> Captured:
+    """A graph as bytes, without weights, and its layout. None of its weights is read."""
     spec = _specs[name]
-    return export_graph(spec.module, spec.signature, folder / f"{name}.onnx", external=external)
+    with hollow(spec.module):
+        graph, layout = capture_graph(spec.module, spec.signature)
+    return graph.SerializeToString(), layout
 
 
 def _restore(inherited: Mapping[str, GraphSpec]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from tessera.manifest import CONTROLNET, HINT, LOWRANK, Latents
@@ -18,9 +18,11 @@ from tessera.networks.lowrank import LowRank
 from tessera.networks.modules import GraphModule
 from tessera.networks.slots import FACTORS, LINEAR
 from tessera.networks.sparse_unet import SparseUNet
+from tessera.networks.text_modules import most_skipped
 from tessera.variants import Variant
 from tessera_build.examples import decoder_inputs, example_inputs, factor_inputs, is_picture, run
-from tessera_build.export import Signature
+from tessera_build.export import Signature, hollow
+from tessera_build.precision import stored_type
 from tessera_build.sparse import axes_of
 from tessera_build.trace import Axes
 
@@ -30,27 +32,37 @@ _BATCH, _HEIGHT, _WIDTH = 2, 32, 16
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph to export: its name in the bundle, its module, its inputs and outputs."""
+    """A graph to export.
+
+    Attributes:
+        name: its name in the bundle.
+        module: the module, with the checkpoint's weights in any precision.
+        signature: its inputs and outputs.
+        stored: type in which its weights are stored.
+    """
 
     name: str
     module: GraphModule
     signature: Signature
+    stored: torch.dtype
 
 
 def graphs_of(
     pipe: DiffusionPipeline,
     variant: Variant,
-    controlnets: Mapping[str, ControlNetModel] = MappingProxyType({}),
+    controlnets: Mapping[str, nn.Module] = MappingProxyType({}),
     *,
     lowrank: bool = True,
+    precision: str = "fp32",
 ) -> list[GraphSpec]:
-    """Every graph of a pipeline and its ControlNets, in the order of export.
+    """Every graph of a pipeline and its ControlNets, in the order of export. No weight is read.
 
     Args:
         pipe: the pipeline.
         variant: its variant.
         controlnets: ControlNets by name.
         lowrank: whether to include the UNet's halves with low-rank inputs, after the plain ones.
+        precision: in which weights are stored, see `stored_type`.
     """
     latents = latents_of(pipe)
     size = {"rows": _BATCH, "height": _HEIGHT, "width": _WIDTH}
@@ -59,46 +71,42 @@ def graphs_of(
     for name, network in controlnets.items():
         parts |= {f"{CONTROLNET}{name}": network, f"{CONTROLNET}{name}{HINT}": network}
     specs = []
+
+    def add(name: str, module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> None:
+        config = dict(module.source.config) if name.startswith("vae") else {}  # type: ignore[arg-type]
+        stored = stored_type(name, precision, variant, config)
+        specs.append(GraphSpec(name, module, signature_of(module, inputs), stored))
+
     for name, network in parts.items():
         module = graphs.wrap(name, network, variant)
         inputs = example_inputs(module, latents, **size)
-        specs.append(GraphSpec(name, module, signature_of(module, inputs)))
+        add(name, module, inputs)
         if name == "unet_encoder":
             decoder = graphs.wrap("unet_decoder", network, variant)
-            second = decoder_inputs(inputs, run(module, inputs))
-            specs.append(GraphSpec("unet_decoder", decoder, signature_of(decoder, second)))
-            if lowrank:
-                specs += _lowrank(network, variant, (inputs, second))
+            with hollow(module):
+                second = decoder_inputs(inputs, run(module, inputs))
+            add("unet_decoder", decoder, second)
+            for half, of_half in (("unet_encoder", inputs), ("unet_decoder", second)):
+                if lowrank:
+                    low = graphs.wrap(half + LOWRANK, network, variant)
+                    add(half + LOWRANK, low, {**of_half, **factor_inputs(low, _BATCH)})
             for graph in ("unet_text", "unet_sparse"):
                 sparse = graphs.wrap(graph, network, variant)
-                example = example_inputs(sparse, latents, **size)
-                specs.append(GraphSpec(graph, sparse, signature_of(sparse, example)))
-    return specs
-
-
-def _lowrank(
-    unet: nn.Module, variant: Variant, inputs: Iterable[Mapping[str, torch.Tensor]]
-) -> list[GraphSpec]:
-    """The UNet's halves with low-rank inputs. `inputs` are the inputs of the plain halves."""
-    specs = []
-    for half, of_half in zip(("unet_encoder", "unet_decoder"), inputs, strict=True):
-        module = graphs.wrap(half + LOWRANK, unet, variant)
-        example = {**of_half, **factor_inputs(module, _BATCH)}
-        specs.append(GraphSpec(half + LOWRANK, module, signature_of(module, example)))
+                add(graph, sparse, example_inputs(sparse, latents, **size))
     return specs
 
 
 def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Signature:
-    """Names and dynamic axes of a module: the batch, and height and width where there are any."""
+    """Names and dynamic axes of a module: the batch, and height and width or the length of a text
+    where there are any.
+    """
     if isinstance(module, SparseUNet):
         example = tuple(inputs.values())
         return Signature(example, module.inputs, module.outputs, axes=axes_of(module))
     if isinstance(module, LowRank):
         example = tuple(inputs.values())
         return Signature(example, module.inputs, module.outputs, axes=_lowrank_axes(module))
-    axes: list[Any] = [
-        {0: _ANY, 2: _ANY, 3: _ANY} if is_picture(name) else {0: _ANY} for name in inputs
-    ]
+    axes: list[Any] = [dict.fromkeys((0, *_changing(name)), _ANY) for name in inputs]
     named = sum(
         p.kind is not Parameter.VAR_POSITIONAL
         for p in signature(module.forward).parameters.values()
@@ -108,6 +116,13 @@ def signature_of(module: GraphModule, inputs: Mapping[str, torch.Tensor]) -> Sig
     return Signature(tuple(inputs.values()), module.inputs, module.outputs, tuple(axes))
 
 
+def _changing(name: str) -> tuple[int, ...]:
+    """Axes of an input that change from request to request, beside the batch."""
+    if is_picture(name):
+        return 2, 3
+    return (1,) if name == "encoder_hidden_states" else ()
+
+
 def _lowrank_axes(module: LowRank) -> Axes:
     """Dynamic axes by name, for a trace: torch.export takes ten times as long."""
     axes = {}
@@ -115,16 +130,35 @@ def _lowrank_axes(module: LowRank) -> Axes:
         axes[name] = {0: "rows"}
         if is_picture(name):
             axes[name] |= {2: f"height_{name}", 3: f"width_{name}"}
+        if name == "encoder_hidden_states":
+            axes[name][1] = "text"
         if name in FACTORS:
             axes[name][1] = "rank" if name in LINEAR else "conv_rank"
     return axes
 
 
+def clip_skip_of(pipe: DiffusionPipeline, variant: Variant) -> int:
+    """How many layers of all text encoders of a pipeline a request may skip."""
+    layers = [getattr(pipe, name).config.num_hidden_layers for name in variant.text_encoders]
+    return most_skipped(min(layers), pooled=variant.pooled)
+
+
 def latents_of(pipe: DiffusionPipeline) -> Latents:
-    """The latent space of a pipeline."""
+    """The latent space of a pipeline. Diffusers' pipelines of Stable Diffusion 1.x and 2.x do not
+    look at means and deviations, so they are left out there.
+    """
     config = pipe.vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    normalised = mean and std and "XL" in type(pipe).__name__
     return Latents(
         channels=config.latent_channels,
         pixels=2 ** (len(config.block_out_channels) - 1),
         scale=config.scaling_factor,
+        mean=_numbers(mean) if normalised else (),
+        std=_numbers(std) if normalised else (),
     )
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """One for each channel; a single file has them as a tensor (1, c, 1, 1)."""
+    return tuple(torch.as_tensor(values, dtype=torch.float64).flatten().tolist())

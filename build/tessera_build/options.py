@@ -10,17 +10,25 @@ import typer
 
 from tessera import contract
 
+_CHECKPOINT = "Checkpoint"
 _ADDONS = "ControlNets and LoRAs"
 _DEFAULTS = "Defaults of requests"
 _LIMITS = "Limits"
 
 
 class Precision(StrEnum):
-    """In which TensorRT runs what it compiles."""
+    """In which weights are stored, and in which TensorRT runs what it compiles."""
 
     FP16 = "fp16"
     BF16 = "bf16"
     FP32 = "fp32"
+
+
+class Prediction(StrEnum):
+    """What a network predicts."""
+
+    EPSILON = "epsilon"
+    V_PREDICTION = "v_prediction"
 
 
 def _option(panel: str, *names: str, **details: Any) -> Any:
@@ -36,7 +44,33 @@ Checkpoint = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(help="Folder with the configs of a single file, where no hub can be reached."),
+    typer.Option(help="Folder with the configs of a single file, and with parts that it lacks."),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a checkpoint on a hub.")
+]
+Files = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="Weights to read where a folder has several, such as fp16 for *.fp16.safetensors.",
+    ),
+]
+Vae = Annotated[
+    Path | None, typer.Option(help="Folder of a VAE that takes the place of the checkpoint's.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CHECKPOINT",
+        help="Checkpoint of which all but the UNet is taken, for a file with a UNet alone.",
+    ),
+]
+
+StoredPrecision = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="Number format of the stored weights."),
 ]
 
 ControlNets = Annotated[
@@ -51,12 +85,31 @@ Places = Annotated[
         _ADDONS,
         "--place",
         metavar="NAME=PLACE",
-        help="Run a ControlNet on the CPU (cpu) or one GPU (gpu:0, gpu:1 ...) (repeatable).",
+        help="Where a network runs unless the server says otherwise: unet, vae, text_encoders or a "
+        "ControlNet, on cpu, gpu:0, gpu:1 ... or auto; unet=gpu:0,gpu:1 for two (repeatable).",
     ),
 ]
 Loras = Annotated[
     list[Path] | None,
     _option(_ADDONS, "--lora", help="Copy in a LoRA, a .safetensors file (repeatable)."),
+]
+
+PredictionType = Annotated[
+    Prediction | None,
+    _option(
+        _CHECKPOINT,
+        metavar="TYPE",
+        help="What the network predicts, if its scheduler config does not say it: "
+        f"{', '.join(Prediction)}.",
+    ),
+]
+ZeroSnr = Annotated[
+    bool | None,
+    _option(
+        _CHECKPOINT,
+        "--zero-snr/--no-zero-snr",
+        help="Whether the network was trained with zero terminal SNR.",
+    ),
 ]
 
 Steps = Annotated[int | None, _option(_DEFAULTS, min=1, help="Default of STEPS.")]
@@ -66,7 +119,7 @@ Scheduler = Annotated[
     _option(
         _DEFAULTS,
         metavar="NAME",
-        help=f"Default of SCHEDULER: {', '.join(contract.SCHEDULERS)}.",
+        help=f"Default of SCHEDULER: {contract.scheduler_list(contract.SCHEDULERS)}.",
     ),
 ]
 Size = Annotated[

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
+from tessera.contract import SCHEDULERS, scheduler_list
+from tessera.networks.schedulers import usable
 from tessera.terminal.console import new_table
 
 if TYPE_CHECKING:
-    from tessera.manifest import Verification
+    from tessera.manifest import Manifest, Verification
     from tessera_build.compile import Job
 
 
@@ -47,6 +51,22 @@ def _shown(job: Job) -> Mapping[str, object]:
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
     return "  ".join(padded).rstrip()
+
+
+def sampling_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """How a bundle's network is sampled, and with what."""
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    kind = "EDM" if config["_class_name"].startswith("EDM") else config.get("prediction_type")
+    zero = ", zero terminal SNR" if config.get("rescale_betas_zero_snr") else ""
+    yield f"  the network predicts: {kind or 'epsilon'}{zero}"
+    offered = scheduler_list(manifest.offered)
+    yield f"  samplers: {offered}; default {manifest.defaults.scheduler}"
+    refused: dict[str, list[str]] = {}
+    for name, reason in usable(config).items():
+        if reason and SCHEDULERS[name].edm == (kind == "EDM"):
+            refused.setdefault(reason, []).append(name)
+    for reason, names in refused.items():
+        yield f"  not {scheduler_list(names)}: {reason}"
 
 
 def verification_table(

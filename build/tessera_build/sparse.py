@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from tessera.contract import MAX_CHUNKS
 from tessera.networks.program import Program, Site
 from tessera.networks.sparse_unet import SparseUNet
 from tessera.sparse.batch import ArrayCache, Batch, Part
 from tessera.sparse.tables import Mask, level_sizes, make_tables
 from tessera.types import Tensors
+from tessera.variants import TOKENS
 
-_BY_BRANCH = ("timestep", "time_ids", "text_embeds", "part", "norms")
+_BY_BRANCH = ("timestep", "time_ids", "text_embeds", "timestep_cond", "part", "norms")
 
 
 def sparse_inputs(module: SparseUNet, live: Tensors) -> Tensors:
@@ -52,8 +54,10 @@ def sparse_axes(program: Program, name: str) -> dict[int, str]:
     lengths.
     """
     kind, _, level = name.partition("_")
-    if name in _BY_BRANCH or name.startswith(("text_key", "text_value")):
+    if name in _BY_BRANCH:
         return {0: "branches"}
+    if name.startswith(("text_key", "text_value")):
+        return {0: "branches", 2: "text"}
     if name == "sample":
         return {0: "branches", 1: "rows_0"}
     if kind in ("share", "tokens", "same", "up"):
@@ -99,6 +103,7 @@ def sparse_ranges(
     least = _lengths(program, smallest, branches=1)
     likely = _lengths(program, usual, branches=2)
     limit = _lengths(program, largest, branches=most)
+    limit["text"] *= MAX_CHUNKS
     tables = make_tables(_square(usual, 0.2), program.paddings)
     for i, entry in enumerate(tables.levels):
         least[f"rows_{i}"], likely[f"rows_{i}"] = 1, entry.count
@@ -130,7 +135,8 @@ def shapes_with(
 
 def _lengths(program: Program, size: tuple[int, int], *, branches: int) -> dict[str, int]:
     sizes = enumerate(level_sizes(size, program.paddings))
-    return {"branches": branches, "parts": branches} | {f"tokens_{i}": h * w for i, (h, w) in sizes}
+    fixed = {"branches": branches, "parts": branches, "text": TOKENS}
+    return fixed | {f"tokens_{i}": h * w for i, (h, w) in sizes}
 
 
 def _square(size: tuple[int, int], ratio: float) -> Mask:

@@ -5,14 +5,15 @@ Knows parsed adapters and tensors, nothing of engines or requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 
-from tessera.adapters.formats import Update
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.merge import AdapterSet
 from tessera.adapters.store import Adapter
+from tessera.adapters.updates import LowRank, Update
 from tessera.networks.slots import CONV, FACTORS, LINEAR, Slot, widths_of
 from tessera.plan import AdapterUse
 
@@ -55,10 +56,10 @@ class FactorStore:
         self._device = device
         self._dtype = dtype
         self._kept: ByteLru[AdapterSet, list[Factors]] = ByteLru(budget)
-        self._ranks: dict[AdapterSet, Ranks] = {}
+        self._ranks: dict[AdapterSet, Ranks | None] = {}
 
-    def ranks(self, adapter_set: AdapterSet) -> Ranks:
-        """See `ranks_of`.
+    def ranks(self, adapter_set: AdapterSet) -> Ranks | None:
+        """See `ranks_of`. `None` if the set is not made of low-rank products of layers only.
 
         Raises:
             TesseraError: an adapter cannot be loaded.
@@ -66,7 +67,9 @@ class FactorStore:
         if adapter_set not in self._ranks:
             if len(self._ranks) == _KNOWN:
                 self._ranks.clear()
-            self._ranks[adapter_set] = ranks_of(self._terms(adapter_set))
+            terms = self._terms(adapter_set)
+            layers = {f"{layer}{_WEIGHT}" for slots in self.halves for layer in slots}
+            self._ranks[adapter_set] = ranks_of(terms) if _are_low_rank(terms, layers) else None
         return self._ranks[adapter_set]
 
     def get(self, adapter_set: AdapterSet) -> list[Factors]:
@@ -92,14 +95,22 @@ class FactorStore:
 
 
 def ranks_of(terms: Iterable[Term]) -> Ranks:
-    """The largest sum of ranks that any layer has in a set."""
+    """The largest sum of ranks that any layer has in a set of low-rank products."""
     ranks: tuple[dict[str, int], dict[str, int]] = ({}, {})
     for updates, _ in terms:
         for name, update in updates.items():
-            by_layer = ranks[update.down[0].numel() > update.down.shape[1]]  # several points
-            by_layer[name] = by_layer.get(name, 0) + update.rank
+            by_layer = ranks[math.prod(update.shape[2:]) > 1]  # several points
+            by_layer[name] = by_layer.get(name, 0) + (update.width or 0)
     linear, conv = (max(by_layer.values(), default=0) for by_layer in ranks)
     return linear, conv
+
+
+def _are_low_rank(terms: Iterable[Term], layers: Collection[str]) -> bool:
+    return all(
+        update.width is not None and name in layers
+        for updates, _ in terms
+        for name, update in updates.items()
+    )
 
 
 def factors_of(slots: Mapping[str, Slot], terms: Sequence[Term]) -> Factors:
@@ -143,12 +154,12 @@ def join(rows: Sequence[Factors], most: int) -> Factors:
     return joined
 
 
-def _updates(name: str, terms: Sequence[Term]) -> list[tuple[Update, float]]:
-    return [(updates[name], weight) for updates, weight in terms if name in updates]
+def _updates(name: str, terms: Sequence[Term]) -> list[tuple[LowRank, float]]:
+    return [(updates[name].low_rank(), weight) for updates, weight in terms if name in updates]
 
 
 def _put(
-    slot: Slot, updates: Sequence[tuple[Update, float]], down: torch.Tensor, up: torch.Tensor
+    slot: Slot, updates: Sequence[tuple[LowRank, float]], down: torch.Tensor, up: torch.Tensor
 ) -> None:
     """Write a layer's updates into the stacks, one after the other along the rank."""
     start = 0

@@ -1,8 +1,8 @@
-"""Parses an adapter file into low-rank updates by the name of the weight that they change.
+"""Parses an adapter file into updates by the name of the weight that they change.
 
-Accepts safetensors in the layouts of kohya's scripts, diffusers and PEFT. Diffusers' own converters
-translate key names, so that a file has the same effect as with `load_lora_weights`. Other kinds of
-adapters (LoHa, LoKr, DoRA ...) are rejected by name. Knows no bundle: `targets` checks the fit.
+Accepts safetensors in the layouts of kohya's scripts, LyCORIS, diffusers, PEFT, ComfyUI and
+OneTrainer. `names` says which module a key is of, `kinds` what its tensors do. Every tensor is part
+of an update or skipped by a named rule. Otherwise the file is rejected.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,125 +21,163 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from tessera.networks.light_diffusers import (
-    DIFFUSERS_OLD_TO_PEFT,
-    DIFFUSERS_TO_PEFT,
-    UNET_TO_DIFFUSERS,
-    convert_state_dict,
-    lora_state_dict,
-)
+from tessera.adapters.kinds import NUMBERS, Module, split
+from tessera.adapters.library import PEFT_CONFIG, PEFT_MODEL
+from tessera.adapters.names import Found
+from tessera.adapters.peft_fields import check_fields
+from tessera.adapters.targets import Targets, Updates
+from tessera.adapters.updates import PARTS, Unusable
+from tessera.networks.leftovers import left_behind
 from tessera.types import Tensors
 
 MAX_BYTES = 4 * 2**30
 """Largest file that is read."""
-MAX_RANK = 512
-"""Largest rank that is accepted."""
-
-PARTS = ("unet", "text_encoder", "text_encoder_2")
-"""The networks that a LoRA may change, as diffusers prefixes them."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
-_TEXT = DIFFUSERS_OLD_TO_PEFT | DIFFUSERS_TO_PEFT
-_MAPPINGS = {"unet": UNET_TO_DIFFUSERS, "text_encoder": _TEXT, "text_encoder_2": _TEXT}
-"""Old and new diffusers names -> PEFT's names, which equal the modules' names."""
+_SMALL = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types whose values float16 has, too."""
 _OTHERS = {
-    r"\.hada_": "a LoHa (Hadamard products)",
-    r"\.lokr_": "a LoKr (Kronecker products)",
-    r"\.lora_mid\.": "a LoCon with a Tucker core",
-    r"dora_scale|lora_magnitude_vector": "a DoRA (decomposed magnitudes)",
     r"\.oft_|\.boft_": "an OFT (orthogonal transforms)",
-    r"\.on_input$": "an IA3 (scaled activations)",
+    r"\.vera_lambda_": "a VeRA",
+    r"\.lora_E$": "an AdaLoRA",
+    r"\.fourierft_spectrum": "a FourierFT",
+    r"\.hra_u$": "an HRA (Householder reflections)",
+    r"^lllite_": "a ControlNet-LLLite",
+    r"^(?:adapter\.)?body\.\d+\.": "a T2I-Adapter",
+    r"^(?:image_proj|ip_adapter)\.": "an IP-Adapter",
+    r"^(?:control_model\.|controlnet_|input_hint_block\.)": (
+        "a ControlNet (tessera-build takes it with --controlnet)"
+    ),
     r"\.[ab][12]\.weight$": "a GLoRA",
-    r"\.diff$|\.diff_b$|\.w_norm$|\.b_norm$": "a LyCORIS file with full differences",
-    r"lora_embedding_|emb_params|string_to_param": "an embedding",
-    r"lora_[AB]\.bias$|lora_(up|down)\.bias$": "a LoRA with biases",
+    r"^emb_params$|string_to_param|^clip_[lg]$|^<.*>$": "an embedding (textual inversion)",
     r"lora_controlnet": "a Control-LoRA",
+    r"^transformer\.|^lora_transformer_|double_blocks|single_blocks|joint_blocks|"
+    r"lora_te3_": ("a LoRA of a diffusion transformer (Stable Diffusion 3, Flux ...)"),
 }
 """Pattern of a key -> the kind of file that has such keys."""
-
-
-class Unusable(Exception):
-    """A file cannot be used as a LoRA. `str(error)` gives the reason without a subject, such as
-    `is empty`.
-    """
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one adapter adds to one weight: `scale * up @ down`.
-
-    Attributes:
-        down: (rank, in) for a linear layer, (rank, in, h, w) for a convolution.
-        up: (out, rank) or (out, rank, 1, 1).
-        scale: alpha / rank.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        """Rank of the update."""
-        return int(self.down.shape[0])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight that it changes."""
-        return (int(self.up.shape[0]), *map(int, self.down.shape[1:]))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory."""
-        return self.down.nbytes + self.up.nbytes
+_WHOLE = re.compile(
+    r"(?:first_stage_model|cond_stage_model|conditioner)\..+"
+    r"|(?:model\.diffusion_model\.)?(?:conv_in|input_blocks\.0\.0)\.bias"
+)
+"""Keys of checkpoints and of their UNets."""
+_SKIPPED = {r"^bundle_emb\.": "bundled embeddings (bundle_emb)"}
+"""Pattern of a key -> the rule by which it is skipped."""
+_ALPHAS = "alphas of full differences"
 
 
 @dataclass(frozen=True)
 class ParsedAdapter:
-    """A parsed adapter file.
+    """A parsed adapter file that fits a bundle.
 
     Attributes:
-        layout: `kohya`, `diffusers` or `peft`.
-        digest: first 16 hexadecimal digits of the file's SHA-256.
+        layout: `kohya`, `diffusers`, `peft` or `comfyui`.
+        digest: first 16 hexadecimal digits of the SHA-256 of the file, and of PEFT's configuration
+            beside it.
         updates: updates by part (`unet` ...) and name of the weight (`mid_block...to_q.weight`).
+        skipped: rules by which tensors were skipped, each with their number.
     """
 
     layout: str
     digest: str
-    updates: dict[str, dict[str, Update]]
+    updates: Updates
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of adapter that the file has, sorted."""
+        all_updates = (u for part in self.updates.values() for u in part.values())
+        return tuple(sorted({kind for update in all_updates for kind in update.kinds}))
 
 
-def read_adapter(path: Path, *, layers_per_block: int | None = None) -> ParsedAdapter:
+def read_adapter(path: Path, targets: Targets) -> ParsedAdapter:
     """Parse an adapter file.
 
     Args:
         path: the file.
-        layers_per_block: from the UNet's config, for a variant whose LoRAs may use the names of the
-            original SDXL code.
+        targets: the weights of the bundle's networks.
 
     Raises:
-        Unusable: the file is too large, is not a complete safetensors file, is not a LoRA of a
-            known layout, or has values that are not finite.
+        Unusable: the file is too large, is not a complete safetensors file, is not an adapter of a
+            known layout and kind, does not fit the networks, or has values that are not finite.
     """
-    content = _read(path)
-    tensors, metadata = _tensors(content), _configuration(content)
+    content, beside = _read(path), _config_beside(path)
+    everything = _tensors(content)
+    metadata = _peft_configuration(beside) if beside else _configuration(content)
+    check_fields(metadata)
+    skipped = Counter(rule for key in everything if (rule := _rule(key)))
+    tensors = {key: tensor for key, tensor in everything.items() if not _rule(key)}
+    if any(_WHOLE.fullmatch(key) for key in tensors):
+        raise Unusable("is a checkpoint, or a network of one; accepted: LoRA and its kinds")
     for pattern, kind in _OTHERS.items():
         if any(re.search(pattern, key) for key in tensors):
-            raise Unusable(f"is {kind}; accepted: plain LoRAs")
-    _check_values(tensors)
-    layout = _layout(tensors)
-    try:
-        state, alphas = lora_state_dict(tensors, layers_per_block=layers_per_block)
-    except (ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise Unusable(f"has keys that diffusers cannot convert: {_first_line(error)}") from error
-    updates = {}
-    for part in PARTS:
-        weights = dict(_part(part, state))
-        if weights:
-            updates[part] = _updates(part, weights, alphas, metadata)
-    _check_complete(updates, state)
-    return ParsedAdapter(layout, hashlib.sha256(content).hexdigest()[:16], updates)
+            raise Unusable(f"is {kind}; accepted: LoRA, DoRA, LoHa, LoKr, (IA)3 and differences")
+    found, modules = _modules(tensors, targets, metadata)
+    updates: Updates = {}
+    for place, module in modules.items():
+        for leaf, update in module.read().items():
+            updates.setdefault(place.part, {})[f"{place.module}.{leaf}"] = update
+        skipped[_ALPHAS] += len(module.tensors)
+    if not updates:
+        raise Unusable(f"changes nothing: it has {_counted(skipped)} only")
+    digest = hashlib.sha256(content + beside).hexdigest()[:16]
+    return ParsedAdapter(_layout(found, tensors), digest, updates, _lines(skipped))
+
+
+def _modules(
+    tensors: Tensors, targets: Targets, metadata: Mapping[str, Any]
+) -> tuple[list[Found], dict[Found, Module]]:
+    """The tensors by the module that they are of."""
+    layouts, modules = [], dict[Found, Module]()
+    unknown = []
+    for key, tensor in sorted(tensors.items()):
+        path, role = split(key) or _no_adapter(key)
+        place = targets.names.find(path)
+        if place is None:
+            unknown.append(key)
+            continue
+        layouts.append(place)
+        place = Found(place.part, place.module, "")
+        if place not in modules:
+            name = f"{place.part}.{place.module}"
+            shapes = targets.leaves(place.part, place.module)
+            scale = _scale(place.part, place.module, metadata)
+            modules[place] = Module(name, shapes, targets.family, scale)
+        if role in modules[place].tensors:
+            raise Unusable(f"has two keys that stand for {modules[place].name}, one is {key}")
+        modules[place].tensors[role] = _checked(key, role, tensor)
+    if unknown:
+        raise Unusable(
+            f"has {len(unknown)} of {len(tensors)} keys for modules that {targets.family} does not "
+            f"have, first {unknown[0]}"
+        )
+    return layouts, modules
+
+
+def _no_adapter(key: str) -> tuple[str, str]:
+    raise Unusable(
+        f"has the key {key}; accepted: keys of kohya, LyCORIS, diffusers, PEFT, ComfyUI and "
+        "OneTrainer"
+    )
+
+
+def _rule(key: str) -> str:
+    """The rule by which a key is skipped; empty if it is not."""
+    return next((rule for pattern, rule in _SKIPPED.items() if re.search(pattern, key)), "")
+
+
+def _lines(skipped: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(f"{count} {rule}" for rule, count in sorted(skipped.items()) if count)
+
+
+def _counted(skipped: Mapping[str, int]) -> str:
+    return " and ".join(_lines(skipped)) or "no tensors"
+
+
+def _layout(found: Iterable[Found], tensors: Tensors) -> str:
+    """The layout that most keys have."""
+    layout = Counter(place.layout for place in found).most_common(1)[0][0]
+    peft = layout == "diffusers" and any(".lora_A." in key for key in tensors)
+    return "peft" if peft else layout
 
 
 def _read(path: Path) -> bytes:
@@ -154,9 +193,31 @@ def _read(path: Path) -> bytes:
         raise Unusable(f"cannot be read: {error.strerror or error}") from error
 
 
+def _config_beside(path: Path) -> bytes:
+    """PEFT's configuration file beside its file of weights; empty if there is none."""
+    config = path.with_name(PEFT_CONFIG)
+    if path.name != PEFT_MODEL or not config.is_file():
+        return b""
+    return _read(config)
+
+
+def _peft_configuration(content: bytes) -> dict[str, Any]:
+    """The same fields for every part. LoHa and LoKr call their alpha `alpha`."""
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise Unusable(f"has a file {PEFT_CONFIG} beside it that is not a JSON object")
+    if config.get("lora_alpha") is None and config.get("alpha") is not None:
+        config["lora_alpha"] = config["alpha"]
+    given = {key: value for key, value in config.items() if value is not None}
+    return {f"{part}.{key}": value for part in PARTS for key, value in given.items()}
+
+
 def _tensors(content: bytes) -> Tensors:
     if content[8:9] != b"{":
-        raise Unusable("is not a safetensors file")
+        raise Unusable(f"is {left_behind(content) or 'not a safetensors file'}")
     try:
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError) as error:
@@ -172,102 +233,50 @@ def _configuration(content: bytes) -> dict[str, Any]:
     metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     try:
         config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise Unusable("has lora_adapter_metadata that is not a JSON object")
     return config
 
 
-def _check_values(tensors: Tensors) -> None:
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise Unusable(f"has {key} in {kind}; accepted: float16, bfloat16 and float32")
-        if not torch.isfinite(tensor).all():
-            raise Unusable(f"has NaN or infinite values in {key}")
+def _checked(key: str, role: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with finite values, in a type that can be computed with."""
+    if role in NUMBERS:
+        if tensor.numel() != 1:
+            raise Unusable(f"has {tensor.numel()} values in {key}; accepted: one")
+        tensor = tensor.reshape(()).double()
+    elif tensor.dtype in _SMALL:
+        tensor = tensor.to(torch.float16)
+    elif tensor.dtype not in _DTYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        accepted = "float8_e4m3fn, float8_e5m2, float16, bfloat16 and float32"
+        raise Unusable(f"has {key} in {kind}; accepted: {accepted}")
+    if not torch.isfinite(tensor).all():
+        raise Unusable(f"has NaN or infinite values in {key}")
+    return tensor
 
 
-def _layout(tensors: Tensors) -> str:
-    if all(key.startswith(_KOHYA) for key in tensors):
-        return "kohya"
-    known = tuple(f"{part}." for part in PARTS)
-    stray = next((k for k in tensors if not k.startswith(known) or "lora" not in k), None)
-    if stray is not None:
-        raise Unusable(f"has the key {stray}; accepted: keys of kohya, diffusers or PEFT")
-    return "peft" if any(".lora_A." in key for key in tensors) else "diffusers"
-
-
-def _part(part: str, state: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-    """One network's tensors, named `module.lora_A.weight` and `module.lora_B.weight`."""
-    tensors = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
-    yield from convert_state_dict(tensors, _MAPPINGS[part]).items()
-
-
-def _updates(
-    part: str, weights: Tensors, alphas: Mapping[str, float], metadata: Mapping[str, Any]
-) -> dict[str, Update]:
-    scale_of = _scales(part, alphas, metadata)
-    updates = {}
-    for key, down in weights.items():
-        if not key.endswith(".lora_A.weight"):
-            continue
-        module = key.removesuffix(".lora_A.weight")
-        up = weights.get(f"{module}.lora_B.weight")
-        if up is None:
-            raise Unusable(f"lacks the second half of {part}.{module}")
-        _check_pair(f"{part}.{module}", down, up)
-        scale = scale_of(module, int(down.shape[0]))
-        updates[f"{module}.weight"] = Update(down.contiguous(), up.contiguous(), scale)
-    return updates
-
-
-def _check_pair(name: str, down: torch.Tensor, up: torch.Tensor) -> None:
-    fits = (
-        down.ndim == up.ndim
-        and down.ndim in (2, 4)
-        and up.shape[1] == down.shape[0] > 0
-        and set(up.shape[2:]) <= {1}
-    )
-    if not fits:
-        raise Unusable(
-            f"has halves of shapes {tuple(down.shape)} and {tuple(up.shape)} for {name}, "
-            "which do not form a low-rank product"
-        )
-    if down.shape[0] > MAX_RANK:
-        raise Unusable(f"has rank {down.shape[0]} at {name}; accepted: at most {MAX_RANK}")
-
-
-def _scales(
-    part: str, alphas: Mapping[str, float], metadata: Mapping[str, Any]
-) -> Callable[[str, int], float]:
-    """(module, rank) -> alpha / rank, by kohya's alphas or PEFT's configuration, else 1."""
-    of_part = {k.removeprefix(f"{part}."): v for k, v in alphas.items() if k.startswith(f"{part}.")}
-    if of_part:
-        by_module = {_module_of_alpha(part, key): alpha for key, alpha in of_part.items()}
-        return lambda module, rank: by_module.get(module, float(rank)) / rank
+def _scale(part: str, module: str, metadata: Mapping[str, Any]) -> Callable[[int], float]:
+    """Rank -> alpha / rank by PEFT's configuration, else 1."""
     config = {
         k.removeprefix(f"{part}."): v for k, v in metadata.items() if k.startswith(f"{part}.")
     }
     if "lora_alpha" not in config:
-        return lambda module, rank: 1.0
-    default = _number(config["lora_alpha"])
+        return lambda rank: 1.0
+    alpha = _number(config["lora_alpha"])
     patterns = {k: _number(v) for k, v in dict(config.get("alpha_pattern") or {}).items()}
     if not all(re.fullmatch(r"\^?[\w.]+", pattern) for pattern in patterns):
         raise Unusable("has an alpha_pattern in its metadata that is not a module's name")
     root = math.sqrt if config.get("use_rslora") else float
-
-    def scale(module: str, rank: int) -> float:
-        of_module = (a for p, a in patterns.items() if _matches(p, module))
-        return next(of_module, default) / root(rank)
-
-    return scale
+    alpha = next((a for p, a in patterns.items() if _matches(p, module)), alpha)
+    return lambda rank: alpha / root(rank)
 
 
 def _matches(pattern: str, module: str) -> bool:
     """Whether a pattern that is a name matches a module, by PEFT's rules."""
-    name = pattern.removeprefix("^")
-    return module == name or (name == pattern and module.endswith(f".{name}"))
+    name = pattern.removeprefix("^").removeprefix("text_model.")
+    return module == name or (pattern[0] != "^" and module.endswith(f".{name}"))
 
 
 def _number(value: object) -> float:
@@ -276,21 +285,8 @@ def _number(value: object) -> float:
     raise Unusable(f"has the alpha {value!r} in its metadata; accepted: a finite number")
 
 
-def _module_of_alpha(part: str, key: str) -> str:
-    """The module of a converted alpha. Diffusers has two ways to name it."""
-    name = key.removesuffix(".alpha")
-    down = {"unet": ".lora.down.weight"}.get(part, ".lora_linear_layer.down.weight")
-    name = name if name.endswith(".weight") else f"{name}{down}"
-    (converted,) = convert_state_dict({name: None}, _MAPPINGS[part])
-    return str(converted).partition(".lora_A")[0]
-
-
-def _check_complete(updates: Mapping[str, Mapping[str, Update]], state: Tensors) -> None:
-    """Check that every tensor is part of an update."""
-    used = 2 * sum(len(part) for part in updates.values())
-    if used != len(state):
-        raise Unusable(f"has {len(state)} tensors, of which only {used} form pairs")
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+__all__ = ["MAX_BYTES", "PARTS", "ParsedAdapter", "Unusable", "read_adapter"]

@@ -46,6 +46,11 @@ class ByteLru(Generic[K, V]):
             while self.nbytes > self._budget:
                 self._drop(next(iter(self._entries)))
 
+    def items(self) -> list[tuple[K, V]]:
+        """All entries, least recently used first; none is marked as used."""
+        with self._lock:
+            return [(key, value) for key, (value, _) in self._entries.items()]
+
     def __contains__(self, key: K) -> bool:
         return key in self._entries
 

@@ -18,14 +18,17 @@ from typing import TypeAlias
 
 import torch
 
-from tessera.adapters.formats import Update
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.store import Adapter
-from tessera.engines.base import Engine
+from tessera.adapters.updates import LowRank, Update
+from tessera.engines.base import Refittable
+from tessera.errors import InvalidInput
 from tessera.plan import AdapterUse
 
 CHUNK_BYTES = 2**24
 """Weights are put into an engine in chunks of about this size."""
+
+_EMBEDDINGS = ("token_embedding.weight", "position_embedding.weight")
 
 AdapterSet: TypeAlias = tuple[AdapterUse, ...]
 """The adapter uses of one request in one network. The empty set is the base."""
@@ -43,13 +46,16 @@ class Patchable:
     Attributes:
         engine: the engine of one graph.
         names: weights of the graph that updates may change.
-        base: name -> the checkpoint's weight, float32.
+        base: name -> the checkpoint's weight, in the precision in which it is stored.
+        stored: whether the graph has a weight of a name. The others have no effect, such as those
+            of a text encoder's last layers where an earlier one's output is used.
         dirty: names of weights in the engine that may differ from the base.
     """
 
-    engine: Engine
+    engine: Refittable
     names: frozenset[str]
     base: Callable[[str], torch.Tensor]
+    stored: Callable[[str], bool] = lambda name: False
     dirty: set[str] = field(default_factory=set)
 
 
@@ -91,6 +97,7 @@ class Patcher:
                 kept.
 
         Raises:
+            InvalidInput: an engine cannot replace a weight. Nothing has changed.
             TesseraError: from `load`: nothing has changed. From an engine: the next switch replaces
                 every weight that may be wrong.
         """
@@ -99,6 +106,7 @@ class Patcher:
         began = time.perf_counter()
         kept = self._merged.get(adapter_set)
         terms = {} if kept is not None else _terms(self._part, [(load(u), u) for u in adapter_set])
+        self._check(terms)
         with _threads(self._threads), torch.inference_mode():
             self.current = None
             if kept is None and self._worth_keeping(terms):
@@ -119,13 +127,29 @@ class Patcher:
         self.refit_ms += elapsed
         return elapsed
 
+    @property
+    def kept(self) -> list[AdapterSet]:
+        """Sets whose merged weights are kept for reuse."""
+        return [adapter_set for adapter_set, _ in self._merged.items()]
+
+    def _check(self, terms: Terms) -> None:
+        """Check that no engine has a weight of the terms that it cannot replace."""
+        for name in sorted(terms.keys() - {n for p in self._patchables for n in p.names}):
+            fixed = next((p.engine for p in self._patchables if p.stored(name)), None)
+            if fixed is not None:
+                raise InvalidInput.described(
+                    "LORAS",
+                    f"change {self._part}.{name}",
+                    f"weights that an engine of kind {fixed.describe().kind} can replace",
+                )
+
     def _refit(self, index: int, touched: set[str], merged: Callable[[str], torch.Tensor]) -> None:
         """Put merged weights into an engine, and base weights where the last set's remain."""
         patchable = self._patchables[index]
 
         def weights() -> Iterator[tuple[str, torch.Tensor]]:
             names = touched | patchable.dirty
-            for name in sorted(names, key=lambda n: (_many_points(self._base_of(index, n)), n)):
+            for name in sorted(names, key=lambda n: (_reopens(n, self._base_of(index, n)), n)):
                 yield name, merged(name) if name in touched else self._base_of(index, name)
 
         for chunk in _chunks(weights()):
@@ -159,7 +183,8 @@ class Patcher:
 def merge(
     base: torch.Tensor, terms: Sequence[Term], out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`base + sum(weight * scale * up @ down)` over the updates, in float32.
+    """The base and what the updates add to it, in float32 whatever the base is. The plain low-rank
+    ones are one product.
 
     The result has the memory order of `base`, by rows or by columns. So an engine that keeps a
     weight transposed does not have to transpose it.
@@ -167,16 +192,31 @@ def merge(
     Args:
         base: the checkpoint's weight.
         terms: updates and the weights of their adapters.
-        out: a tensor like `base` for the result; allocated if missing.
+        out: a float32 tensor like `base` for the result; allocated if missing.
     """
+    base = base.float()
+    out = torch.empty_like(base) if out is None else out
+    plain = [(u, weight) for u, weight in terms if isinstance(u, LowRank)]
+    if plain:
+        _add_products(base, plain, out)
+    else:
+        out.copy_(base)
+    for update, weight in terms:
+        if not isinstance(update, LowRank):
+            out += update.delta(base, weight)
+    return out
+
+
+def _add_products(
+    base: torch.Tensor, terms: Sequence[tuple[LowRank, float]], out: torch.Tensor
+) -> None:
+    """`out = base + sum(weight * scale * up @ down)`."""
     up = torch.cat([u.up.float().flatten(1) * (weight * u.scale) for u, weight in terms], 1)
     down = torch.cat([u.down.float().flatten(1) for u, _ in terms])
-    out = torch.empty_like(base) if out is None else out
     if _is_transposed(base):
         torch.addmm(base.T, down.T, up.T, out=out.T)
     else:
         torch.addmm(base.reshape(len(up), -1), up, down, out=out.view(len(up), -1))
-    return out
 
 
 class _Scratch:
@@ -209,9 +249,13 @@ def _is_transposed(weight: torch.Tensor) -> bool:
     return weight.ndim == 2 and not weight.is_contiguous() and weight.T.is_contiguous()
 
 
-def _many_points(weight: torch.Tensor) -> bool:
-    """Whether the weight belongs to a convolution of more than one point."""
-    return weight.ndim == 4 and weight[0, 0].numel() > 1
+def _reopens(name: str, weight: torch.Tensor) -> bool:
+    """Whether an engine may have to be opened again for a weight: that of a convolution of more
+    than one point, a bias, norm or embedding.
+    """
+    if weight.ndim == 4:
+        return weight[0, 0].numel() > 1
+    return weight.ndim != 2 or name.endswith(_EMBEDDINGS)
 
 
 def _terms(part: str, adapters: Sequence[tuple[Adapter, AdapterUse]]) -> Terms:
@@ -224,13 +268,12 @@ def _terms(part: str, adapters: Sequence[tuple[Adapter, AdapterUse]]) -> Terms:
 
 def _chunks(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Weights]:
     """Split weights into small chunks, so that merged weights are still in the processor's cache
-    when they are copied. Convolutions stay in one chunk, since an engine may have to be opened
-    again for them.
+    when they are copied. Those for which an engine may have to be opened again stay in one chunk.
     """
     chunk: Weights = {}
     for name, weight in weights:
         chunk[name] = weight
-        if sum(w.nbytes for w in chunk.values()) >= CHUNK_BYTES and not _many_points(weight):
+        if sum(w.nbytes for w in chunk.values()) >= CHUNK_BYTES and not _reopens(name, weight):
             yield chunk
             chunk = {}
     if chunk:

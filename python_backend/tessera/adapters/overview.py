@@ -1,4 +1,6 @@
-"""Lists the LoRAs of a library for operators and clients. Knows no engines."""
+"""Lists the LoRAs of a library, and its files of textual inversion, for operators and clients.
+Knows no engines.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tessera.adapters.inversion import Inversion, Inversions
 from tessera.adapters.library import AdapterFile, Library
 from tessera.adapters.store import AdapterStore
 from tessera.adapters.targets import targets_of
 from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
+from tessera.variants import VARIANTS
+
+_FILES, _BYTES = 64, 256_000_000
+"""How many files that it has not read before a list reads: a folder may have thousands."""
 
 
 class Overview:
@@ -23,28 +30,80 @@ class Overview:
         self._family = targets.family
         library = Library.of_bundle(bundle.folder, further)
         self._store = AdapterStore(library, targets, parts=(), budget=0)
+        graphs = VARIANTS[bundle.manifest.variant].text_encoders
+        self._inversions = Inversions(bundle.folder, further, bundle.text_widths(graphs))
+        self._graphs = graphs
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per file, sorted by name.
 
         Each row has `name`, `bytes`, `family` and `problem`. If the file can be used, `problem` is
-        `None`, and the row has `digest`, `layout`, `ranks` and the number of `targets` by network.
-        """
-        return [self._row(entry) for entry in self._store.library.entries().values()]
+        `None`, and the row has `digest`, `layout`, `kinds`, `ranks`, the number of `targets` by
+        network, and the rules by which tensors were `skipped`. A file of textual inversion has
+        the kind `textual_inversion`, its `word`, and the number of its vectors as targets.
 
-    def _row(self, entry: AdapterFile) -> dict[str, Any]:
-        row = {"name": entry.name, "bytes": entry.size}
-        nothing: dict[str, Any] = {"digest": None, "layout": None, "ranks": None, "targets": {}}
+        Of a large folder, a call reads some files only. A file that has not been read yet has
+        neither `family` nor `problem`.
+        """
+        inversions = {each.file.path: self._of_words(each) for each in self._inversions.files()}
+        entries = self._store.library.entries().values()
+        loras = [entry for entry in entries if entry.path not in inversions]
+        wanted = self._to_read(loras)
+        rows = [self._row(entry, read=entry.name in wanted) for entry in loras]
+        return sorted([*rows, *inversions.values()], key=lambda row: str(row["name"]))
+
+    def _to_read(self, loras: Sequence[AdapterFile]) -> set[str]:
+        """Names of the files that are known, and of the first ones of those that are not."""
+        known = {entry.name for entry in loras if self._store.knows(entry)}
+        read = set[str]()
+        left = _BYTES
+        for entry in (entry for entry in loras if entry.name not in known):
+            left -= entry.size
+            if read and (left < 0 or len(read) == _FILES):
+                break
+            read.add(entry.name)
+        return known | read
+
+    def _of_words(self, inversion: Inversion) -> dict[str, Any]:
+        counts = map(len, inversion.vectors)
+        return {
+            "name": inversion.file.name,
+            "bytes": inversion.file.size,
+            "digest": None,
+            "layout": None,
+            "kinds": ["textual_inversion"],
+            "ranks": None,
+            "targets": dict(zip(self._graphs, counts, strict=False)),
+            "skipped": [],
+            "family": None if inversion.problem else self._family,
+            "problem": inversion.problem or None,
+            "word": inversion.word,
+        }
+
+    def _row(self, entry: AdapterFile, *, read: bool) -> dict[str, Any]:
+        row = {"name": entry.name, "bytes": entry.size, "word": None}
+        nothing: dict[str, Any] = {
+            "digest": None,
+            "layout": None,
+            "kinds": [],
+            "ranks": None,
+            "targets": {},
+            "skipped": [],
+        }
+        if not read:
+            return row | nothing | {"family": None, "problem": None}
         try:
-            adapter = self._store.load(entry.name)
+            adapter = self._store.load_file(entry)
         except InvalidInput as error:
             problem = self._store.refusal(entry.name) or str(error)
             return row | nothing | {"family": None, "problem": problem}
         return row | {
             "digest": adapter.digest,
             "layout": adapter.layout,
-            "ranks": list(adapter.ranks),
+            "kinds": list(adapter.kinds),
+            "ranks": adapter.ranks and list(adapter.ranks),
             "targets": adapter.targets,
+            "skipped": list(adapter.skipped),
             "family": self._family,
             "problem": None,
         }

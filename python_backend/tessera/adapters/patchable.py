@@ -6,7 +6,7 @@ Knows bundles and engines, nothing of adapters or requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,14 @@ import torch
 
 from tessera.adapters.merge import Patchable
 from tessera.adapters.targets import Targets
-from tessera.engines.base import Engine
+from tessera.engines.base import Refittable
 from tessera.engines.bundle import Bundle
 from tessera.manifest import network_of
 from tessera.networks.weights import Initializers, Layout
 
 
 def patchables_of(
-    bundle: Bundle, targets: Targets, engines: Mapping[str, Engine]
+    bundle: Bundle, targets: Targets, engines: Mapping[str, Refittable]
 ) -> list[Patchable]:
     """The patchables of some engines.
 
@@ -34,18 +34,30 @@ def patchables_of(
     for graph, engine in engines.items():
         entry = bundle.manifest.graphs[graph]
         shapes = targets.shapes[network_of(graph)]
-        base = _reader(bundle.folder / entry.file, entry.layout, shapes)
-        patchables.append(Patchable(engine, engine.describe().refittable & shapes.keys(), base))
+        initializers = _opened(bundle.folder / entry.file)
+        base = _reader(initializers, entry.layout, shapes)
+        names = engine.describe().refittable & shapes.keys()
+        patchables.append(Patchable(engine, names, base, partial(_has, initializers)))
     return patchables
 
 
+def _has(initializers: Callable[[], Initializers], name: str) -> bool:
+    return name in initializers()
+
+
+def _opened(graph: Path) -> Callable[[], Initializers]:
+    """Opens a graph's weights on first use."""
+    return cache(lambda: Initializers(graph))
+
+
 def _reader(
-    graph: Path, layout: Layout, shapes: Mapping[str, tuple[int, ...]]
+    initializers: Callable[[], Initializers],
+    layout: Layout,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Callable[[str], torch.Tensor]:
     """Reads weights in the checkpoint's shapes and the graph's memory order: a transposed weight is
     a view.
     """
-    initializers = cache(lambda: Initializers(graph))
 
     def read(name: str) -> torch.Tensor:
         initializer = initializers()[name]

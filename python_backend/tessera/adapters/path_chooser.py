@@ -103,7 +103,7 @@ class _Tick:
 
 
 def _group(requests: Sequence[Running], current: bool) -> Group:
-    steps = max(len(r.sampler.timesteps) - r.step for r in requests)
+    steps = max(r.sampler.evaluations - r.step for r in requests)
     return Group(_work(requests), steps, current, len(requests))
 
 

@@ -1,7 +1,7 @@
 """The low-rank side path: one UNet call for requests with different adapter sets.
 
-Its engines are the UNet's halves with low-rank inputs. They have their own weights, which are never
-refitted, and are opened on first use. Knows engines and running requests, nothing of Triton.
+Its engines are the UNet's halves with low-rank inputs. Their weights are the base, which is never
+refitted. They are opened on first use. Knows engines and running requests, nothing of Triton.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from tessera.adapters.merge import AdapterSet
 from tessera.adapters.store import Adapter
 from tessera.denoise.running import Running
 from tessera.denoise.tick import Predict
-from tessera.denoise.unet import UNet
+from tessera.denoise.unet import SpreadUNet, UNet, unet_on
 from tessera.engines.base import Engine, EngineInfo
 from tessera.engines.bundle import Bundle
+from tessera.engines.devices import Devices
 from tessera.manifest import LOWRANK
 from tessera.networks.slots import slots_of
 from tessera.plan import AdapterUse
@@ -37,8 +38,10 @@ class SidePath:
     """Runs the UNet with a different adapter set in each row.
 
     Args:
-        open_halves: opens the engines of encoder and decoder half.
+        open_halves: opens the engines of encoder and decoder half on each device: encoders,
+            decoders.
         factors: factors of adapter sets.
+        devices: where the halves are.
         max_rows: largest batch of one engine call.
         max_rank: largest sum of a set's ranks.
         background: whether to open the engines in a thread while ticks run.
@@ -46,8 +49,9 @@ class SidePath:
 
     def __init__(
         self,
-        open_halves: Callable[[], Sequence[Engine]],
+        open_halves: Callable[[], Sequence[Sequence[Engine]]],
         factors: FactorStore,
+        devices: Devices,
         *,
         max_rows: int,
         max_rank: int,
@@ -55,21 +59,24 @@ class SidePath:
     ) -> None:
         self._open_halves = open_halves
         self._factors = factors
+        self._devices = devices
         self._max_rows = max_rows
         self._max_rank = max_rank
         self._background = background
         self._in_use: dict[AdapterSet, list[Factors]] = {}
-        self._opening: Future[UNet] | None = None
+        self._opening: Future[UNet | SpreadUNet] | None = None
         self._halves: list[_Half] = []
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle, load: Load, *, device: str, budget: int) -> SidePath | None:
+    def of_bundle(
+        cls, bundle: Bundle, load: Load, *, devices: Devices, budget: int
+    ) -> SidePath | None:
         """The side path of a bundle; `None` if the bundle has no graphs for it.
 
         Args:
             bundle: the bundle.
             load: loads the adapter of an adapter use.
-            device: device of the UNet's engines.
+            devices: of the UNet.
             budget: bytes of factors to keep.
         """
         manifest = bundle.manifest
@@ -77,14 +84,16 @@ class SidePath:
             return None
         unet = bundle.outline("unet")
         halves = [slots_of(unet.half(graph.removesuffix(LOWRANK))) for graph in GRAPHS]
-        on_gpu = device.startswith("cuda")
+        first = devices[0].name  # the others get what they need of it, joined for their rows
+        on_gpu = first.startswith("cuda")
         dtype = torch.float16 if on_gpu else torch.float32
         return cls(
-            lambda: [bundle.engine(graph) for graph in GRAPHS],
-            FactorStore(halves, load, budget=budget, device=device, dtype=dtype),
+            lambda: [bundle.engines(graph, devices) for graph in GRAPHS],
+            FactorStore(halves, load, budget=budget, device=first, dtype=dtype),
+            devices,
             max_rows=manifest.limits.max_rows,
             max_rank=manifest.limits.lora_rank,
-            background=not on_gpu,  # allocating meanwhile would break a CUDA graph capture
+            background=not on_gpu,  # nobody has tried it while CUDA graphs are captured
         )
 
     def open(self) -> None:
@@ -113,18 +122,21 @@ class SidePath:
         return opening is not None and opening.done() and opening.exception() is not None
 
     def takes(self, adapter_set: AdapterSet) -> bool:
-        """Whether a set's ranks are small enough. False if the set cannot be loaded.
+        """Whether a set is made of low-rank products, and their ranks are small enough. False if
+        the set cannot be loaded.
 
         The load error is then raised when the set is put into the usual engines.
         """
         try:
-            return max(self._factors.ranks(adapter_set)) <= self._max_rank
+            ranks = self._factors.ranks(adapter_set)
+            return ranks is not None and max(ranks) <= self._max_rank
         except Exception:
             return False
 
     def ranks(self, adapter_set: Iterable[AdapterSet]) -> Ranks:
-        """The ranks to which a batch of these sets is padded."""
-        by_kind = zip(*map(self._factors.ranks, adapter_set), strict=True)
+        """The ranks to which a batch of these sets is padded. The side path takes each of them."""
+        known = [ranks for ranks in map(self._factors.ranks, adapter_set) if ranks is not None]
+        by_kind = zip(*known, strict=True)
         linear, conv = (padded_rank(max(ranks), self._max_rank) for ranks in by_kind)
         return linear, conv
 
@@ -165,22 +177,22 @@ class SidePath:
         """`UNet.predict`. Its conditions include `SET`, which `enter` adds to the requests."""
         return self._unet().predict
 
-    def _unet(self) -> UNet:
+    def _unet(self) -> UNet | SpreadUNet:
         self.open()
         assert self._opening is not None
         return self._opening.result()
 
-    def _open(self) -> UNet:
+    def _open(self) -> UNet | SpreadUNet:
         try:
             halves = [
-                _Half(engine, self._sets, half, self._max_rank)
-                for half, engine in enumerate(self._open_halves())
+                [_Half(engine, self._sets, half, self._max_rank) for engine in engines]
+                for half, engines in enumerate(self._open_halves())
             ]
-            unet = UNet(*halves, max_rows=self._max_rows)
+            unet = unet_on(self._devices, *halves, max_rows=self._max_rows)
         except Exception as error:
             _log.warning("the low-rank side path cannot be used: %s", error)
             raise
-        self._halves = halves
+        self._halves = [half for of_devices in halves for half in of_devices]
         return unet
 
     def _sets(self) -> list[tuple[AdapterSet, list[Factors]]]:
@@ -210,6 +222,7 @@ class _Half:
         self._sets = sets
         self._half = half
         self._max_rank = max_rank
+        self._device = engine.describe().device
         self._joined: dict[tuple[AdapterSet, ...], Factors] = {}
         self._used: set[tuple[AdapterSet, ...]] = set()
 
@@ -233,7 +246,8 @@ class _Half:
         key = tuple(sets[i][0] for i in indices)
         if key not in self._joined:
             rows = [sets[i][1][self._half] for i in indices]
-            self._joined[key] = join(rows, self._max_rank)
+            joined = join(rows, self._max_rank)
+            self._joined[key] = {name: t.to(self._device) for name, t in joined.items()}
         self._used.add(key)
         return self._joined[key]
 

@@ -9,10 +9,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tessera.adapters.formats import Unusable, read_adapter
+from tessera.adapters.formats import ParsedAdapter, read_adapter
 from tessera.adapters.library import AdapterFile, Library
 from tessera.adapters.lru import ByteLru
 from tessera.adapters.targets import Targets, Updates
+from tessera.adapters.updates import Unusable
 from tessera.errors import InvalidInput, Unavailable
 
 MAX_AHEAD = 8
@@ -28,17 +29,21 @@ class Adapter:
     Attributes:
         name, digest: name and digest of its file.
         layout: see `ParsedAdapter`.
-        ranks: smallest and largest rank of its updates.
+        ranks: smallest and largest rank of its factors; `None` if it has none.
         targets: number of weights that it changes, by part.
         updates: its updates of the parts that are kept.
+        kinds: see `ParsedAdapter`.
+        skipped: see `ParsedAdapter`.
     """
 
     name: str
     digest: str
     layout: str
-    ranks: tuple[int, int]
+    ranks: tuple[int, int] | None
     targets: dict[str, int]
     updates: Updates
+    kinds: tuple[str, ...] = ("lora",)
+    skipped: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -50,7 +55,7 @@ class Adapter:
 class _Verdict:
     """The result for one version of a file: its digest, or the reason why it cannot be used."""
 
-    version: tuple[int, int, int]
+    version: tuple[int, ...]
     digest: str = ""
     refused: str = ""
 
@@ -91,14 +96,22 @@ class AdapterStore:
         Raises:
             InvalidInput: the name is unknown, or its file cannot be used.
         """
-        entry = self.library.find(name, field)
-        with self._loading.setdefault(name, threading.Lock()):
-            verdict = self._verdicts.get(name)
+        return self.load_file(self.library.find(name, field), field)
+
+    def load_file(self, entry: AdapterFile, field: str = "name") -> Adapter:
+        """As `load`, of a file that the library has found."""
+        with self._loading.setdefault(entry.name, threading.Lock()):
+            verdict = self._verdicts.get(entry.name)
             current = verdict if verdict and verdict.version == entry.version else None
             if current and current.refused:
-                raise _unusable(name, field, current.refused)
+                raise _unusable(entry.name, field, current.refused)
             adapter = self._held.get(current.digest) if current else None
             return adapter or self._read(entry, field)
+
+    def knows(self, entry: AdapterFile) -> bool:
+        """Whether this version of a file has been read."""
+        verdict = self._verdicts.get(entry.name)
+        return verdict is not None and verdict.version == entry.version
 
     def refusal(self, name: str) -> str:
         """The reason why a file could not be used when it was last loaded; empty if it could."""
@@ -144,6 +157,11 @@ class AdapterStore:
                 daemon=True,
             ).start()
 
+    @property
+    def held(self) -> list[str]:
+        """Names of the adapters in memory, sorted."""
+        return sorted({adapter.name for _, adapter in self._held.items()})
+
     def touch(self, digest: str) -> None:
         """Mark an adapter as used, so that reading ahead does not evict it."""
         self._held.get(digest)
@@ -162,27 +180,36 @@ class AdapterStore:
             self._ahead.discard(digest)
 
     def _read(self, entry: AdapterFile, field: str) -> Adapter:
+        if entry.problem:
+            self._verdicts[entry.name] = _Verdict(entry.version, refused=entry.problem)
+            raise _unusable(entry.name, field, entry.problem)
         self.reads += 1
         try:
-            file = read_adapter(entry.path, layers_per_block=self._targets.layers_per_block)
-            updates = self._targets.fit(file)
+            file = read_adapter(entry.path, self._targets)
         except (Unusable, *_ODD) as error:
             unexpected = f"has unexpected contents: {error!r}"
             reason = str(error) if isinstance(error, Unusable) else unexpected
             self._verdicts[entry.name] = _Verdict(entry.version, refused=reason)
             raise _unusable(entry.name, field, reason) from error
-        ranks = [u.rank for part in file.updates.values() for u in part.values()]
-        adapter = Adapter(
-            name=entry.name,
-            digest=file.digest,
-            layout=file.layout,
-            ranks=(min(ranks), max(ranks)),
-            targets={part: len(of_part) for part, of_part in updates.items()},
-            updates={part: updates[part] for part in updates if part in self._parts},
-        )
+        adapter = self._adapter(entry.name, file)
         self._verdicts[entry.name] = _Verdict(entry.version, digest=file.digest)
         self._held.put(file.digest, adapter, adapter.nbytes)
         return adapter
+
+    def _adapter(self, name: str, file: ParsedAdapter) -> Adapter:
+        """A parsed file, with the updates of the parts that are kept."""
+        every = [update for part in file.updates.values() for update in part.values()]
+        ranks = [update.rank for update in every if update.rank is not None]
+        return Adapter(
+            name=name,
+            digest=file.digest,
+            layout=file.layout,
+            ranks=(min(ranks), max(ranks)) if ranks else None,
+            targets={part: len(of_part) for part, of_part in file.updates.items()},
+            updates={p: updates for p, updates in file.updates.items() if p in self._parts},
+            kinds=file.kinds,
+            skipped=file.skipped,
+        )
 
 
 def _unusable(name: str, field: str, reason: str) -> InvalidInput:

@@ -34,6 +34,12 @@ class Chosen:
     report: tuple[dict[str, Any], ...] = ()
     sets: Mapping[str, AdapterSet] = field(default_factory=dict)
 
+    @property
+    def in_text(self) -> tuple[tuple[str, float], ...]:
+        """Digest and weight of each LoRA that changes a text encoder."""
+        uses = {use for part, uses in self.sets.items() if part != "unet" for use in uses}
+        return tuple(sorted((use.digest, use.weight) for use in uses))
+
 
 class TextAdapters:
     """The LoRAs of a bundle, applied to its text encoders.
@@ -107,4 +113,6 @@ def _report(lora: Lora, adapter: Adapter) -> dict[str, Any]:
         "digest": adapter.digest,
         "weight": lora.weight,
         "text_weight": text_weight,
+        "kinds": list(adapter.kinds),
+        "skipped": list(adapter.skipped),
     }

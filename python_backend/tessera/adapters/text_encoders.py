@@ -27,19 +27,23 @@ class TextEncoderAdapters:
         bundle: the server's.
         engines: of its text encoders, by graph.
         settings: the server's.
+
+    Attributes:
+        in_text: digest and weight of each LoRA that is in the text encoders.
     """
 
     def __init__(
         self, bundle: Bundle, engines: Mapping[str, Engine], settings: ServerSettings
     ) -> None:
         def open_adapters() -> TextAdapters:
-            from tessera.adapters.text import TextAdapters  # imports diffusers
+            from tessera.adapters.text import TextAdapters  # opens files: not before it is needed
 
             return TextAdapters(bundle, engines, settings.adapters)
 
         self._adapters: Future[TextAdapters] = ThreadPoolExecutor(1).submit(open_adapters)
         self._used, self._bound = False, bundle.manifest.defaults.lora_bound
         self._board = settings.board
+        self.in_text: tuple[tuple[str, float], ...] = ()
 
     def apply(self, loras: Sequence[Lora], *, policy: str, steps: int) -> dict[str, Any]:
         """Switch the text encoders to a request's LoRAs, and tell `denoise` to read them ahead.
@@ -60,6 +64,7 @@ class TextEncoderAdapters:
         adapters = self._adapters.result()
         self._used = True
         chosen = adapters.choose(loras)
+        self.in_text = chosen.in_text
         unet = chosen.sets.get("unet", ())
         if unet:
             send_prefetch(self._board, unet)

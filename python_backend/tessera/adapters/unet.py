@@ -9,14 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from tessera.adapters.prefetch import PrefetchListener
 from tessera.adapters.switch import AdapterSwitch
+from tessera.denoise.opening import OpenUNet
 from tessera.denoise.running import Running
-from tessera.denoise.tick import Controls, Observer, Predict, Sparse, tick
-from tessera.engines.base import Engine
+from tessera.denoise.tick import Controls, Meter, Observer, Predict, Sparse, tick
+from tessera.engines.base import Refittable
 from tessera.engines.bundle import Bundle
 from tessera.plan import AdapterUse
+from tessera.shared.load import LoraLoad
 from tessera.shared.settings import ServerSettings
 
 
@@ -25,23 +28,31 @@ class UNetAdapters:
 
     Args:
         bundle: the server's.
-        engines: of the UNet, by graph.
+        unet: its UNet.
         settings: the server's.
+        sparse: graphs of its token-sparse UNet, if it has one.
         slots: requests that are denoised at a time.
         log: writes a line into the server's log.
+        on_switch: told the milliseconds of each switch.
     """
 
     def __init__(
         self,
         bundle: Bundle,
-        engines: Mapping[str, Engine],
+        unet: OpenUNet,
         settings: ServerSettings,
         *,
+        sparse: Mapping[str, Refittable],
         slots: int,
         log: Callable[[str], None],
+        on_switch: Callable[[float], None] = lambda milliseconds: None,
     ) -> None:
         def open_switch() -> AdapterSwitch:
-            return AdapterSwitch.of_bundle(bundle, engines, settings.adapters, slots=slots)
+            switch = AdapterSwitch.of_bundle(
+                bundle, unet, settings.adapters, sparse=sparse, slots=slots
+            )
+            switch.on_switch = on_switch
+            return switch
 
         self._switch: Future[AdapterSwitch] = ThreadPoolExecutor(1).submit(open_switch)
         self._used = False
@@ -55,6 +66,10 @@ class UNetAdapters:
         if adapters:
             self._switch.result().read_ahead(adapters)
 
+    def load(self) -> LoraLoad:
+        """The LoRAs that are here; none as long as no request has had one."""
+        return self._switch.result().load() if self._used else LoraLoad()
+
     def _read_ahead_of_queue(self, adapters: tuple[AdapterUse, ...]) -> None:
         self._switch.result().read_ahead(adapters, queued=True)
 
@@ -67,15 +82,19 @@ class UNetAdapters:
         sparse: Sparse | None,
         observer: Observer | None,
         controls: Controls | None,
+        meter: Meter | None = None,
     ) -> None:
         """See `denoise.tick.tick`. Requests whose adapter set is not on turn are skipped."""
         self._used = self._used or any(request.plan.adapters for request in running)
+        advance = partial(tick, sparse=sparse, observer=observer, controls=controls, meter=meter)
         if not self._used:
-            tick(running, predict, number, sparse=sparse, observer=observer, controls=controls)
+            advance(running, predict, number)
             return
         switch = self._switch.result()
         turn, predict = switch.choose(running, predict)
+        if sparse is not None:
+            sparse.adapt(switch.in_sparse)
         began = time.perf_counter()
-        tick(turn, predict, number, sparse=sparse, observer=observer, controls=controls)
+        advance(turn, predict, number)
         if turn:
             switch.add_tick(1e3 * (time.perf_counter() - began))

@@ -8,6 +8,7 @@ nothing of Triton: calls are made by a callable.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,12 +45,14 @@ class _Place:
 
     Attributes:
         request, control: the request and its running control.
+        rows: how many: the request's branches, or only the last ones, the prompts'.
         first: first row in the group's batch.
         first_in_answer: first row in the ControlNet's answer.
     """
 
     request: Running
     control: RunningControl
+    rows: int
     first: int
     first_in_answer: int
 
@@ -79,8 +82,10 @@ class FanOut:
         for request in group:
             for control in request.controls_now:
                 same = places.setdefault(control.use.name, [])
-                first_in_answer = sum(p.request.branches for p in same)
-                same.append(_Place(request, control, rows, first_in_answer))
+                prompts = request.plan.prompt_count
+                count = prompts if control.use.of_prompt_only else request.branches
+                first = rows + request.branches - count
+                same.append(_Place(request, control, count, first, sum(p.rows for p in same)))
             rows += request.branches
         if not places:
             return None
@@ -117,9 +122,13 @@ class FanOut:
         """Send a request's text and control image to a ControlNet."""
         control, conditions = place.control, place.request.conditions
         fixed = {
-            field: conditions[name] for field, name in CONDITIONS.items() if name in conditions
+            field: conditions[name][-place.rows :]
+            for field, name in CONDITIONS.items()
+            if name in conditions
         }
         inputs = {"KEYS": torch.tensor([control.key]), "IMAGE": control.image, **fixed}
+        if control.use.mode is not None:
+            inputs["MODE"] = torch.tensor([control.use.mode])
         self._ask(control.use.name, inputs)
         control.told = True
 
@@ -135,7 +144,9 @@ def _step_inputs(places: list[_Place]) -> dict[str, torch.Tensor]:
 
 
 class Join:
-    """The answers to one group's calls. `add` waits for them."""
+    """The answers to one group's calls. `add` waits for them; each device may call it for its rows,
+    all at once.
+    """
 
     def __init__(
         self,
@@ -147,6 +158,7 @@ class Join:
         self._answers = answers
         self._lives = lives
         self._residuals: dict[str, list[torch.Tensor]] | None = None
+        self._lock = threading.Lock()
 
     @torch.inference_mode()
     def add(self, encoded: dict[str, torch.Tensor], first: int = 0) -> None:
@@ -164,12 +176,12 @@ class Join:
         shapes = [encoded[name].shape[1:] for name in names]
         rows = encoded["mid"].shape[0]
         for place, residuals in self._by_place(shapes):
-            scale = place.control.use.scale
-            begin, end = place.first - first, place.first - first + place.request.branches
+            begin, end = place.first - first, place.first - first + place.rows
             inside = slice(max(begin, 0), min(end, rows))
             if inside.start >= inside.stop:
                 continue
-            for name, residual in zip(names, residuals, strict=True):
+            scales = place.control.use.scales(len(names))
+            for name, residual, scale in zip(names, residuals, scales, strict=True):
                 target = encoded[name][inside]
                 part = residual[inside.start - begin : inside.stop - begin]
                 target.add_(part.to(target.device, target.dtype), alpha=scale)
@@ -192,9 +204,11 @@ class Join:
     def _by_place(
         self, shapes: Sequence[torch.Size]
     ) -> Iterator[tuple[_Place, list[torch.Tensor]]]:
-        for name, maps in self._wait(shapes).items():
+        with self._lock:
+            waited = self._wait(shapes)
+        for name, maps in waited.items():
             for place in self._places[name]:
-                rows = slice(place.first_in_answer, place.first_in_answer + place.request.branches)
+                rows = slice(place.first_in_answer, place.first_in_answer + place.rows)
                 yield place, [m[rows] for m in maps]
 
     def _wait(self, shapes: Sequence[torch.Size]) -> dict[str, list[torch.Tensor]]:
@@ -206,9 +220,9 @@ class Join:
         failed = False
         for name, answer in self._answers.items():
             places = self._places[name]
-            rows = sum(p.request.branches for p in places)
+            rows = sum(p.rows for p in places)
             try:
-                residuals[name] = _unpack(name, self._result(name, answer), rows, shapes)
+                residuals[name] = unpack(name, self._result(name, answer), rows, shapes)
             except Exception as error:
                 failed = True
                 for place in places:
@@ -239,10 +253,14 @@ class Join:
             yield from places
 
 
-def _unpack(
+def unpack(
     name: str, packed: torch.Tensor, rows: int, shapes: Sequence[torch.Size]
 ) -> list[torch.Tensor]:
-    """Views (rows, c, h, w) of a flat tensor of consecutive residuals."""
+    """Views (rows, c, h, w) of a ControlNet's answer, a flat tensor of consecutive residuals.
+
+    Raises:
+        InternalError: it has another length.
+    """
     sizes = [rows * shape.numel() for shape in shapes]
     if sum(sizes) != packed.numel():
         raise InternalError(

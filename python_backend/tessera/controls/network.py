@@ -39,28 +39,39 @@ class ControlNetwork:
         hint: engine of the graph `controlnet_NAME_hint`.
         max_rows: largest batch of one engine call.
         kept: how many keys to remember; the least recently used are dropped.
+        modes: of a Union: how many it has.
     """
 
-    def __init__(self, step: Engine, hint: Engine, *, max_rows: int, kept: int = KEPT) -> None:
+    def __init__(
+        self, step: Engine, hint: Engine, *, max_rows: int, kept: int = KEPT, modes: int = 0
+    ) -> None:
+        self._modes = modes
         self._step = step
         self._hint = hint
         self._max_rows = max_rows
         self._kept = kept
         self._known: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
 
-    def tell(self, key: int, image: torch.Tensor, conditions: Tensors) -> None:
+    def tell(
+        self, key: int, image: torch.Tensor, conditions: Tensors, mode: int | None = None
+    ) -> None:
         """Remember a request's control image and conditions.
 
         Args:
             key: identifies the request in `residuals`.
-            image: its control image (h, w, 3), UINT8.
+            image: its control image (h, w, 3), UINT8. Where a fourth channel is not 0 the network
+                gets -1 instead of colours.
             conditions: the network's other inputs that are the same in every step, by name, one row
                 per branch.
+            mode: of a Union.
         """
-        pixels = image.permute(2, 0, 1)[None].float() / 255
-        hint = self._hint.run({"image": pixels})["hint"]
+        inputs = {"image": _values(image)}
+        if mode is not None:
+            inputs["mode"] = torch.nn.functional.one_hot(torch.tensor([mode]), self._modes).float()
         rows = conditions["encoder_hidden_states"].shape[0]
-        self._known[key] = {**conditions, "hint": hint.expand(rows, -1, -1, -1)}
+        hints = self._hint.run(inputs)
+        expanded = {n: hint.expand(rows, *hint.shape[1:]) for n, hint in hints.items()}
+        self._known[key] = {**conditions, **expanded}
         self._known.move_to_end(key)
         while len(self._known) > self._kept:
             self._known.popitem(last=False)
@@ -98,3 +109,10 @@ class ControlNetwork:
             raise Forgotten(f"control key {key} is unknown; send its control image again")
         self._known.move_to_end(key)
         return self._known[key]
+
+
+def _values(image: torch.Tensor) -> torch.Tensor:
+    """(1, 3, h, w) in 0..1, or -1 where a fourth channel hides a pixel."""
+    planes = image.permute(2, 0, 1)[None].float()
+    values = planes[:, :3] / 255
+    return values if planes.shape[1] == 3 else torch.where(planes[:, 3:] > 0, -1.0, values)

@@ -78,6 +78,21 @@ class _Table:
         self.waiting = {p: since for p, since in self.waiting.items() if lives(p)}
 
 
+def loaded(path: Path) -> list[str]:
+    """Names of the ControlNets that are loaded, sorted, from the shared file, without its lock.
+
+    A write changes the half that is not valid, and then the byte that says which one is. So what is
+    read here is whole unless two writes came in between; then the answer is none.
+    """
+    try:
+        content = path.read_bytes()
+        start = 1 + content[0] * _HALF
+        table = json.loads(content[start : content.index(b"\0", start)] or b"{}")
+    except (OSError, ValueError, IndexError):
+        return []
+    return sorted(name for name, r in table.get("residents", {}).items() if not r["mover"])
+
+
 class Residency:
     """Takes ControlNets for requests and gives them back.
 
