@@ -5,16 +5,21 @@ Knows arrays, nothing of requests, engines or Triton.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from tessera.contract import EDITED
+from tessera.contract.limits import FEATHER as FEATHER
 from tessera.types import Array
 
-FEATHER = 4
-"""Width in pixels of the fade from template to edit, inwards from the border of the mask."""
+RING = 4
+"""Pixels on each side of the border whose colours are compared by `toned`."""
+TONE = 24
+"""How far inside the border colours are changed by `toned`, and how far away they are compared."""
 
 
 def active_latents(mask: Array, pixels: int) -> npt.NDArray[np.uint8]:
@@ -29,23 +34,119 @@ def active_latents(mask: Array, pixels: int) -> npt.NDArray[np.uint8]:
     return squares.any((1, 3)).astype(np.uint8)
 
 
-def feathered(mask: Array) -> torch.Tensor:
-    """The edit's share of each pixel (h, w): 0 outside the mask, rising to 1 within `FEATHER`
-    pixels of its border.
+def sampled(mask: Array, pixels: int) -> npt.NDArray[np.bool_]:
+    """A mask at the size of latents (h, w), true where it edits: the first pixel of each square, as
+    diffusers' inpainting pipelines take it.
+    """
+    found: npt.NDArray[np.bool_] = mask[::pixels, ::pixels] >= EDITED
+    return found
+
+
+def latent_strengths(strengths: Array, pixels: int) -> npt.NDArray[np.uint8]:
+    """The strength of each latent (h, w): that of its strongest pixel, so that a soft mask of 0 and
+    255 means what a hard one does.
+
+    Args:
+        strengths: (h * pixels, w * pixels), UINT8.
+        pixels: side of the square of pixels that one latent covers.
+    """
+    height, width = strengths.shape
+    squares = strengths.reshape(height // pixels, pixels, width // pixels, pixels)
+    return squares.max((1, 3)).astype(np.uint8)
+
+
+def prompt_weights(owners: Array, mask: Array, count: int, pixels: int) -> Array:
+    """How much each prompt counts in a latent (count, h, w), FP32: its share of the latent's edited
+    pixels. Where there are none, the first counts alone.
+
+    Args:
+        owners: (h * pixels, w * pixels), the number of the prompt of each pixel.
+        mask: of that shape, UINT8.
+        count: of the prompts.
+        pixels: side of the square of pixels that one latent covers.
+    """
+    height, width = mask.shape
+    shape = (-1, height // pixels, pixels, width // pixels, pixels)
+    mine = (owners == np.arange(count)[:, None, None]) & (mask >= EDITED)
+    pixels_of_each = mine.reshape(shape).sum((2, 4)).astype(np.float32)
+    total = pixels_of_each.sum(0)
+    pixels_of_each[0] += total == 0
+    weights: Array = pixels_of_each / np.maximum(total, 1)
+    return weights
+
+
+def feathered(mask: Array, width: int = FEATHER) -> torch.Tensor:
+    """The edit's share of each pixel (h, w): 0 outside the mask, rising to 1 within `width` pixels
+    of its border.
 
     Where the mask is too thin for that, the share rises to 1 in the middle.
     """
-    inside = torch.from_numpy(mask >= EDITED).float()[None]
-    depth, core = inside, inside
-    for _ in range(FEATHER - 1):
-        core = -max_pool2d(-core, 3, 1, 1)
-        depth = depth + core
-    side = 2 * FEATHER - 1
-    deepest = max_pool2d(depth, side, 1, side // 2).clamp(min=1)
+    depth = _depth(mask, width)
+    deepest = _in_both_directions(max_pool2d, depth, width - 1).clamp(min=1)
     return (depth / deepest)[0]
 
 
-def paste(edited: Array, template: Array, mask: Array) -> Array:
+def _depth(mask: Array, most: int) -> torch.Tensor:
+    """How many pixels each is inside the mask (1, h, w), up to `most`; 0 outside, 1 at the
+    border.
+    """
+    inside = torch.from_numpy(mask >= EDITED).float()[None]
+    depth, core = inside, inside
+    for _ in range(most - 1):
+        core = -max_pool2d(-core, 3, 1, 1)
+        depth = depth + core
+    return depth
+
+
+def toned(edited: Array, template: Array, mask: Array) -> Array:
+    """An edit (h, w, 3), UINT8, with the colours that are around the mask near its border.
+
+    The mean colours on both sides of the border are compared in the neighbourhood of each pixel.
+    Their difference is added at the border, and less and less of it within `TONE` pixels. Where
+    there is nothing outside, as at the picture's edge, nothing is added.
+
+    Args:
+        edited: (h, w, 3), UINT8.
+        template: (h, w, 3), UINT8.
+        mask: (h, w), UINT8.
+    """
+    depth = _depth(mask, TONE)
+    inside = depth > 0
+    ring = inside & (depth <= RING)
+    around = (_in_both_directions(max_pool2d, inside.float(), RING) > 0) & ~inside
+    outer, there = _local_mean(template, around)
+    inner, here = _local_mean(edited, ring)
+    fading = (TONE - depth).clamp(min=0) / (TONE - 1) * (inside & there & here)
+    pixels = _channels(edited) + fading * (outer - inner)
+    found: Array = pixels.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+    return found
+
+
+def _local_mean(picture: Array, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean colours (3, h, w) of those pixels that lie `where` (1, h, w), within `TONE` pixels of
+    each; and whether there are any.
+    """
+    chosen = where.float()
+    share = _in_both_directions(avg_pool2d, chosen, TONE)
+    total = _in_both_directions(avg_pool2d, _channels(picture) * chosen, TONE)
+    return total / share.clamp(min=1e-9), share > 0
+
+
+def _in_both_directions(pool: Any, maps: torch.Tensor, reach: int) -> torch.Tensor:
+    """Pool maps (n, h, w) over squares, whose sides are taken one after the other: much less
+    work.
+    """
+    side = 2 * reach + 1
+    rows = pool(maps, (side, 1), 1, (reach, 0))
+    pooled: torch.Tensor = pool(rows, (1, side), 1, (0, reach))
+    return pooled
+
+
+def _channels(picture: Array) -> torch.Tensor:
+    return torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)
+
+
+def paste(edited: Array, template: Array, mask: Array, width: int = FEATHER) -> Array:
     """Paste an edit into the template through the feathered mask; returns (h, w, 3), UINT8.
 
     Outside the mask the pixels equal the template's bit for bit.
@@ -54,7 +155,8 @@ def paste(edited: Array, template: Array, mask: Array) -> Array:
         edited: (h, w, 3), UINT8.
         template: (h, w, 3), UINT8.
         mask: (h, w), UINT8.
+        width: of the fade inside the mask, in pixels.
     """
-    share = feathered(mask).numpy()[..., None]
+    share = feathered(mask, width).numpy()[..., None]
     mixed = share * edited + (1 - share) * template
     return mixed.round().astype(np.uint8)

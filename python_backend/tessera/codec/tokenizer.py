@@ -22,8 +22,16 @@ _LONGEST = 2**16
 class Tokenizer(Protocol):
     """A tokenizer with a window."""
 
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text, however many, without those that begin and end it."""
+        ...
+
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids of each prompt, as many as the window has."""
+        ...
+
+    def count(self, prompt: str) -> int:
+        """How many tokens a prompt has, with those that begin and end it."""
         ...
 
     def dropped(self, prompt: str) -> int:
@@ -57,7 +65,8 @@ class LightTokenizer:
 
     def __init__(self, file: Path, config: dict[str, Any]) -> None:
         self._window = int(config["model_max_length"])
-        self._whole = tokenizers.Tokenizer.from_file(str(file))
+        # not `from_file`, which takes no path beyond ASCII in Triton's Python processes
+        self._whole = tokenizers.Tokenizer.from_str(file.read_bytes().decode())
         self._whole.no_truncation()
         self._whole.no_padding()
         self._cut = tokenizers.Tokenizer.from_str(self._whole.to_str())
@@ -73,13 +82,22 @@ class LightTokenizer:
             direction=config.get("padding_side") or "right",
         )
 
+    def ids(self, text: str) -> list[int]:
+        """See `Tokenizer.ids`."""
+        ids: list[int] = self._whole.encode(text, add_special_tokens=False).ids
+        return ids
+
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode`."""
         return [encoding.ids for encoding in self._cut.encode_batch(list(prompts))]
 
+    def count(self, prompt: str) -> int:
+        """See `Tokenizer.count`."""
+        return len(self._whole.encode(prompt).ids)
+
     def dropped(self, prompt: str) -> int:
         """See `Tokenizer.dropped`."""
-        return max(0, len(self._whole.encode(prompt).ids) - self._window)
+        return max(0, self.count(prompt) - self._window)
 
 
 class TransformersTokenizer:
@@ -94,6 +112,13 @@ class TransformersTokenizer:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
+    def ids(self, text: str) -> list[int]:
+        """See `Tokenizer.ids`."""
+        ids: list[int] = self._tokenizer(
+            text, add_special_tokens=False, truncation=False, verbose=False
+        ).input_ids
+        return ids
+
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer.encode`."""
         ids: list[list[int]] = self._tokenizer(
@@ -104,7 +129,10 @@ class TransformersTokenizer:
         ).input_ids
         return ids
 
+    def count(self, prompt: str) -> int:
+        """See `Tokenizer.count`."""
+        return len(self._tokenizer(prompt, truncation=False).input_ids)
+
     def dropped(self, prompt: str) -> int:
         """See `Tokenizer.dropped`."""
-        count = len(self._tokenizer(prompt, truncation=False).input_ids)
-        return max(0, count - int(self._tokenizer.model_max_length))
+        return max(0, self.count(prompt) - int(self._tokenizer.model_max_length))

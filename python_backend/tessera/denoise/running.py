@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -22,7 +22,12 @@ class Sparsity(Protocol):
 
     @property
     def kinds(self) -> Sequence[bool]:
-        """For each step, whether it is sparse."""
+        """For each evaluation, whether it is sparse."""
+        ...
+
+    @property
+    def planned(self) -> Sequence[bool]:
+        """For each evaluation, whether the wanted quality lets it be sparse."""
         ...
 
     @property
@@ -38,7 +43,8 @@ class RunningControl:
     Attributes:
         use: which ControlNet, its scale, and the steps in which it applies.
         key: identifies the request's control image and text to the ControlNet; unique.
-        image: the control image (h, w, 3), UINT8.
+        image: the control image (h, w, 3), UINT8; with a fourth channel where pixels are hidden,
+            see `tessera.requests.controls.prepared`.
         told: whether the ControlNet knows the key.
     """
 
@@ -55,17 +61,20 @@ class Running:
     Attributes:
         plan: the plan that `encode` made.
         conditions: further inputs of the UNet, by name, one row per branch. A guided request has
-            two branches, the negative one first.
+            two branches, the negative one first. Each further prompt has one more.
         sampler: the request's sampler.
         latents: (1, c, h, w), after the last finished step.
         canvas: the canvas of an edit; `None` for a generation.
+        masked: further channels of an inpainting UNet's input (1, 1 + c, h, w), see
+            `tessera.codec.vae.encode_masked`; `None` for other UNets.
         controls: its ControlNets.
         sparse: its sparse state; `None` if all steps use the dense UNet.
+        weights: how much each prompt counts in each latent (prompts, h, w), if there are several.
         side: further inputs of the side path's network in this tick; empty if the UNet's usual
             engines run the request.
-        step: number of finished steps.
+        step: number of finished evaluations of the network: of steps, with most samplers.
         stats: measurements so far.
-        started: monotonic time at which it was admitted.
+        started: monotonic time at which it first had a slot; `None` before.
         error: the reason why it ended early, if it did.
     """
 
@@ -74,18 +83,25 @@ class Running:
     sampler: Sampler
     latents: torch.Tensor
     canvas: Canvas | None = None
+    masked: torch.Tensor | None = None
     controls: tuple[RunningControl, ...] = ()
     sparse: Sparsity | None = None
+    weights: torch.Tensor | None = None
     side: Conditions = field(default_factory=dict)
     step: int = 0
     stats: Stats = field(default_factory=Stats)
-    started: float = field(default_factory=time.monotonic)
+    started: float | None = None
     error: Exception | None = None
+
+    def begin(self) -> None:
+        """Note that it has a slot."""
+        if self.started is None:
+            self.started = time.monotonic()
 
     @cached_property
     def branches(self) -> int:
         """Number of rows of the network's input that this request takes."""
-        return 2 if self.plan.guided else 1
+        return self.plan.prompt_count + (1 if self.plan.guided else 0)
 
     @cached_property
     def rows(self) -> torch.Size:
@@ -93,8 +109,16 @@ class Running:
         return torch.Size((self.branches, *self.latents.shape[1:]))
 
     @cached_property
+    def shape(self) -> tuple[tuple[int, ...], ...]:
+        """Those of the latents and of a branch's conditions: a text may be longer than another.
+        Requests share calls if these are equal.
+        """
+        tensors = (self.latents, *self.conditions.values())
+        return tuple(tuple(tensor.shape[1:]) for tensor in tensors)
+
+    @cached_property
     def timesteps(self) -> torch.Tensor:
-        """The network's timesteps (steps, branches), float32."""
+        """The network's timesteps (evaluations, branches), float32."""
         return self.sampler.timesteps.float()[:, None].repeat(1, self.branches)
 
     @property
@@ -103,20 +127,45 @@ class Running:
         return {**self.conditions, **self.side}
 
     @property
+    def network_input(self) -> torch.Tensor:
+        """The sample that the network takes in this tick (branches, c, h, w)."""
+        scaled = self.sampler.network_input(self.latents, self.step)
+        whole = scaled if self.masked is None else torch.cat([scaled, self.masked], 1)
+        return whole.expand(self.branches, -1, -1, -1)
+
+    @property
+    def steps_done(self) -> int:
+        """Number of finished steps."""
+        return self.sampler.finished(self.step)
+
+    @property
     def goes_sparsely(self) -> bool:
-        """Whether the next step is sparse."""
-        return self.sparse is not None and self.sparse.kinds[self.step]
+        """Whether the next evaluation is sparse."""
+        kinds = self.sparse.kinds if self.sparse is not None else ()
+        return self.step < len(kinds) and kinds[self.step]
 
     @property
     def controls_now(self) -> list[RunningControl]:
-        """The ControlNets that apply to the next step."""
-        steps = len(self.sampler.timesteps)
+        """The ControlNets that apply to the next evaluation. As in diffusers, their start and end
+        are shares of the evaluations.
+        """
+        steps = self.sampler.evaluations
         return [c for c in self.controls if c.use.scale and c.use.applies_at(self.step, steps)]
+
+    @property
+    def predicted(self) -> torch.Tensor | None:
+        """Clean latents (1, c, h, w) that the latest prediction amounts to; an edit's inactive ones
+        are the template's. `None` before the first step.
+        """
+        clean = self.sampler.predicted
+        if clean is None or self.canvas is None:
+            return clean
+        return self.canvas.compose(clean, self.canvas.clean)
 
     @property
     def finished(self) -> bool:
         """Whether every step is done or the request has failed."""
-        return self.error is not None or self.step == len(self.sampler.timesteps)
+        return self.error is not None or self.step == self.sampler.evaluations
 
 
 def start(
@@ -126,7 +175,9 @@ def start(
     *,
     shape: tuple[int, int, int],
     canvas: Canvas | None = None,
+    masked: torch.Tensor | None = None,
     controls: tuple[RunningControl, ...] = (),
+    weights: torch.Tensor | None = None,
 ) -> Running:
     """A request before its first step.
 
@@ -136,12 +187,17 @@ def start(
         sampler: a sampler that no other request uses.
         shape: (c, h, w) of its latents.
         canvas: the canvas, for an edit. Active latents get noise of the request's seed, the others
-            the canvas's noise.
+            the canvas's noise; all get the request's where the canvas is not held.
+        masked: see `Running`.
         controls: its ControlNets.
+        weights: of its prompts, see `Running`.
     """
     noise = sampler.initial_noise(*shape)
+    more: dict[str, Any] = {"masked": masked, "controls": controls, "weights": weights}
     if canvas is None:
         latents = sampler.noised(noise, noise, 0)
-        return Running(plan, conditions, sampler, latents, controls=controls)
-    latents = sampler.noised(canvas.clean, canvas.compose(noise, canvas.noise), 0)
-    return Running(plan, conditions, sampler, latents, canvas=canvas, controls=controls)
+        return Running(plan, conditions, sampler, latents, **more)
+    canvas = canvas.begun(noise)
+    noise = canvas.compose(noise, canvas.noise) if canvas.held else noise
+    latents = sampler.noised(canvas.clean, noise, 0)
+    return Running(plan, conditions, sampler, latents, canvas=canvas, **more)

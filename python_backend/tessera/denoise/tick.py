@@ -16,6 +16,8 @@ import torch
 
 from tessera.denoise.running import Running
 from tessera.denoise.unet import Join
+from tessera.engines.devices import DeviceLost
+from tessera.plan import AdapterUse
 from tessera.types import Conditions
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditions, Join | None], torch.Tensor]
@@ -48,6 +50,10 @@ class Controls(Protocol):
 class Sparse(Protocol):
     """Predicts sparse steps. See `tessera.edits.steps.SparseSteps`."""
 
+    def adapt(self, adapters: tuple[AdapterUse, ...]) -> None:
+        """Note which adapter set is in the engines from now on."""
+        ...
+
     def groups(self, requests: Sequence[Running]) -> list[list[Running]]:
         """Group requests that share a call."""
         ...
@@ -61,6 +67,8 @@ class Sparse(Protocol):
         ...
 
 
+Meter = Callable[[Sequence[Running], float], None]
+"""Told after each network call: its requests, which have not stepped yet, and its seconds."""
 Call = Callable[[list[Running]], list[torch.Tensor]]
 
 
@@ -72,12 +80,13 @@ def tick(
     sparse: Sparse | None = None,
     observer: Observer | None = None,
     controls: Controls | None = None,
+    meter: Meter | None = None,
 ) -> None:
     """Advance every request by one step.
 
-    Requests of one size and one kind of step share a network call. A request whose sampler fails
-    gets its `error`. A failed network call is repeated for each of its requests alone, and those
-    that fail again get their `error`. Other requests are unaffected.
+    Requests of one size, one length of text and one kind of step share a network call. A request
+    whose sampler fails gets its `error`. A failed network call is repeated for each of
+    its requests alone, and those that fail again get their `error`. Other requests are unaffected.
 
     Args:
         running: the requests.
@@ -86,6 +95,7 @@ def tick(
         sparse: predicts sparse steps.
         observer: receives the costs of calls.
         controls: runs ControlNets.
+        meter: receives the times of calls.
     """
     dense = partial(_predict_group, predict, controls)
     work = _calls(running, dense, sparse)
@@ -103,13 +113,17 @@ def tick(
             else:
                 group[0].error = error
             continue
+        elapsed_ms = 1e3 * (time.perf_counter() - began)
+        if meter is not None:
+            meter(group, elapsed_ms / 1e3)
         # A call that waits for ControlNets does not show the UNet's cost, so it is not observed.
         # Time spent loading recordings is subtracted, since the observer adds its own forecast.
         if observer is not None and not any(r.controls_now for r in group):
             loading_ms = group[0].stats.cache_load_ms - loaded_ms
-            _observe(observer, group, 1e3 * (time.perf_counter() - began) - loading_ms)
+            _observe(observer, group, elapsed_ms - loading_ms)
         for request, prediction in zip(group, branches, strict=True):
             request.stats.add_tick(number, len(group))
+            prediction = _of_one_prompt(prediction, request.weights)
             _step(request, _apply_guidance(prediction, request.plan.guidance))
 
 
@@ -136,10 +150,10 @@ def _calls(
 
 
 def _groups(running: Sequence[Running]) -> Iterable[list[Running]]:
-    """Group requests by the shape of their latents, in order of arrival."""
-    groups: dict[tuple[int, ...], list[Running]] = {}
+    """Group requests by the shapes of latents and text, in order of arrival."""
+    groups: dict[tuple[tuple[int, ...], ...], list[Running]] = {}
     for request in running:
-        groups.setdefault(tuple(request.latents.shape), []).append(request)
+        groups.setdefault(request.shape, []).append(request)
     return groups.values()
 
 
@@ -148,21 +162,46 @@ def _predict_group(
 ) -> list[torch.Tensor]:
     """Predictions (branches, c, h, w), one per request, from one network call for the group."""
     join = controls.start(group) if controls else None
-    samples = [r.sampler.network_input(r.latents, r.step).expand(r.rows) for r in group]
+    samples = [r.network_input for r in group]
     timesteps = [r.timesteps[r.step] for r in group]
     entries = [r.entries for r in group]
     conditions = {name: _concatenated([e[name] for e in entries]) for name in entries[0]}
     inputs = _concatenated(samples), _concatenated(timesteps), conditions
     began = time.perf_counter()
-    output = predict(*inputs, join)
+    try:
+        output = predict(*inputs, join)
+    except DeviceLost as lost:
+        end_lost(group, lost)
+        raise Regroup from lost
     network_ms = 1e3 * (time.perf_counter() - began)
     for request in group:
         request.stats.engine_ms += network_ms
     return list(output.split([r.branches for r in group])) if len(group) > 1 else [output]
 
 
+def end_lost(group: Sequence[Running], lost: DeviceLost) -> None:
+    """Give the error to the requests that had rows on a lost device; the others can go on."""
+    first = 0
+    for request in group:
+        end = first + request.branches
+        if first < lost.rows.stop and lost.rows.start < end:
+            request.error = lost.error
+        first = end
+
+
 def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _of_one_prompt(branches: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Branches of one prompt: the mean of those of several, weighted in each latent. That is
+    MultiDiffusion (Bar-Tal et al. 2023, eq. 5) with windows that all see the whole picture.
+    """
+    if weights is None:
+        return branches
+    others = branches.shape[0] - weights.shape[0]
+    mean = (weights[:, None] * branches[others:]).sum(0, keepdim=True)
+    return torch.cat([branches[:others], mean])
 
 
 def _apply_guidance(branches: torch.Tensor, guidance: float) -> torch.Tensor:
@@ -182,7 +221,8 @@ def _step(request: Running, prediction: torch.Tensor) -> None:
         canvas = request.canvas
         if canvas is not None:
             outside = request.sampler.noised(canvas.clean, canvas.noise, request.step)
-            latents = canvas.compose(latents, outside)
+            of = request.sampler.evaluations
+            latents = canvas.moved(latents, outside, request.step, of)
         request.latents = latents
     except Exception as error:
         request.error = error

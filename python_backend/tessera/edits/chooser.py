@@ -12,25 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from tessera.shared.average import OUTLIER, Estimate
 
 Size = tuple[int, int]
 """(height, width) of the latents."""
 
 Kinds = tuple[bool, ...]
 """Whether each step is sparse."""
-
-_WEIGHT = 0.2
-"""Weight of the latest step in the moving average of a factor."""
-
-OUTLIER = 3.0
-"""A step's time is capped at this many times the expected time."""
-
-FRESH_S = 60.0
-"""If no step of a kind has run for this long, its lowest cost is expected, so that it is tried
-again."""
 
 
 @dataclass(frozen=True)
@@ -59,32 +51,6 @@ class Step:
     load: float
     sparse: float
     dense: float
-
-
-@dataclass
-class Factor:
-    """Measured time of steps divided by the line's prediction.
-
-    Attributes:
-        now: moving average.
-        least: lowest value of the moving average.
-        at: monotonic time of the latest step.
-    """
-
-    now: float
-    least: float
-    at: float = field(default_factory=time.monotonic, compare=False)
-
-    @property
-    def expected(self) -> float:
-        """The factor expected of the next step."""
-        return self.now if time.monotonic() - self.at < FRESH_S else self.least
-
-    def learn(self, seen: float) -> None:
-        """Update the moving average with the factor of one step."""
-        self.now += _WEIGHT * (min(seen, OUTLIER * self.now) - self.now)
-        self.least = min(self.least, self.now)
-        self.at = time.monotonic()
 
 
 def optimum(steps: Sequence[Step]) -> Kinds:
@@ -135,7 +101,7 @@ class StepChooser:
 
     dense: Line
     sparse: Line
-    factors: dict[tuple[str, Size], dict[int, Factor]] = field(default_factory=dict)
+    factors: dict[tuple[str, Size], dict[int, Estimate]] = field(default_factory=dict)
 
     def kinds(
         self, size: Size, active_latents: int, loads: Sequence[float | None], *, branches: int
@@ -181,7 +147,7 @@ class StepChooser:
             factors[bucket].learn(ratio)
         else:
             first = min(ratio, OUTLIER * self._factor(kind, size, tokens))
-            factors[bucket] = Factor(first, first)
+            factors[bucket] = Estimate(first, first)
 
     def _factor(self, kind: str, size: Size, tokens: float) -> float:
         """The factor of the closest bucket that has one; 1 if none has."""
@@ -201,6 +167,16 @@ class StepChooser:
         lines = [[line.constant, line.slope] for line in (self.dense, self.sparse)]
         return json.dumps({"lines": lines, "factors": rows})
 
+    def load(self) -> dict[str, Any]:
+        """Lines and factors as a server's load tells them."""
+        rows = [
+            [kind, *size, bucket, round(factor.expected, 4)]
+            for (kind, size), factors in self.factors.items()
+            for bucket, factor in factors.items()
+        ]
+        lines = {"dense": self.dense, "sparse": self.sparse}
+        return {n: [line.constant, line.slope] for n, line in lines.items()} | {"factors": rows}
+
     @classmethod
     def from_json(cls, text: str) -> StepChooser:
         """Inverse of `to_json`."""
@@ -209,7 +185,7 @@ class StepChooser:
         chooser = cls(dense, sparse)
         for kind, height, width, bucket, now, least in content["factors"]:
             factors = chooser.factors.setdefault((kind, (height, width)), {})
-            factors[bucket] = Factor(now, least)
+            factors[bucket] = Estimate(now, least)
         return chooser
 
 

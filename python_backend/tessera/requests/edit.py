@@ -4,7 +4,6 @@ and mode.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
@@ -13,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tessera import contract
+from tessera.contract.limits import FEATHER
 from tessera.errors import InvalidInput
 from tessera.manifest import Manifest
 from tessera.requests.fields import Inputs, pixels_of, scalar_of, text_of
+from tessera.requests.masks import read_feather, read_fill, read_mask, read_tone
 from tessera.types import Array
 
 FindTemplate = Callable[[str], Array]
@@ -32,6 +33,12 @@ class EditChoice:
         mask: (h, w) of UINT8.
         first_step: steps that are skipped at this strength.
         mode: one of `contract.MODES`.
+        fill: what the masked part is before it is noised, one of `contract.MASK_FILLS`.
+        strengths: (h, w) of UINT8, how strongly each pixel is edited; `None` of a hard mask.
+        owners: (h, w) of UINT8, whose prompt draws each pixel; `None` without regions.
+        quality: one of `contract.EDIT_QUALITIES`.
+        feather: pixels inside the border of the mask within which the edit fades in.
+        tone: one of `contract.MASK_TONES`.
     """
 
     template: str
@@ -39,6 +46,12 @@ class EditChoice:
     mask: Array
     first_step: int
     mode: str
+    fill: str = contract.MASK_FILLS[0]
+    strengths: Array | None = None
+    owners: Array | None = None
+    quality: str = contract.EditQuality.FAST
+    feather: int = FEATHER
+    tone: str = contract.MASK_TONES[0]
 
     @property
     def mask_ratio(self) -> float:
@@ -47,20 +60,27 @@ class EditChoice:
 
 
 def read_edit(
-    inputs: Inputs, manifest: Manifest, steps: int, find_template: FindTemplate
+    inputs: Inputs, manifest: Manifest, steps: int, find_template: FindTemplate, quality: str
 ) -> EditChoice:
-    """Check the inputs that only edits have.
+    """Check the inputs that only edits have. `quality` is that of an edit that names none.
 
     Raises:
         InvalidInput: the first field whose value is not accepted.
     """
     image = read_image(inputs, manifest, find_template)
+    mask = read_mask(inputs, image)
     return EditChoice(
         template=template_id(image),
         image=image,
-        mask=_mask(inputs, image),
+        mask=mask.edited,
         first_step=_first_step(inputs, steps),
         mode=_mode(inputs, manifest),
+        fill=read_fill(inputs),
+        strengths=mask.strengths,
+        owners=mask.owners,
+        quality=_quality(inputs, quality),
+        feather=read_feather(inputs),
+        tone=read_tone(inputs),
     )
 
 
@@ -83,17 +103,6 @@ def read_image(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) 
         accepted = f"sides that are multiples of {step} from {low} to {high} pixels"
         raise InvalidInput.described(name, f"has {pixels_of(image)}", accepted)
     return image
-
-
-def dense_only(edit: EditChoice) -> EditChoice:
-    """An edit whose LoRAs change the UNet, which templates have been recorded with.
-
-    Raises:
-        InvalidInput: it has to be sparse.
-    """
-    if edit.mode == "sparse":
-        raise InvalidInput("MODE", edit.mode, "auto, dense, since LORAS change the UNet")
-    return dataclasses.replace(edit, mode="dense")
 
 
 def size_of_edit(inputs: Inputs, edit: EditChoice) -> tuple[int, int]:
@@ -120,18 +129,6 @@ def template_id(image: Array) -> str:
 def no_templates(identity: str) -> Array:
     """A `FindTemplate` that knows none."""
     raise InvalidInput("TEMPLATE", identity, "nothing, since none is known")
-
-
-def _mask(inputs: Inputs, image: Array) -> Array:
-    mask = inputs["MASK"][0]
-    if mask.shape != image.shape[:2]:
-        accepted = f"the size of the image, {pixels_of(image)}"
-        raise InvalidInput.described("MASK", f"has {pixels_of(mask)}", accepted)
-    if not (mask >= contract.EDITED).any():
-        problem = f"has no pixel of {contract.EDITED} or more"
-        accepted = f"{contract.EDITED} to 255 where the image is edited, less elsewhere"
-        raise InvalidInput.described("MASK", problem, accepted)
-    return mask
 
 
 def _first_step(inputs: Inputs, steps: int) -> int:
@@ -162,3 +159,10 @@ def _mode(inputs: Inputs, manifest: Manifest) -> str:
     if mode == "sparse" and not manifest.can_be_sparse:
         raise InvalidInput("MODE", mode, "auto, dense, since the bundle has no graph for it")
     return mode
+
+
+def _quality(inputs: Inputs, default: str) -> str:
+    quality = text_of(inputs, "EDIT_QUALITY", default, 100)
+    if quality not in contract.EDIT_QUALITIES:
+        raise InvalidInput("EDIT_QUALITY", quality, ", ".join(contract.EDIT_QUALITIES))
+    return quality

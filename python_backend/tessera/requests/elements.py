@@ -21,6 +21,13 @@ T = TypeVar("T", bound=BaseModel)
 
 _LONGEST = 100_000
 """Characters of a list."""
+_TYPES = {
+    "string": "a text",
+    "number": "a number",
+    "integer": "an integer",
+    "boolean": "true or false",
+    "null": "null",
+}
 _PLAIN_KEY = re.compile(r"[\w-]{1,40}")
 
 
@@ -83,4 +90,4 @@ def _words(schema: Mapping[str, Any]) -> str:
         return ", ".join(schema["enum"])
     if {"minimum", "maximum"} <= set(schema):
         return f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
-    return {"string": "a text", "number": "a number", "null": "null"}[schema["type"]]
+    return _TYPES[schema["type"]]

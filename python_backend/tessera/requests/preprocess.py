@@ -33,6 +33,11 @@ class Preparation:
     high: float = 200.0
 
     @property
+    def masks(self) -> bool:
+        """Whether the pixels under an edit's mask are hidden from the ControlNet."""
+        return self.preprocess == "inpaint"
+
+    @property
     def report(self) -> dict[str, Any]:
         """What of it takes place, as INFO says it."""
         said: dict[str, Any] = {} if self.resize == "none" else {"resize": self.resize}
@@ -110,6 +115,7 @@ PREPROCESSORS: dict[str, Callable[[Image, Preparation], Image]] = {
     "canny": _canny,
     "grey": _grey,
     "invert": lambda image, preparation: np.invert(image),
+    "inpaint": lambda image, preparation: image,  # what the mask hides is no colour
 }
 """By the contract's name; what is made has the image's own size."""
 

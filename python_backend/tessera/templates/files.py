@@ -10,8 +10,14 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Used = tuple[int, int, str]
+"""Of a file: minus the time of its last use in ns, its inode, and its path in a folder."""
 
 STALE_S = 3600.0
 """A temporary file or folder untouched for this long belongs to a process that has ended."""
@@ -34,6 +40,64 @@ def age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except OSError:
         return float("inf")
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder, without hidden and temporary files; nothing if the folder is gone.
+
+    Lists of many thousands use names, not paths, and ask the system for no more than they need.
+    """
+    try:
+        return [name for name in os.listdir(folder) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def by_use(folder: Path, entries: Iterable[str]) -> list[Used]:
+    """Files in a folder, most recently used first. Those that are gone are left out.
+
+    Args:
+        folder: where they are.
+        entries: paths relative to it.
+    """
+    found = []
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return []
+    try:
+        for entry in entries:
+            try:
+                status = os.stat(entry, dir_fd=descriptor)
+            except OSError:
+                continue
+            found.append((-status.st_mtime_ns, status.st_ino, entry))
+    finally:
+        os.close(descriptor)
+    return sorted(found)
+
+
+class Patience:
+    """Reads from storage that may stall, as a network's does, without waiting for long.
+
+    Args:
+        seconds: longest wait.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
+        self._reading: Future[Any] | None = None
+
+    def read(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns; `None` if it takes too long, or an earlier one still does."""
+        if self._reading and not self._reading.done():
+            return None
+        self._reading = reading = self._thread.submit(work)
+        try:
+            return reading.result(self._seconds)
+        except TimeoutError:
+            return None
 
 
 @contextlib.contextmanager
@@ -68,8 +132,8 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
 
 def sweep(folder: Path) -> None:
     """Remove files that processes left in a folder when they ended while writing or locking."""
-    for path in folder.glob(".*"):
-        if age(path) > STALE_S:
+    for name in os.listdir(folder):
+        if name.startswith(".") and age(path := folder / name) > STALE_S:
             with contextlib.suppress(OSError):  # the file belongs to another user
                 _remove(path)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -45,7 +46,8 @@ class StepMemory:
     """The tier in host memory.
 
     Args:
-        budget: bytes. A larger entry is kept until the next entry arrives.
+        budget: bytes. Of a recording that is larger, the most recently used step makes room: steps
+            are read one after the other, and the least recently used one is the next to be needed.
         threads: how many entries are read at the same time.
         pinned: whether to page-lock entries, so that they can be copied to a GPU while it
             computes.
@@ -58,6 +60,8 @@ class StepMemory:
         self._reads: deque[tuple[float, float]] = deque(maxlen=_READS)  # (end, milliseconds)
         self._entries: OrderedDict[Name, Future[Tensors]] = OrderedDict()
         self._sizes: dict[Name, int] = {}
+        self._used: OrderedDict[Name, None] = OrderedDict()  # entries that were not only read ahead
+        self._held: Counter[str] = Counter()
         self._lock = threading.RLock()
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="templates")
 
@@ -78,24 +82,38 @@ class StepMemory:
         """Counters of this tier and the tiers below, by name."""
         return {"memory": self.counters}
 
-    def ahead(self, name: Name, read: Callable[[], Tensors]) -> None:
-        """Start reading an entry that will be needed soon, unless this tier has it."""
+    @property
+    def held(self) -> dict[str, dict[str, int]]:
+        """Entries of every recording in this tier and the tiers below, by name and digest."""
+        with self._lock:
+            return {"memory": dict(self._held)}
+
+    def ahead(self, name: Name, read: Callable[[], Tensors], *, whole: int = 0) -> None:
+        """Start reading an entry that will be needed soon, unless this tier has it.
+
+        Args:
+            name: of the entry.
+            read: reads it.
+            whole: bytes of all entries of its recording.
+        """
         with self._lock:
             if name not in self._entries:
-                self._begin(name, read)
+                self._begin(name, read, whole)
 
-    def get(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
-        """A future of an entry, which may still be read.
+    def get(self, name: Name, read: Callable[[], Tensors], *, whole: int = 0) -> Future[Tensors]:
+        """A future of an entry, which may still be read. Arguments are those of `ahead`.
 
         If `read` raises, the future has its exception and the entry is dropped.
         """
         with self._lock:
             entry = self._entries.get(name)
+            self._used[name] = None
             if entry is None:
                 self.counters.misses += 1
-                return self._begin(name, read)
+                return self._begin(name, read, whole)
             self.counters.hits += 1
             self._entries.move_to_end(name)
+            self._used.move_to_end(name)
             return entry
 
     def holds(self, name: Name) -> bool:
@@ -109,11 +127,11 @@ class StepMemory:
             for name in [n for n in self._entries if n[0] == digest]:
                 self._remove(name)
 
-    def _begin(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
+    def _begin(self, name: Name, read: Callable[[], Tensors], whole: int) -> Future[Tensors]:
         future = self._readers.submit(self._timed, read)
         self._entries[name] = future
         self.counters.entries = len(self._entries)
-        future.add_done_callback(lambda done: self._arrived(name, done))
+        future.add_done_callback(lambda done: self._arrived(name, done, whole))
         return future
 
     def _timed(self, read: Callable[[], Tensors]) -> Tensors:
@@ -127,7 +145,7 @@ class StepMemory:
     def _placed(self, array: torch.Tensor) -> torch.Tensor:
         return array.pin_memory() if self._pinned else array
 
-    def _arrived(self, name: Name, future: Future[Tensors]) -> None:
+    def _arrived(self, name: Name, future: Future[Tensors], whole: int) -> None:
         with self._lock:
             if self._entries.get(name) is not future:
                 return
@@ -135,17 +153,29 @@ class StepMemory:
                 self._remove(name)
                 return
             self._sizes[name] = sum(a.nbytes for a in future.result().values())
+            self._held[name[0]] += 1
             self.counters.bytes += self._sizes[name]
-            for other in list(self._entries):
-                if self.counters.bytes <= self.budget or other == name:
+            for other in self._leaving(name, whole):
+                if self.counters.bytes <= self.budget:
                     break
                 if other in self._sizes:
                     self._remove(other)
                     self.counters.evictions += 1
 
+    def _leaving(self, name: Name, whole: int) -> list[Name]:
+        """What may leave for an entry, first to go first."""
+        if whole <= self.budget:
+            return list(takewhile(lambda other: other != name, self._entries))
+        used = [other for other in self._used if other[0] == name[0] and other != name]
+        return used[::-1]  # others stay whole; what was read ahead is needed next
+
     def _remove(self, name: Name) -> None:
         self._entries.pop(name, None)
-        self.counters.bytes -= self._sizes.pop(name, 0)
+        self._used.pop(name, None)
+        if name in self._sizes:
+            self.counters.bytes -= self._sizes.pop(name)
+            self._held[name[0]] -= 1
+            self._held += Counter()  # without those at 0
         self.counters.entries = len(self._entries)
 
 
@@ -173,6 +203,12 @@ class DeviceMemory(StepMemory):
         """See `StepMemory.tiers`."""
         return {"device": self.counters, **self.host.tiers}
 
+    @property
+    def held(self) -> dict[str, dict[str, int]]:
+        """See `StepMemory.held`."""
+        with self._lock:
+            return {"device": dict(self._held), **self.host.held}
+
     def holds(self, name: Name) -> bool:
         """See `StepMemory.holds`."""
         return super().holds(name) or self.host.holds(name)
@@ -182,8 +218,8 @@ class DeviceMemory(StepMemory):
         super().drop(digest)
         self.host.drop(digest)
 
-    def _begin(self, name: Name, read: Callable[[], Tensors]) -> Future[Tensors]:
-        return super()._begin(name, lambda: self.host.get(name, read).result())
+    def _begin(self, name: Name, read: Callable[[], Tensors], whole: int) -> Future[Tensors]:
+        return super()._begin(name, lambda: self.host.get(name, read, whole=whole).result(), whole)
 
     def _placed(self, array: torch.Tensor) -> torch.Tensor:
         return array.to(self._device, non_blocking=True)

@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from tessera.errors import InvalidInput
 from tessera.requests.edit import template_id
-from tessera.templates.files import age
+from tessera.templates.files import by_use, names
 from tessera.types import Array
 
-_SHOWN = 20
-"""How many template ids an error lists."""
+_SUFFIX = ".npy"
 
 
 class Pictures:
@@ -26,19 +26,21 @@ class Pictures:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._sizes: dict[str, tuple[int, int]] = {}
         root.mkdir(parents=True, exist_ok=True)
 
-    def put(self, picture: Array) -> str:
-        """Store an image (h, w, 3), UINT8, and return its template id.
+    def put(self, picture: Array) -> tuple[str, bool]:
+        """Store an image (h, w, 3), UINT8; returns its template id, and whether it is new.
 
         Raises:
             OSError: the disk is full or cannot be written.
         """
         identity = template_id(picture)
         path = self._path(identity)
-        if path.exists():
-            os.utime(path)
-            return identity
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size > picture.nbytes:  # else it has been cut off
+                os.utime(path)
+                return identity, False
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as out:
             partial = Path(out.name)
             try:
@@ -48,7 +50,7 @@ class Pictures:
             except BaseException:
                 partial.unlink(missing_ok=True)
                 raise
-        return identity
+        return identity, True
 
     def get(self, identity: str) -> Array | None:
         """A template's image (h, w, 3), UINT8; marks it as used.
@@ -60,30 +62,49 @@ class Pictures:
             return None
         try:
             picture: Array = np.load(self._path(identity), allow_pickle=False)
-        except (OSError, ValueError):
+        except (ValueError, EOFError):
+            self.remove(identity)
+            return None
+        except OSError:
             return None
         if template_id(picture) == identity:
             with contextlib.suppress(OSError):
                 os.utime(self._path(identity))
             return picture
-        self._path(identity).unlink(missing_ok=True)
+        self.remove(identity)
         return None
 
     def size_of(self, identity: str) -> tuple[int, int]:
-        """(height, width) of a template in pixels; (0, 0) if it is unknown."""
-        try:
-            picture = np.load(self._path(identity), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
-            return 0, 0
-        return int(picture.shape[0]), int(picture.shape[1])
+        """(height, width) of a template in pixels; (0, 0) if it is unknown or damaged. Each file is
+        looked into once: an id stands for a size.
+        """
+        if identity not in self._sizes:
+            try:
+                picture = np.load(self._path(identity), mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError):
+                return 0, 0
+            self._sizes[identity] = int(picture.shape[0]), int(picture.shape[1])
+        return self._sizes[identity]
 
     def known(self) -> list[str]:
         """Ids of all templates, most recently used first."""
-        ages = [(age(p), p.stem) for p in self.root.glob("*.npy")]
-        return [identity for _, identity in sorted(ages)]
+        return self.by_use(self.names())
+
+    def names(self) -> set[str]:
+        """Ids of all templates."""
+        return {n.removesuffix(_SUFFIX) for n in names(self.root) if n.endswith(_SUFFIX)}
+
+    def by_use(self, identities: Iterable[str]) -> list[str]:
+        """Of those ids, the ones whose images are there, most recently used first."""
+        used = by_use(self.root, [f"{identity}{_SUFFIX}" for identity in identities])
+        return [name.removesuffix(_SUFFIX) for _, _, name in used]
+
+    def holds(self, identity: str) -> bool:
+        """Whether a template's image is there."""
+        return identity.isalnum() and self._path(identity).exists()
 
     def _path(self, identity: str) -> Path:
-        return self.root / f"{identity}.npy"
+        return self.root / f"{identity}{_SUFFIX}"
 
     def remove(self, identity: str) -> None:
         """Remove a template's image."""
@@ -94,17 +115,14 @@ def find_picture(pictures: Pictures, identity: str) -> Array:
     """A template's image (h, w, 3), UINT8.
 
     Raises:
-        InvalidInput: the template is unknown. The message lists known ones.
+        InvalidInput: the template is unknown.
     """
     picture = pictures.get(identity)
     if picture is None:
-        raise unknown(pictures, identity)
+        raise unknown(identity)
     return picture
 
 
-def unknown(pictures: Pictures, identity: str) -> InvalidInput:
-    """The error for an unknown template. It lists the most recently used known ones."""
-    known = pictures.known()
-    shown = ", ".join(known[:_SHOWN]) + (f" ... ({len(known)})" if len(known) > _SHOWN else "")
-    accepted = f"a known template, one of {shown}" if known else "a known template (none is known)"
-    return InvalidInput("TEMPLATE", identity, accepted)
+def unknown(identity: str) -> InvalidInput:
+    """The error for an unknown template. It lists none: who knows an id can have the picture."""
+    return InvalidInput("TEMPLATE", identity, "the id of a known template; or send IMAGE")

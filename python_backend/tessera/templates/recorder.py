@@ -2,38 +2,42 @@
 
 The network's input at a step is the template, noised to that step's level. The noise comes from the
 template seed, so no step depends on the one before. Several steps therefore run in one batch. The
-prompt is empty, since a template has none.
+prompt is the key's; its embeddings are in the store. ControlNets are asked where they run. An
+inpainting UNet is told that nothing is masked.
 
 Knows the template store and torch modules, nothing of requests or Triton.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from tessera.codec.text import TextEncoder, embed
-from tessera.codec.vae import encode_template
+from tessera.codec.vae import encode_template, unmasked
+from tessera.codec.words import NO_WORDS, Words
+from tessera.contract import PromptSyntax
 from tessera.denoise.canvas import canvas_of
+from tessera.denoise.opening import HALVES
 from tessera.denoise.sampler import Sampler
-from tessera.denoise.unet import conditions_of
+from tessera.denoise.unet import conditions_of, embed_guidance
 from tessera.engines.base import Engine
 from tessera.engines.bundle import Bundle
-from tessera.engines.registry import Source, open_module
 from tessera.errors import Unavailable
 from tessera.manifest import Manifest
-from tessera.networks.modules import UNetDecoder, UNetEncoder
+from tessera.networks.modules import UNetDecoder, UNetEncoder, keeps_type
 from tessera.networks.program import Program, Site
 from tessera.networks.walk import program_of
+from tessera.requests.request import Lora
 from tessera.sparse.record import record
-from tessera.sparse.tables import level_sizes
+from tessera.templates.addons import Adapters, Controls, NoControls, OpenAdapters, Read
+from tessera.templates.fitting import numbers_per_step, recorded_sites
 from tessera.templates.storage import Storage, choose_storage
 from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tessera.types import Conditions, Tensors
@@ -41,6 +45,8 @@ from tessera.variants import VARIANTS
 
 ROWS = 4
 """Steps in one batch."""
+
+NO_CONTROLS = NoControls()
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,29 @@ class Networks:
     Attributes:
         encoder, decoder: halves of the UNet, as torch modules.
         vae: engine of the VAE encoder.
-        empty_prompt: returns the conditions of an empty prompt, one row, for an image of
-            (width, height) pixels.
+        embed: returns `hidden` (tokens, width) and `pooled` (width,) of a prompt with a syntax and
+            a number of skipped layers; of the empty prompt without arguments.
+        conditions: returns the UNet's conditions, one row, for what `embed` returned and an image
+            of (width, height) pixels.
+        adapters: puts LoRAs into them.
     """
 
     encoder: UNetEncoder
     decoder: UNetDecoder
     vae: Engine
-    empty_prompt: Callable[[int, int], Conditions]
+    embed: Callable[..., Tensors]
+    conditions: Callable[[Tensors, int, int], Conditions]
+    adapters: Adapters
+
+    def placed(self, inputs: Tensors) -> Tensors:
+        """Inputs of the halves where these are, and in their precision."""
+        weight = next(self.encoder.parameters())
+        return {
+            name: tensor.to(
+                weight.device, tensor.dtype if keeps_type(name, tensor) else weight.dtype
+            )
+            for name, tensor in inputs.items()
+        }
 
 
 class Recorder:
@@ -87,23 +108,33 @@ class Recorder:
         self._budget = budget
 
     @classmethod
-    def of(cls, bundle: Bundle, store: TemplateStore, *, budget: int) -> Recorder:
-        """A recorder for a bundle on disk."""
+    def of(
+        cls,
+        bundle: Bundle,
+        store: TemplateStore,
+        *,
+        budget: int,
+        adapters: OpenAdapters,
+        words: Callable[[], Words] = lambda: NO_WORDS,
+    ) -> Recorder:
+        """A recorder for a bundle on disk. For `adapters` and `words` see `open_networks`."""
         manifest, config = bundle.manifest, bundle.scheduler_config
-        return cls(store, manifest, config, partial(open_networks, bundle), budget=budget)
+        opened = partial(open_networks, bundle, adapters, words)
+        return cls(store, manifest, config, opened, budget=budget)
 
-    def ensure(self, key: RecordingKey) -> tuple[Recording, bool]:
+    def ensure(self, key: RecordingKey, controls: Controls = NO_CONTROLS) -> tuple[Recording, bool]:
         """The recording of a key, and whether this call made it.
 
         Args:
             key: the key; its template's image has to be in the store.
+            controls: what the key's ControlNets are asked by.
 
         Raises:
-            Unavailable: the image was evicted, no storage form fits the budget, or the disk cannot
-                be written.
+            Unavailable: the image was evicted, a LoRA's file has changed, a ControlNet's process
+                has ended, no storage form fits the budget, or the disk cannot be written.
         """
         with self._store.locked(key):
-            return self._ensure(key, lambda: None)
+            return self._ensure(key, lambda: None, controls)
 
     def attempt(self, key: RecordingKey, *, between: Callable[[], None]) -> bool:
         """Like `ensure`, for recordings that no request waits for.
@@ -117,10 +148,12 @@ class Recorder:
         """
         with self._store.locked(key, wait=False) as locked:
             if locked:
-                self._ensure(key, between)
+                self._ensure(key, between, NO_CONTROLS)
             return locked
 
-    def _ensure(self, key: RecordingKey, between: Callable[[], None]) -> tuple[Recording, bool]:
+    def _ensure(
+        self, key: RecordingKey, between: Callable[[], None], controls: Controls
+    ) -> tuple[Recording, bool]:
         recording = self._store.find(key)
         if recording is not None:
             return recording, False
@@ -129,16 +162,41 @@ class Recorder:
             raise Unavailable(f"template {key.template} was evicted; send its image again")
         storage = self._storage(key, image)
         try:
-            steps = self._steps(key, image, storage, between)
+            steps = self._steps(key, image, storage, between, controls)
             return self._store.record(key, storage, steps), True
         except OSError as error:
             raise Unavailable(
                 f"template {key.template} could not be recorded: {error.strerror or error}"
             ) from error
 
+    @torch.inference_mode()
+    def embed(self, prompt: str, syntax: str, clip_skip: int) -> Tensors:
+        """What a prompt is to the network: `hidden` (tokens, width) and `pooled` (width,)."""
+        return self._networks.embed(prompt, syntax, clip_skip)
+
+    @contextmanager
+    def reading(self, loras: Sequence[Lora]) -> Iterator[Read]:
+        """Read prompts by text encoders with LoRAs. The empty prompt is recorded without.
+
+        Raises:
+            InvalidInput: see `Adapters.read`.
+        """
+        if not loras:
+            yield Read()
+            return
+        try:
+            yield self._networks.adapters.read(loras)
+        finally:
+            self._networks.adapters.read(())
+
+    def release(self) -> None:
+        """Give the memory of the networks back. The next recording opens them again."""
+        self.__dict__.pop("_networks", None)
+        torch.cuda.empty_cache()  # does nothing unless this process has used a GPU
+
     def sites(self) -> tuple[Site, ...]:
-        """The sites to record: all but the first convolution's, whose input is known."""
-        return tuple(s for s in self.program.sites if s.name != "halo.conv_in")
+        """The sites to record."""
+        return recorded_sites(self.program)
 
     @cached_property
     def program(self) -> Program:
@@ -153,13 +211,31 @@ class Recorder:
         pixels = self._manifest.latents.pixels
         size = (image.shape[0] // pixels, image.shape[1] // pixels)
         numbers = numbers_per_step(self.program, self.sites(), size)
-        storage = choose_storage(numbers, key.steps, self._budget)
+        # An edit with a prompt of its own reads the empty prompt's recording, too.
+        budget = self._budget // 2 if key.text else self._budget
+        storage = choose_storage(numbers, key.evaluations, budget)
         if storage is None:
+            with_prompt = " with a prompt" if key.text else ""
             raise Unavailable(
                 f"a recording of {key.steps} steps at this size does not fit the "
-                f"{self._budget / 1e9:g} GB limit of a recording; see --template-size"
+                f"{budget / 1e9:g} GB limit of a recording{with_prompt}; see --template-size"
             )
         return storage
+
+    def _text(self, key: RecordingKey) -> Tensors:
+        """The prompt's embeddings. Those of the empty prompt are written for later comparisons.
+
+        Raises:
+            Unavailable: nobody has left them in the store.
+        """
+        if not key.text:
+            text = self._networks.embed()
+            self._store.texts.put(key.digest, text)
+            return text
+        found = self._store.texts.get(key.digest)
+        if found is None:
+            raise Unavailable(f"the prompt {key.text} of template {key.template} is not known")
+        return found
 
     @torch.inference_mode()
     def _steps(
@@ -168,57 +244,74 @@ class Recorder:
         image: npt.NDArray[Any],
         storage: Storage,
         between: Callable[[], None],
+        controls: Controls,
     ) -> Iterator[tuple[int, Tensors]]:
         networks = self._networks
-        clean = encode_template(networks.vae, image, self._manifest.latents.scale)
+        networks.adapters.apply(key.adapters)
+        clean = encode_template(networks.vae, image, self._manifest.latents)
         canvas = canvas_of(clean, torch.ones(clean.shape[1:]))
+        masked = [unmasked(clean)[None]] if self._manifest.inpaints else []
         sampler = Sampler(key.scheduler, self._scheduler_config, steps=key.steps, seed=key.seed)
-        conditions = networks.empty_prompt(image.shape[1], image.shape[0])
-        kept = storage.kept(key.steps)
+        text = self._text(key)
+        conditions = networks.conditions(text, image.shape[1], image.shape[0])
+        controlled = controls.begin(key.controls, conditions)
+        kept = storage.kept(key.evaluations)
         for start in range(0, len(kept), ROWS):
             between()
             steps = kept[start : start + ROWS]
-            inputs = {
-                "sample": torch.cat(
-                    [sampler.template_input(canvas.clean, canvas.noise, i) for i in steps]
-                ),
-                "timestep": sampler.timesteps[steps].float(),
+            inputs = [sampler.template_input(canvas.clean, canvas.noise, i) for i in steps]
+            sample, timestep = torch.cat(inputs), sampler.timesteps[steps].float()
+            join = controlled.start(steps, sample, timestep)
+            given = {
+                "sample": torch.cat([torch.cat([each, *masked], 1) for each in inputs]),
+                "timestep": timestep,
                 **{name: c.expand(len(steps), *c.shape[1:]) for name, c in conditions.items()},
             }
-            recorded, _ = record(networks.encoder, networks.decoder, inputs, sites=self.sites())
+            halves, placed = (networks.encoder, networks.decoder), networks.placed(given)
+            recorded, _ = record(*halves, placed, sites=self.sites(), join=join)
             for row, step in enumerate(steps):
-                yield step, {name: array[row] for name, array in recorded.items()}
+                yield step, {name: array[row].cpu() for name, array in recorded.items()}
 
 
-def open_networks(bundle: Bundle) -> Networks:
-    """Open a bundle's networks. The UNet halves get their own copy of the weights, separate from
-    any engine's.
+def open_networks(
+    bundle: Bundle, adapters: OpenAdapters, words: Callable[[], Words] = lambda: NO_WORDS
+) -> Networks:
+    """Open a bundle's networks where they are placed. The UNet halves get their own copy of the
+    weights, separate from any engine's.
+
+    Args:
+        bundle: the bundle.
+        adapters: makes what puts LoRAs into them.
+        words: returns the words of textual inversion that a prompt may have.
     """
     manifest = bundle.manifest
     variant = VARIANTS[manifest.variant]
-    encoder, decoder = (
-        open_module(Source.of(bundle.folder, manifest, name))
-        for name in ("unet_encoder", "unet_decoder")
-    )
+    halves = {graph: bundle.module(graph) for graph in HALVES}
+    encoder, decoder = halves.values()
     assert isinstance(encoder, UNetEncoder)
     assert isinstance(decoder, UNetDecoder)
-    pairs = zip(variant.tokenizers, variant.text_encoders, strict=True)
-    encoders = [TextEncoder(bundle.tokenizer(f), bundle.engine(name)) for f, name in pairs]
+    engines = {graph: bundle.engine(graph) for graph in variant.text_encoders}
+    encoders = [
+        TextEncoder(bundle.tokenizer(folder), engine, width=bundle.text_width(graph))
+        for folder, (graph, engine) in zip(variant.tokenizers, engines.items(), strict=True)
+    ]
 
-    def empty_prompt(width: int, height: int) -> Conditions:
-        text = embed(encoders, [""])
-        return conditions_of(text.hidden, text.pooled, width=width, height=height, variant=variant)
+    def embed_prompt(
+        prompt: str = "", syntax: str = PromptSyntax.PLAIN, clip_skip: int = 0
+    ) -> Tensors:
+        text = embed(encoders, [prompt], syntax, clip_skips=[clip_skip], words=words())
+        return {"hidden": text.hidden[0], "pooled": text.pooled[0]}
 
-    return Networks(encoder, decoder, bundle.engine("vae_encoder"), empty_prompt)
+    def conditions(text: Tensors, width: int, height: int) -> Conditions:
+        """A row of the network's conditions, for a size in pixels."""
+        return conditions_of(
+            text["hidden"][None],
+            text["pooled"][None],
+            width=width,
+            height=height,
+            variant=variant,
+            guidance=embed_guidance(manifest.defaults.guidance, manifest.guidance_width),
+        )
 
-
-def numbers_per_step(program: Program, sites: tuple[Site, ...], size: tuple[int, int]) -> int:
-    """How many numbers one recorded step has.
-
-    Args:
-        program: the UNet's program.
-        sites: the sites that are recorded.
-        size: (height, width) of the latents.
-    """
-    tokens = [math.prod(level) for level in level_sizes(size, program.paddings)]
-    return int(sum(np.prod(site.shape(tokens)) for site in sites))
+    vae, lora = bundle.engine("vae_encoder"), adapters(halves, engines)
+    return Networks(encoder, decoder, vae, embed_prompt, conditions, lora)

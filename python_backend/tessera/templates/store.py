@@ -4,6 +4,7 @@
 
     <root>/pictures/<template>.npy
     <root>/recordings/<key>/recording.json, 0000.safetensors, ...
+    <root>/texts/<key>.safetensors   what a prompt is to the network, for recordings with a prompt
     <root>/wanted/<key>.json         recordings that a request will need
 
 A recording is written to a temporary folder and renamed, so that it appears complete or not at all.
@@ -19,27 +20,38 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from tessera.templates.files import age, locked, sweep, write
+from tessera.templates.files import Patience, Used, age, by_use, locked, names, sweep, write
+from tessera.templates.keys import RecordingKey as RecordingKey
 from tessera.templates.pictures import Pictures
 from tessera.templates.storage import Storage
+from tessera.templates.texts import Texts
 from tessera.types import Array, Tensors
 
+T = TypeVar("T")
+
 _MANIFEST = "recording.json"
-_FOLDERS = ("pictures", "recordings", "wanted")
+_FOLDERS = ("pictures", "recordings", "texts", "wanted")
+
+STALLED_S = 5.0
+"""Storage that takes longer to find a recording is done without."""
 
 UNRECORDED = 256
 """How many images without recordings are kept: the most recently used."""
+
+PROMPTED = 64
+"""How many recordings of one template with different prompts are compared with a prompt."""
 
 WANTED, WANTED_S = 8, 3600.0
 """How many wanted recordings are remembered, and for how long."""
@@ -55,30 +67,6 @@ class Damaged(Exception):
     def __init__(self, digest: str, message: str) -> None:
         super().__init__(message)
         self.digest = digest
-
-
-@dataclass(frozen=True)
-class RecordingKey:
-    """Everything that activations depend on.
-
-    Attributes:
-        bundle: digest of the bundle.
-        template: the template's id, a digest of its size and pixels.
-        scheduler, steps: determine how noisy the template is at each step.
-        seed: seed of the template's noise.
-    """
-
-    bundle: str
-    template: str
-    scheduler: str
-    steps: int
-    seed: int
-
-    @property
-    def digest(self) -> str:
-        """Name of the recording."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -119,6 +107,9 @@ class TemplateStore:
         self.root = root
         self.budget = budget
         self.pictures = Pictures(root / "pictures")
+        self.texts = Texts(root / "texts")
+        self._patience = Patience(STALLED_S)
+        self._known: dict[Used, Recording] = {}
         for name in _FOLDERS:
             (root / name).mkdir(parents=True, exist_ok=True)
 
@@ -130,23 +121,41 @@ class TemplateStore:
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        identity = self.pictures.put(picture)
+        identity, new = self.pictures.put(picture)
+        if not new:
+            return identity
         self._sweep()
-        known = self.pictures.known()
-        if len(known) > UNRECORDED:
-            recorded = {r.key.template for r in self.recordings()}
-            for other in [i for i in known if i not in recorded][UNRECORDED:]:
-                self.pictures.remove(other)
+        pictures = self.pictures.names()
+        if len(pictures) > UNRECORDED:
+            unrecorded = pictures - self._recorded()
+            if len(unrecorded) > UNRECORDED:
+                for other in self.pictures.by_use(unrecorded)[UNRECORDED:]:
+                    self.pictures.remove(other)
         return identity
 
     def find(self, key: RecordingKey) -> Recording | None:
-        """The recording of a key, marked as used, or `None`."""
+        """The recording of a key, marked as used, or `None`; so, too, if the storage stalls."""
+        return self._patience.read(lambda: self._find(key))
+
+    def _find(self, key: RecordingKey) -> Recording | None:
         recording = self._read(self.root / "recordings" / key.digest)
         if recording is None or recording.key != key:
             return None
         with contextlib.suppress(OSError):
             os.utime(recording.folder / _MANIFEST)
         return recording
+
+    def patiently(self, work: Callable[[], T]) -> T | None:
+        """What `work` reads from the storage; `None` if it stalls. It may not call this, or `find`,
+        again.
+        """
+        return self._patience.read(work)
+
+    def prompted(self, key: RecordingKey) -> list[str]:
+        """Texts of recordings with prompts, like a key otherwise; at most `PROMPTED`."""
+        first = f"{key.with_text('').digest}-"
+        found = (self.root / "recordings").glob(f"{first}*")
+        return [path.name.removeprefix(first) for path in islice(found, PROMPTED)]
 
     def load(self, recording: Recording, step: int) -> Tensors:
         """The arrays of a kept step.
@@ -168,7 +177,12 @@ class TemplateStore:
             raise Damaged(recording.key.digest, f"{recording.file(step)} is not what was written")
         import safetensors.torch  # whoever only lists templates needs no torch
 
-        return safetensors.torch.load(content)
+        try:
+            return safetensors.torch.load(content)
+        except safetensors.SafetensorError as error:  # under a checksum that is right
+            self.remove(recording)
+            message = f"{recording.file(step)} has no tensors: {error}"
+            raise Damaged(recording.key.digest, message) from error
 
     def read_ahead(self, recording: Recording, steps: Iterable[int]) -> None:
         """Ask the operating system to read the files of kept steps ahead."""
@@ -203,7 +217,7 @@ class TemplateStore:
                 write(recording.file(step), content)
                 checksums[step] = (len(content), zlib.crc32(content))
             recording_json = {
-                "key": dataclasses.asdict(key),
+                "key": key.fields,
                 "storage": dataclasses.asdict(storage),
                 "checksums": checksums,
             }
@@ -214,6 +228,7 @@ class TemplateStore:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._make_room(keep=target)
+        self.texts.sweep(lambda name: any(map(Path.exists, self._users(name))), WANTED_S)
         return dataclasses.replace(recording, folder=target)
 
     def remove(self, recording: Recording) -> None:
@@ -229,10 +244,30 @@ class TemplateStore:
         return sum(r.bytes for r in recordings)
 
     def recordings(self) -> list[Recording]:
-        """All recordings, most recently used first."""
-        folders = list((self.root / "recordings").glob("[!.]*"))
-        folders.sort(key=lambda folder: age(folder / _MANIFEST))
-        return [r for r in map(self._read, folders) if r is not None]
+        """All recordings, most recently used first. Each is read once after it
+        was used.
+        """
+        root, known = self.root / "recordings", dict[Used, Recording]()
+        for version in by_use(root, [f"{name}/{_MANIFEST}" for name in names(root)]):
+            recording = self._known.get(version) or self._read((root / version[2]).parent)
+            if recording is not None:
+                known[version] = recording
+        self._known = known  # at once: another thread may look at it
+        return list(known.values())
+
+    def _recorded(self) -> set[str]:
+        """Ids of the templates that have recordings. Only new ones are read, and no time of use is
+        asked for: a recording's name stands for its template.
+        """
+        there = set(names(self.root / "recordings"))
+        if there - self._templates.keys():
+            self.recordings()
+        return {template for name, template in self._templates.items() if name in there}
+
+    @property
+    def _templates(self) -> dict[str, str]:
+        """Of the recordings that have been read, by name."""
+        return {v[2].partition("/")[0]: r.key.template for v, r in self._known.items()}
 
     def locked(self, key: RecordingKey, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Lock a key, so that only one process records it. See `files.locked`."""
@@ -245,20 +280,25 @@ class TemplateStore:
         """
         try:
             content = json.loads((folder / _MANIFEST).read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             shutil.rmtree(folder, ignore_errors=True)
             return None
         except OSError:
             return None
         try:
-            return Recording(
+            recording = Recording(
                 folder,
-                RecordingKey(**content["key"]),
+                RecordingKey.from_fields(content["key"]),
                 Storage(**content["storage"]),
                 {int(k): (int(v[0]), int(v[1])) for k, v in content["checksums"].items()},
             )
+            kept = recording.storage.kept(recording.key.evaluations)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return None  # written by another version of Tessera
+        if sorted(recording.checksums) != kept:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        return recording
 
     def _make_room(self, keep: Path) -> None:
         """Remove the least recently used recordings until the rest fit the budget."""
@@ -269,13 +309,17 @@ class TemplateStore:
                 self.remove(recording)
                 used -= recording.bytes
 
+    def _users(self, name: str) -> tuple[Path, Path]:
+        """What needs a text: its recording, or the note that this is wanted."""
+        return self.root / "recordings" / name, self.root / "wanted" / f"{name}.json"
+
     def _sweep(self) -> None:
         for name in _FOLDERS:
             sweep(self.root / name)
 
     def want(self, key: RecordingKey) -> None:
         """Note that a recording will be needed. `wanted` lists these notes."""
-        text = json.dumps(dataclasses.asdict(key))
+        text = json.dumps(key.fields)
         write(self.root / "wanted" / f"{key.digest}.json", text.encode())
         self._notes()
 
@@ -284,8 +328,8 @@ class TemplateStore:
         keys = []
         for path in self._notes():
             try:
-                keys.append(RecordingKey(**json.loads(path.read_text())))
-            except (ValueError, TypeError):
+                keys.append(RecordingKey.from_fields(json.loads(path.read_text())))
+            except (ValueError, TypeError, AttributeError):
                 path.unlink(missing_ok=True)
             except OSError:
                 continue  # it can be read later, or another process has removed it

@@ -1,0 +1,76 @@
+"""What prompts are to the network: embeddings, kept beside the recordings that were made with them.
+
+They serve two purposes. The recorder needs them, and an edit whose own prompt has not been recorded
+finds the recording of the nearest one by them. The prompts themselves are not written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tessera.templates.files import age, write
+from tessera.types import Tensors
+
+
+def text_id(
+    prompt: str,
+    *,
+    syntax: str = "weighted",
+    clip_skip: int = 0,
+    words: Sequence[str] = (),
+    loras: Sequence[tuple[str, float]] = (),
+) -> str:
+    """Identifies a prompt among those of recordings; "" is the empty one.
+
+    Args:
+        prompt: its text.
+        syntax: how it is read.
+        clip_skip: how many of the text encoders' last layers it skips.
+        words: textual inversions in it.
+        loras: digest and weight of each LoRA in the text encoders.
+    """
+    if not prompt.strip():
+        return ""
+    content = json.dumps([prompt, syntax, clip_skip, sorted(words), sorted(loras)])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class Texts:
+    """Embeddings of prompts in a folder, by the names of their recordings."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, name: str, text: Tensors) -> None:
+        """Write a prompt's `hidden` (tokens, width) and `pooled` (width,), unless it is there.
+
+        Raises:
+            OSError: the disk is full or cannot be written.
+        """
+        import safetensors.torch
+
+        path = self._path(name)
+        if not path.exists():
+            content = {key: tensor.contiguous() for key, tensor in text.items()}
+            write(path, safetensors.torch.save(content))
+
+    def get(self, name: str) -> Tensors | None:
+        """Inverse of `put`; `None` if it is not there, or damaged."""
+        import safetensors.torch
+
+        try:
+            return dict(safetensors.torch.load(self._path(name).read_bytes()))
+        except (OSError, ValueError, safetensors.SafetensorError):
+            return None
+
+    def sweep(self, used: Callable[[str], bool], seconds: float) -> None:
+        """Remove what is not used and older than some seconds."""
+        for path in self._folder.glob("[!.]*.safetensors"):
+            if age(path) > seconds and not used(path.stem):
+                path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
