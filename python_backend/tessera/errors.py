@@ -4,6 +4,7 @@
 
     TesseraError
     ├── InvalidInput   INVALID_ARG  a field has a value that is not accepted
+    ├── Forbidden      INVALID_ARG  an internal model was called from outside of the server
     ├── UnknownJob     NOT_FOUND    no job of that id is known
     ├── Cancelled      CANCELLED    the job was cancelled
     ├── Unavailable    UNAVAILABLE  not now: busy or restarting; may succeed later
@@ -23,6 +24,15 @@ from collections.abc import Collection, Iterable
 _LISTED = 20
 """How many names an error lists."""
 
+RESTARTING = "a model is being restarted; try again in a few seconds"
+_ACCEPTED = "; accepted: "
+_RESTARTING = (
+    "is not healthy",
+    "Failed to process the request",
+    "is not ready",
+    "is not at ready state",
+    "Request for unknown model",
+)
 _LITERAL = r"(?:['\"\[{(\d-]|(?:nan|inf|None|True|False)$)"
 """How a value begins in a sentence."""
 
@@ -81,6 +91,22 @@ class InvalidInput(TesseraError):
         return error
 
 
+class Forbidden(TesseraError):
+    """An internal model was called by somebody else than this server.
+
+    Triton's Python backend (2.51) has no status for that. This is the nearest of those that tell a
+    client not to try again.
+    """
+
+    status = "INVALID_ARG"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this model takes requests from the server's own models only; "
+            "send yours to generate or edit"
+        )
+
+
 class UnknownJob(TesseraError):
     """No job of that id is known (any more)."""
 
@@ -121,6 +147,15 @@ class BundleError(TesseraError):
 
 class InternalError(TesseraError):
     """A fault of the server."""
+
+
+def is_restarting(sentence: str) -> bool:
+    """Whether Triton says by a sentence that a model's process has ended, or is being loaded.
+
+    It has no status for that: as a member of an ensemble, such a model is an internal error or
+    unknown.
+    """
+    return _ACCEPTED not in sentence and any(words in sentence for words in _RESTARTING)
 
 
 def brief(value: object, limit: int = 80) -> str:

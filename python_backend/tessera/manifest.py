@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tessera.contract import SPARSE_GRAPHS
+from tessera.contract import SCHEDULERS, SPARSE_GRAPHS
 from tessera.errors import BundleError
 
-SCHEMA = 3
+SCHEMA = 4
+READABLE = (3, 4)
+"""Schemas that this Tessera reads. 4 added `precision`, and several graphs in `Graph.shares`."""
 FILE_NAME = "bundle.json"
 ADAPTERS = "adapters"
 """Folder of a bundle's LoRAs, one .safetensors file each, named by its stem. They are not listed in
@@ -55,22 +57,32 @@ class Defaults:
 @dataclass(frozen=True)
 class Limits:
     """Sizes in pixels, how many UNet rows (two per request with guidance) one engine call may have,
-    and how large the ranks of a row's LoRAs together may be; 0 without the graphs for it.
+    how large the ranks of a row's LoRAs together may be (0 without the graphs for it), how many
+    steps a request may ask for (0 for as many as its sampler takes), how many layers of the text
+    encoders it may skip, and whether words of a prompt may stand for vectors.
     """
 
     min_size: int
     max_size: int
     max_rows: int
     lora_rank: int = 0
+    max_steps: int = 0
+    clip_skip: int = 0
+    takes_vectors: bool = False
 
 
 @dataclass(frozen=True)
 class Latents:
-    """latents = encoded * scale; one latent covers `pixels` x `pixels` of the picture."""
+    """latents = (encoded - mean) / std * scale; one latent covers `pixels` x `pixels` of a picture.
+
+    `mean` and `std` have a number for each channel, or none where they are 0 and 1.
+    """
 
     channels: int
     pixels: int
     scale: float
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,14 +91,24 @@ class Graph:
     weights.
 
     `config` is the configuration file of the network that it is a part of. `layout` maps a weight's
-    name to {"perm": [...]} or {"shape": [...]}; other weights are stored as they are. `shares` is
-    the graph in whose external data the weights are, if they are not its own.
+    name to {"perm": [...]} or {"shape": [...]}; other weights are used as they are. `shares` are
+    the graphs in whose external data weights are that are not its own.
     """
 
     file: str
     config: str
     layout: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    shares: str = ""
+    shares: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ControlKind:
+    """What a request for a ControlNet depends on: a Union knows `modes` kinds of control images,
+    others 0; the residuals of a `pooled` one are means over the picture.
+    """
+
+    modes: int = 0
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,14 +122,34 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class LinearDecoder:
+    """Makes previews: latents (n, channels) @ `weights` + `bias` = colours (n, 3), 0..255.
+
+    `r2` and `rmse` (in the same units) compare them with the VAE's on pictures that were not used
+    to fit them: the share of the colours' variance that they explain, and how far off they are.
+    """
+
+    weights: list[list[float]]
+    bias: list[float]
+    r2: float
+    rmse: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of `bundle.json`.
 
     `source` is a digest of the checkpoint and the exporter; `versions` are those of the libraries
-    that exported it; `placements` says where ControlNets run, by name (`cpu`, `gpu:1`), unless the
-    operator says otherwise; `zero_negative` says that a negative prompt that is left out means
-    embeddings of zero instead of those of the empty prompt; `verification` is what `tessera-build
-    verify` found: of ONNX Runtime by graph, of another engine by `graph@kind`.
+    that exported it; `placements` says where networks run, by name (`cpu`, `gpu:1`), unless the
+    operator says otherwise; `schedulers` are the samplers that requests may name, none in
+    bundles of an older Tessera; `zero_negative` says that a negative prompt that is left out means
+    embeddings of zero instead of those of the empty prompt; `precision` is the one in which weights
+    are stored (`fp16`, `bf16`, `fp32`), up to networks that overflow in it; `verification` is what
+    `tessera-build verify` found: of ONNX Runtime by graph, of another engine by `graph@kind`;
+    `linear_decoder` is `None` in bundles of older builders; `control_kinds` are those of
+    ControlNets by name, usual ones are left out; `guidance_width` is the width of the embedding of
+    the guidance scale that a UNet takes instead of a negative branch, 0 for others; `inpaints` says
+    that the UNet takes a mask and a masked picture beside the latents.
     """
 
     name: str
@@ -120,9 +162,15 @@ class Manifest:
     files: dict[str, FileEntry]
     versions: dict[str, str]
     source: str
+    precision: str = "fp32"
     zero_negative: bool = False
+    schedulers: tuple[str, ...] = ()
     placements: dict[str, str] = field(default_factory=dict)
     verification: dict[str, Verification] = field(default_factory=dict)
+    linear_decoder: LinearDecoder | None = None
+    control_kinds: dict[str, ControlKind] = field(default_factory=dict)
+    guidance_width: int = 0
+    inpaints: bool = False
     schema: int = SCHEMA
 
     @property
@@ -131,13 +179,28 @@ class Manifest:
         lines = [f"{name} {entry.sha256}\n" for name, entry in sorted(self.files.items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The samplers that requests may name."""
+        return self.schedulers or tuple(n for n, spec in SCHEDULERS.items() if not spec.edm)
+
+    def max_steps(self, scheduler: str) -> int:
+        """How many steps a request may ask for with a sampler."""
+        most = SCHEDULERS[scheduler].max_steps
+        return min(most, self.limits.max_steps or most)
+
     def files_of(self, graph: str) -> list[str]:
         """Names of a graph's files: the .onnx and external data, whose name is that with a suffix;
-        those of the graph that it shares weights with too.
+        those of the graphs that it shares weights with too.
         """
         entry = self.graphs[graph]
         own = [name for name in sorted(self.files) if name.startswith(entry.file)]
-        return [*own, *(self.files_of(entry.shares) if entry.shares else [])]
+        return [*own, *(name for other in entry.shares for name in self.files_of(other))]
+
+    @property
+    def largest_latents(self) -> int:
+        """Positions in the latents of the largest picture."""
+        return (self.limits.max_size // self.latents.pixels) ** 2
 
     @property
     def can_be_sparse(self) -> bool:
@@ -149,6 +212,10 @@ class Manifest:
         """Names of the ControlNets in the bundle."""
         graphs = sorted(g for g in self.graphs if g.startswith(CONTROLNET))
         return tuple(g.removeprefix(CONTROLNET) for g in graphs if not g.endswith(HINT))
+
+    def control_kind(self, name: str) -> ControlKind:
+        """Of a ControlNet."""
+        return self.control_kinds.get(name, ControlKind())
 
     def controlnet_bytes(self, name: str) -> int:
         """Size of a ControlNet's graphs and weights."""
@@ -170,7 +237,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `bundle.json` atomically: a bundle has it whole or not at all."""
     partial = folder / f"{FILE_NAME}.partial"
     with partial.open("w") as out:
-        json.dump(dataclasses.asdict(manifest), out, indent=1, sort_keys=True)
+        json.dump(dataclasses.asdict(manifest) | {"schema": SCHEMA}, out, indent=1, sort_keys=True)
         out.flush()
         os.fsync(out.fileno())
     partial.replace(folder / FILE_NAME)
@@ -190,9 +257,10 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
     schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != SCHEMA:
+    if schema not in READABLE:
+        accepted = " and ".join(map(str, READABLE))
         raise BundleError(
-            f"{path} has schema {schema!r}, this Tessera reads {SCHEMA}; build the bundle again"
+            f"{path} has schema {schema!r}, this Tessera reads {accepted}; build the bundle again"
         )
     try:
         return _parse(content)
@@ -243,13 +311,29 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
+def _several(graph: dict[str, Any]) -> tuple[str, ...]:
+    """The graphs that a graph shares weights with. Schema 3 had one, or an empty string."""
+    shares = graph.get("shares", ())
+    return tuple(filter(None, [shares] if isinstance(shares, str) else shares))
+
+
 def _parse(content: dict[str, Any]) -> Manifest:
-    parts = {
+    parts: dict[str, Any] = {
         "defaults": Defaults(**content["defaults"]),
         "limits": Limits(**content["limits"]),
-        "latents": Latents(**content["latents"]),
-        "graphs": {k: Graph(**v) for k, v in content["graphs"].items()},
+        "latents": _latents(content["latents"]),
+        "graphs": {k: Graph(**v | {"shares": _several(v)}) for k, v in content["graphs"].items()},
         "verification": {k: Verification(**v) for k, v in content["verification"].items()},
         "files": {k: FileEntry(**v) for k, v in content["files"].items()},
     }
+    kinds = content.get("control_kinds", {})
+    parts["control_kinds"] = {name: ControlKind(**kind) for name, kind in kinds.items()}
+    decoder = content.get("linear_decoder")
+    parts["linear_decoder"] = decoder and LinearDecoder(**decoder)
+    parts["schedulers"] = tuple(content.get("schedulers", ()))
     return Manifest(**(content | parts))
+
+
+def _latents(content: dict[str, Any]) -> Latents:
+    lists = {name: tuple(content.get(name, ())) for name in ("mean", "std")}
+    return Latents(**(content | lists))

@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+TOKENS = 77
+"""The window of all text encoders of Stable Diffusion."""
+INPAINTING = 9
+"""Input channels of an inpainting UNet: latents (4), mask (1), the masked picture's latents (4)."""
+UNET_CHANNELS = (4, INPAINTING)
+"""Input channels of the UNets that Tessera serves."""
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 DRAIN_S = 20.0
-"""How long requests may go on."""
+"""How long requests may go on, unless the operator says otherwise. With `CANCEL_S` and the rest of
+a stop this is less than the 30 s that Kubernetes gives."""
 CANCEL_S = 3.0
 """How long they may take to answer once they have been cancelled."""
 QUIET_S = 0.3
@@ -32,6 +33,8 @@ def drain(
     ports: Collection[int],
     hurry: Callable[[], bool],
     say: Callable[[str], None],
+    *,
+    seconds: float = DRAIN_S,
 ) -> None:
     """Refuse new jobs and those that wait; return when the others have been answered, have been
     cancelled for taking too long, or when there is a `hurry`.
@@ -42,6 +45,7 @@ def drain(
         ports: on which it answers.
         hurry: whether not to wait any longer.
         say: called with what the operator should know.
+        seconds: that requests may go on.
     """
     if not board.exists():
         return
@@ -67,11 +71,11 @@ def drain(
         if not told and now - began > _TELL_S:
             told = True
             say("stopping when requests have ended; a second signal stops at once")
-        if not cancelled and now - began > DRAIN_S:
+        if not cancelled and now - began > seconds:
             cancelled = True
             jobs.cancel_all()
-            say(f"requests are cancelled: they have not ended within {DRAIN_S:.0f} s")
-        if now - began > DRAIN_S + CANCEL_S:
+            say(f"requests are cancelled: they have not ended within {seconds:g} s")
+        if now - began > seconds + CANCEL_S:
             return
         time.sleep(_LOOK_S)
 

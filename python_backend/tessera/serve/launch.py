@@ -1,20 +1,27 @@
-"""One run of tritonserver on a bundle, from start to end."""
+"""Serves a bundle with tritonserver, which is started again whenever it has ended by itself."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from tessera.controls.models import Placement, engine_is_half, write_models
+from tessera.controls.models import engine_is_half, write_models
 from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
-from tessera.serve.drain import drain
-from tessera.serve.log import has_driver
+from tessera.serve.drain import DRAIN_S, drain
+from tessera.serve.gateway import GatewayOptions, GatewayProcess
+from tessera.serve.gateway import command as gateway_command
+from tessera.serve.repository import Repository
+from tessera.serve.retired import Retired
 from tessera.serve.run_folder import run_folder, shared_memory
+from tessera.serve.serving import SERVING, write_serving
+from tessera.serve.starts import STALL_S, Starts
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
     CONTROL_HEADER,
@@ -27,9 +34,22 @@ from tessera.serve.tritonserver import (
     restricted,
     url_of,
 )
+from tessera.serve.versions import (
+    check_version,
+    known_flags,
+    optional_flags,
+    running_version,
+    stated_version,
+)
 from tessera.serve.warmup import warm_up
+from tessera.shared.checked import CheckedFiles
+from tessera.shared.machine import has_driver
 from tessera.shared.settings import ServerSettings
 from tessera.terminal.console import Console
+
+_QUICK_S = 120.0
+"""A tritonserver that ends within so long has failed to start, or does so again and again."""
+_LONGEST_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,35 +57,84 @@ class Launch:
     """What is started, and how.
 
     Attributes:
-        placements: of ControlNets, by name.
+        files: of the bundle, which have been compared with the manifest.
+        places: of ControlNets, by name.
         flags: further ones of tritonserver.
         verbose: whether all of its log is shown.
+        gateway: where the gateway listens, if there is to be one.
+        drain_seconds: that requests may go on when a signal asks for the end.
+        stall_seconds: that a model's process may do nothing while it starts.
     """
 
     settings: ServerSettings
     manifest: Manifest
+    files: CheckedFiles
     ports: Ports
     host: str
-    placements: Mapping[str, Placement]
+    places: Mapping[str, str]
     flags: Sequence[str]
     verbose: bool = False
+    gateway: GatewayOptions | None = None
+    drain_seconds: float = DRAIN_S
+    stall_seconds: float = STALL_S
 
-    def run(self, console: Console, *, timeout: float) -> int:
-        """Serve until a signal ends it; tritonserver's exit status.
+    def run(self, console: Console, timeout: float) -> int:
+        """Serve until a signal ends it; the exit status, 0.
 
         Args:
             console: for what the operator should know.
             timeout: seconds to wait for readiness.
 
         Raises:
-            TesseraError: there is no server, or it does not become ready.
+            TesseraError: there is no server, its version is refused, or it does not become ready
+                at first.
+        """
+        failures, began = 0, time.monotonic()
+        with contextlib.ExitStack() as beside:
+            supervisor = self._serve(console, timeout, beside)
+            while not supervisor.interrupted:
+                failures = failures + 1 if time.monotonic() - began < _QUICK_S else 0
+                delay = min(2.0**failures, _LONGEST_WAIT_S) if failures else 0.0
+                supervisor.say(f"starting tritonserver again in {delay:.0f} s")
+                if supervisor.wait_interrupted(delay):
+                    break
+                began = time.monotonic()
+                try:
+                    supervisor = self._serve(console, timeout, beside, supervisor)
+                except TesseraError as error:
+                    supervisor.say(str(error))
+        return 0
+
+    def _serve(
+        self,
+        console: Console,
+        timeout: float,
+        beside: contextlib.ExitStack,
+        last: Supervisor | None = None,
+    ) -> Supervisor:
+        """One run of tritonserver, from start to end; what has looked after it.
+
+        Args:
+            console: see `run`.
+            timeout: see `run`.
+            beside: gets the gateway at the first run; it stays through all of them.
+            last: what looked after the run before, to which signals went up to now.
+
+        Raises:
+            TesseraError: it does not become ready.
         """
         with run_folder() as folder:
             supervisor = self._supervisor(folder, console)
             try:
-                return self._run(supervisor, console, timeout)
+                if self._ready(supervisor, console, timeout, last) and last is None:
+                    beside.enter_context(self._gateway(supervisor.say))
+                code = supervisor.watch()
             finally:
                 supervisor.stop()
+        if not supervisor.interrupted:
+            how = f"by signal {-code}" if code < 0 else f"with status {code}"
+            supervisor.say(f"tritonserver has ended {how}")
+        return supervisor
 
     @property
     def _log_flags(self) -> list[str]:
@@ -80,11 +149,17 @@ class Launch:
             console.say(f"tessera-serve: {text}")
 
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
+        stated = stated_version(server)
+        if stated is not None:
+            check_version(stated)  # before models are loaded, which may take minutes
+        optional = optional_flags(known_flags(server), self.manifest)
         secret = secrets.token_hex()
         half = engine_is_half(self.settings.engine)
-        write_models(controlnets, self.manifest.controlnets, self.placements, half=half)
+        write_serving(controlnets)
+        write_models(controlnets, self.manifest.controlnets, self.places, half=half)
         ports = (self.ports.http, self.ports.grpc)
         settings = replace(self.settings, board=folder / "board")
+        self.files.write(settings.checked)
         variables = settings.to_environment()
         pinned = self.settings.controls.pinned
         line = command(
@@ -93,42 +168,86 @@ class Launch:
             self.ports,
             load=[*models_of(plain), *(f"{CONTROLNET}{name}" for name in pinned)],
             host=self.host,
-            extra=[*restricted(secret), *shared_memory(folder), *self._log_flags, *self.flags],
+            extra=[
+                *restricted(secret),
+                *shared_memory(folder),
+                *optional,
+                *self._log_flags,
+                *self.flags,
+            ],
         )
         return Supervisor(
             line,
             environment(server, **variables),
-            self._url,
+            Repository(self._url, {CONTROL_HEADER: secret}),
             say,
-            {CONTROL_HEADER: secret},
-            partial(drain, settings.board, settings.activity, ports, say=say),
+            partial(
+                drain,
+                settings.board,
+                settings.activity,
+                ports,
+                say=say,
+                seconds=self.drain_seconds,
+            ),
             patient=any(flag.startswith("--trace") for flag in self.flags),
             log=None if self.verbose or has_driver() else console.say,
+            retired=Retired(partial(_has_job, settings.board)),
+            starts=Starts(say, self.stall_seconds),
         )
 
-    def _run(self, supervisor: Supervisor, console: Console, timeout: float) -> int:
+    def _ready(
+        self, supervisor: Supervisor, console: Console, timeout: float, last: Supervisor | None
+    ) -> bool:
+        """Start it; whether it is ready, and no signal has asked for its end meanwhile."""
         began, name = time.monotonic(), self.manifest.name
         supervisor.start()
+        if last is not None and last.interrupted:
+            supervisor.interrupt()
         with console.doing(f"starting tritonserver on bundle {name} ...") as news:
             ready = supervisor.wait_ready(
                 timeout, lambda s: news(f"loading the models of bundle {name} ... {s:.0f} s")
             )
         if supervisor.interrupted:
-            return supervisor.watch()  # until it has ended
+            return False
         if not ready:
             raise TesseraError(
                 "tritonserver did not become ready; its log above says why (-v shows all of it)"
             )
+        untested = check_version(running_version(self._url))
+        if untested:
+            console.say(f"tessera-serve: {untested}")
         with console.doing("making the first pictures ..."):
             try:
                 warm_up(self._url, self.manifest.limits.min_size)
+                supervisor.repository.load(SERVING)
             except TesseraError:
                 if not supervisor.interrupted:
                     raise
-                return supervisor.watch()
+                return False
         console.say(
             f"tessera-serve: bundle {name} ({self.manifest.digest[:12]}) is ready after "
             f"{time.monotonic() - began:.1f} s: HTTP {self.ports.http}, gRPC {self.ports.grpc}, "
             f"metrics {self.ports.metrics}"
         )
-        return supervisor.watch()
+        return True
+
+    @contextlib.contextmanager
+    def _gateway(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Run the gateway as long as the body takes, if there is to be one."""
+        if self.gateway is None:
+            yield
+            return
+        host = urlsplit(self._url).hostname or "localhost"
+        process = GatewayProcess(gateway_command(self.gateway, self.ports, host), say)
+        process.start()
+        say(f"gateway at http://{self.gateway.host}:{self.gateway.port}")
+        try:
+            yield
+        finally:
+            process.stop()
+
+
+def _has_job(board: Path, process: int) -> bool:
+    from tessera.shared.board import Board  # imports numpy
+
+    return Board(board).works(process)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 _OF_NO_USE = re.compile(
     r'"CudaDriverHelper has not been initialized\."'
@@ -18,12 +17,6 @@ _OF_NO_USE = re.compile(
     r"|^Error: Failed to initialize NVML$"
     r'|"DCGM unable to start: DCGM initialization error"'
 )
-_DRIVER = Path("/dev/nvidiactl")
-
-
-def has_driver() -> bool:
-    """Whether this machine has NVIDIA's driver: then every line may matter."""
-    return _DRIVER.exists()
 
 
 def pass_on(lines: Iterable[bytes], say: Callable[[str], None]) -> None:

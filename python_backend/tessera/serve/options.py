@@ -5,11 +5,14 @@ Their defaults are those of `ServerSettings`, in gigabytes where that has bytes.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tessera.contract import EditQuality as EditQualities
+from tessera.shared.request_log import LogFormat
 from tessera.shared.settings import EngineKind
 from tessera.shared.settings import LoraPath as LoraPaths
 
@@ -22,8 +25,20 @@ def _gigabytes(panel: str, what: str) -> Any:
     return _option(panel, min=0, metavar="GB", help=what)
 
 
+def _seconds(what: str, least: float = 0) -> Any:
+    details = {"metavar": "SECONDS", "callback": _finite, "help": what}
+    return _option(_RUN, min=least, **details)
+
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"it is {seconds}; accepted: finite numbers of seconds")
+    return seconds
+
+
 _LISTEN = "Addresses"
 _ENGINES = "Engines"
+_REQUESTS = "Requests"
 _LORAS = "LoRAs"
 _CONTROLS = "ControlNets"
 _TEMPLATES = "Templates of edits"
@@ -38,6 +53,13 @@ Host = Annotated[str, _option(_LISTEN, help="Address to listen on.")]
 HttpPort = Annotated[int, _option(_LISTEN, help="Port for HTTP.")]
 GrpcPort = Annotated[int, _option(_LISTEN, help="Port for gRPC.")]
 MetricsPort = Annotated[int, _option(_LISTEN, help="Port for Prometheus metrics.")]
+
+Gateway = Annotated[
+    bool,
+    _option(_LISTEN, "--gateway", help="Start the gateway, too: image APIs for everybody."),
+]
+GatewayHost = Annotated[str, _option(_LISTEN, help="Address that the gateway listens on.")]
+GatewayPort = Annotated[int, _option(_LISTEN, help="Port of the gateway.")]
 
 Engine = Annotated[
     EngineKind,
@@ -61,6 +83,23 @@ TorchCompile = Annotated[
     ),
 ]
 
+MaxSteps = Annotated[
+    int,
+    _option(_REQUESTS, min=0, help="Most steps of a request; 0 is as many as its sampler takes."),
+]
+MaxQueue = Annotated[
+    int, _option(_REQUESTS, min=0, help="Requests that may wait; others are refused at once.")
+]
+
+EditQuality = Annotated[
+    EditQualities,
+    _option(
+        _TEMPLATES,
+        metavar="QUALITY",
+        help="Of edits that name none: fast, balanced or best.",
+    ),
+]
+
 Adapters = Annotated[
     list[Path] | None,
     _option(_LORAS, help="Folder of LoRAs beside the bundle's own (repeatable)."),
@@ -81,9 +120,10 @@ LoraPath = Annotated[
 Place = Annotated[
     list[str] | None,
     _option(
-        _CONTROLS,
+        _ENGINES,
         metavar="NAME=PLACE",
-        help="Run a ControlNet elsewhere than the bundle says: cpu, gpu:0, gpu:1 ... (repeatable).",
+        help="Where a network runs: unet, vae, text_encoders or a ControlNet, on cpu, gpu:0, "
+        "gpu:1 ... or auto. unet=gpu:0,gpu:1 shares its work between two (repeatable).",
     ),
 ]
 Pin = Annotated[
@@ -108,12 +148,32 @@ Templates = Annotated[
     Path | None, _option(_TEMPLATES, help="Folder of templates; the user's cache if left out.")
 ]
 TemplateDisk = Annotated[float, _gigabytes(_TEMPLATES, "Disk for all recordings.")]
-TemplateMemory = Annotated[float, _gigabytes(_TEMPLATES, "Host memory for recorded steps.")]
-TemplateSize = Annotated[float, _gigabytes(_TEMPLATES, "Largest recording.")]
-TemplateDevice = Annotated[float, _gigabytes(_TEMPLATES, "GPU memory for recorded steps.")]
+TemplateMemory = Annotated[
+    float | None,
+    _gigabytes(_TEMPLATES, "Host memory for recorded steps; a quarter of it if left out."),
+]
+TemplateSize = Annotated[
+    float | None,
+    _gigabytes(_TEMPLATES, "Largest recording; what memory holds, up to 10, if left out."),
+]
+TemplateDevice = Annotated[
+    float | None,
+    _gigabytes(_TEMPLATES, "GPU memory for recorded steps; a quarter of it if left out."),
+]
 
-StartTimeout = Annotated[
-    float, _option(_RUN, metavar="SECONDS", help="Longest wait until the server is ready.")
+StartTimeout = Annotated[float, _seconds("Longest wait until the server is ready.")]
+DrainSeconds = Annotated[
+    float,
+    _seconds(
+        "How long requests may go on after a signal has asked for the end; those that take longer "
+        "are cancelled."
+    ),
+]
+StallSeconds = Annotated[
+    float,
+    _seconds(
+        "How long a model's process may do nothing at all while it starts; then it is ended.", 1
+    ),
 ]
 TraceTo = Annotated[
     Path | None,
@@ -122,6 +182,22 @@ TraceTo = Annotated[
         "--trace",
         envvar="TESSERA_TRACE",
         help="Write where the time goes to a file that Perfetto opens.",
+    ),
+]
+LogAs = Annotated[
+    LogFormat,
+    _option(
+        _RUN,
+        "--log-format",
+        help="json writes a line about each request to standard error, text none.",
+    ),
+]
+LogPrompts = Annotated[
+    bool,
+    _option(
+        _RUN,
+        "--log-prompts",
+        help="Have these lines tell prompts and sentences of errors, too.",
     ),
 ]
 Verbose = Annotated[bool, _option(_RUN, "--verbose", "-v", help="Show tritonserver's own log.")]

@@ -11,28 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import selectors
 import signal
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 from tessera.serve.log import pass_on
-from tessera.serve.tritonserver import DIRECT
+from tessera.serve.repository import LOAD_S, READY, Repository
+from tessera.serve.retired import Retired
+from tessera.serve.serving import SERVING
+from tessera.serve.starts import Starts
+from tessera.serve.undertaker import Undertaker
 from tessera.shared.processes import identity, lives, model_processes
 
 _RESCAN_S = 0.5
 _STOP_S = 60.0
-_LOAD_S = 600.0
 _LOG_S = 5.0
 _LONGEST_WAIT_S = 30.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -55,27 +54,29 @@ class Supervisor:
 
     Attributes:
         command, environment: how it is started.
-        url: of its HTTP endpoint, as this process reaches it.
+        repository: through which models are loaded again.
         say: called with every line worth telling the operator, from several threads.
-        headers: that its repository API wants.
         drain: lets requests end before the server is stopped; returns at once when what it is given
             says so.
         patient: whether tritonserver ends by itself then, which takes long.
         log: called with every line that it prints on its standard error; without one, the server
             prints where this process does.
+        retired: processes of models that have been loaded again.
+        starts: looks for processes that are stuck in their start.
     """
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    url: str
+    repository: Repository
     say: Callable[[str], None]
-    headers: Mapping[str, str] = field(default_factory=dict)
     drain: Callable[[Callable[[], bool]], None] = lambda hurry: None
     patient: bool = False
     log: Callable[[str], None] | None = None
+    retired: Retired = field(default_factory=Retired)
+    starts: Starts = field(default_factory=lambda: Starts(lambda line: None))
     _process: subprocess.Popen[bytes] | None = None
+    _undertaker: Undertaker | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
-    _retired: set[int] = field(default_factory=set)  # pids of models that have been reloaded since
     _instances: dict[str, int] = field(default_factory=dict)  # model -> how many processes it has
     _deaths: dict[str, list[float]] = field(default_factory=dict)
     _suspects: set[str] = field(default_factory=set)  # models of which a process has ended
@@ -83,6 +84,7 @@ class Supervisor:
     _workers: dict[str, threading.Thread] = field(default_factory=dict)  # model -> who reloads it
     _signals: int = 0  # that asked for the end
     _serving: bool = False
+    _stopping: bool = False
     _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
     _reader: threading.Thread | None = None  # of its log
 
@@ -90,6 +92,26 @@ class Supervisor:
     def interrupted(self) -> bool:
         """Whether a signal has asked for the end."""
         return self._signals > 0
+
+    @property
+    def _over(self) -> bool:
+        """Whether no model is wanted any more."""
+        return self.interrupted or self._stopping
+
+    def interrupt(self) -> None:
+        """Ask for the end, as a signal does; at once, if nobody is being served yet."""
+        self._signals += 1
+        os.eventfd_write(self._wake, 1)
+        if not self._serving:
+            self._kill()
+
+    def wait_interrupted(self, seconds: float) -> bool:
+        """Wait so long for a signal; whether there was one, now or before."""
+        if not self.interrupted:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._wake, selectors.EVENT_READ)
+                selector.select(seconds)
+        return self.interrupted
 
     def start(self) -> None:
         """Start the server in a session of its own; from here on signals are for this object."""
@@ -99,8 +121,9 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE if self.log else None,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
+        self._undertaker = Undertaker.of(self._process.pid)
         if self.log and self._process.stderr:
             reading = (self._process.stderr, self.log)
             self._reader = threading.Thread(target=pass_on, args=reading, daemon=True)
@@ -116,9 +139,11 @@ class Supervisor:
         while time.monotonic() - began < timeout:
             if self._exit_code() is not None or self.interrupted:
                 return False
-            if self._get_ok("/v2/health/ready"):
+            if self.repository.is_up():
                 return True
             waiting(time.monotonic() - began)
+            if self._stalled():
+                return False
             time.sleep(0.1)
         return False
 
@@ -139,6 +164,7 @@ class Supervisor:
         code = self._exit_code()
         if code is not None and not self.interrupted:
             return code
+        self.repository.unload(SERVING)
         self.drain(lambda: self._signals > 1 or self._exit_code() is not None)
         if self.patient:
             self._let_end()
@@ -153,13 +179,15 @@ class Supervisor:
         process = self._process
         if process is None:
             return
-        self._signals = self._signals or 1
+        self._stopping = True
         left = [identity(pid) for pid in (*model_processes(process.pid), process.pid)]
         self._kill()
         process.wait()
         until = time.monotonic() + _STOP_S
         while any(map(lives, left)) and time.monotonic() < until:
             time.sleep(0.01)
+        if self._undertaker:
+            self._undertaker.dismiss()
         if self._reader:
             self._reader.join(_LOG_S)
         for thread in self._workers.values():
@@ -180,11 +208,11 @@ class Supervisor:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """A signal asks for the end; at once, if nobody is being served yet."""
-        self._signals += 1
-        os.eventfd_write(self._wake, 1)
-        if not self._serving:
-            self._kill()
+        self.interrupt()
+
+    def _running(self) -> dict[int, str]:
+        assert self._process is not None, "start() comes first"
+        return model_processes(self._process.pid)
 
     def _exit_code(self) -> int | None:
         assert self._process is not None, "start() comes first"
@@ -192,13 +220,16 @@ class Supervisor:
 
     def _rescan(self, selector: selectors.BaseSelector) -> None:
         """Watch model processes that are not watched yet."""
-        assert self._process is not None
-        running = model_processes(self._process.pid)
-        self._retired &= set(running)
+        running = self._running()
+        current = {pid: model for pid, model in running.items() if pid not in self.retired}
+        if self.starts.look(current, self.repository.state):
+            self._kill()
+        busy = [m for m in self._workers if self._at_work(m)]
+        self.retired.end(running, {*busy, *self._due, *self._suspects})
         for model, count in Counter(running.values()).items():
             self._instances[model] = max(count, self._instances.get(model, 0))
         for pid, model in running.items():
-            if pid not in self._watched and pid not in self._retired:
+            if pid not in self._watched and pid not in self.retired:
                 with contextlib.suppress(ProcessLookupError):
                     descriptor = os.pidfd_open(pid)
                     self._watched[pid] = (descriptor, model)
@@ -209,21 +240,20 @@ class Supervisor:
         later if Triton gives no answer now, or the model is being reloaded.
         """
         for model in list(self._suspects):
-            if self.interrupted or self._exit_code() is not None:
+            if self._over or self._exit_code() is not None:
                 return
             if self._at_work(model):
                 continue
-            assert self._process is not None
-            left = list(model_processes(self._process.pid).values()).count(model)
+            left = list(self._running().values()).count(model)
             complete = left >= self._instances.get(model, 0)  # it has been loaded again since
-            ready = not complete and self._is_ready(model)
-            if ready is None:
+            state = "" if complete else self.repository.state(model)
+            if state is None:
                 continue
             self._suspects.remove(model)
-            if ready:
+            if state == READY:  # not so when an operator has unloaded it
                 for sibling in [p for p, (_, m) in self._watched.items() if m == model]:
                     self._unwatch(selector, sibling)
-                    self._retired.add(sibling)
+                    self.retired.add(sibling)
                 self._heal(model)
 
     def _unwatch(self, selector: selectors.BaseSelector, pid: int) -> str:
@@ -252,7 +282,7 @@ class Supervisor:
         for model, load in list(self._due.items()):
             if self._at_work(model) or time.monotonic() < load.at:
                 continue
-            if self.interrupted or self._exit_code() is not None:
+            if self._over or self._exit_code() is not None:
                 return
             del self._due[model]
             self._begin(self._load, model, load)
@@ -269,17 +299,17 @@ class Supervisor:
         """Unload a model, and load it now or when its time comes. Triton waits with that while an
         ensemble's other member is being loaded.
         """
-        self._post(f"/v2/repository/models/{model}/unload")
-        if time.monotonic() < load.at or self.interrupted:
+        self.repository.unload(model, LOAD_S)
+        if time.monotonic() < load.at or self._over:
             self._due[model] = load
         else:
             self._load(model, load)
 
     def _load(self, model: str, load: _Load) -> None:
         """Load a model; one that fails is tried again later and later."""
-        if self._post(f"/v2/repository/models/{model}/load"):
+        if self.repository.load(model):
             self.say(f"model {model} is back after {time.monotonic() - load.since:.1f} s")
-        elif not self.interrupted:
+        elif not self._over:
             delay = min(2.0**load.failures, _LONGEST_WAIT_S)
             again = time.monotonic() + delay
             self._due[model] = _Load(load.since, again, load.failures + 1)
@@ -288,35 +318,17 @@ class Supervisor:
                 f"in {delay:.0f} s"
             )
 
-    def _is_ready(self, model: str) -> bool | None:
-        """Whether Triton believes the model to be ready: not so when an operator has unloaded it;
-        `None` if it does not say.
-        """
-        body = self._request("/v2/repository/index", b"{}")
-        if body is None:
-            return None
-        entries: list[dict[str, Any]] = json.loads(body)
-        return any(e["name"] == model and e.get("state") == "READY" for e in entries)
-
-    def _get_ok(self, path: str) -> bool:
-        return self._request(path, None) is not None
-
-    def _post(self, path: str) -> bool:
-        return self._request(path, b"{}", timeout=_LOAD_S) is not None
-
-    def _request(self, path: str, body: bytes | None, timeout: float = 5.0) -> bytes | None:
-        """Body of a successful answer, `None` for anything else."""
-        request = urllib.request.Request(self.url + path, body, dict(self.headers))
-        try:
-            with DIRECT.open(request, timeout=timeout) as answer:
-                content: bytes = answer.read()
-                return content
-        except (OSError, urllib.error.URLError):
-            return None
+    def _stalled(self) -> bool:
+        """Whether nothing goes on in the server's start."""
+        assert self._process is not None
+        if not self.starts.stalled((self._process.pid, *self._running())):
+            return False
+        self.say(f"nothing has happened for {self.starts.limit:.0f} s")
+        return True
 
 
-def _die_with_parent() -> None:
-    """Runs in the child before tritonserver: end it when this process is gone, however that came
+def die_with_parent() -> None:
+    """Runs in the child before its program: end it when this process is gone, however that came
     about.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

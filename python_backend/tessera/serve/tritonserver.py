@@ -102,12 +102,14 @@ def command(
 
 
 def restricted(secret: str) -> list[str]:
-    """Flags by which models can be loaded and unloaded only by who knows the secret: a model may be
-    any code.
+    """Flags by which some of Triton's protocols are only for who knows the secret. A model may be
+    any code; regions of shared memory may be the server's own; settings of logs and traces name
+    files that are written.
     """
+    closed = "model-repository,shared-memory,trace,logging"
     return [
-        f"--http-restricted-api=model-repository:{CONTROL_HEADER}={secret}",
-        f"--grpc-restricted-protocol=model-repository:{CONTROL_HEADER}={secret}",
+        f"--http-restricted-api={closed}:{CONTROL_HEADER}={secret}",
+        f"--grpc-restricted-protocol={closed}:{CONTROL_HEADER}={secret}",
     ]
 
 

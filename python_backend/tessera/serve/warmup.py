@@ -7,6 +7,7 @@ cannot make a picture had better say so now. Standard library only.
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,11 @@ from typing import Any
 
 from tessera.errors import TesseraError
 from tessera.serve.tritonserver import DIRECT
+from tessera.shared.processes import WARM_UP
 
 _TIMEOUT_S = 300.0
 _STEPS = 4
+_AGAIN_S = 0.1
 
 
 def warm_up(url: str, size: int) -> None:
@@ -32,21 +35,35 @@ def warm_up(url: str, size: int) -> None:
     base = f"{url}/v2/models"
     config = _request(f"{base}/render/config", None)
     slots = sum(group["count"] for group in config["instance_group"])
-    body = json.dumps(_generate(size)).encode()
+    bodies = [json.dumps(_generate(size, number)).encode() for number in range(2 * slots)]
     with ThreadPoolExecutor(slots) as pool:
         infer = f"{base}/generate/infer"
-        for answer in [pool.submit(_request, infer, body) for _ in range(2 * slots)]:
+        for answer in [pool.submit(_draw, infer, body) for body in bodies]:
             answer.result()
 
 
-def _generate(size: int) -> dict[str, Any]:
-    values = [("PROMPT", "BYTES", "warm-up"), ("STEPS", "INT32", _STEPS)]
+def _generate(size: int, number: int) -> dict[str, Any]:
+    values: list[tuple[str, str, str | int]] = [("PROMPT", "BYTES", "warm-up")]
+    values += [("JOB_ID", "BYTES", f"{WARM_UP}{number}"), ("STEPS", "INT32", _STEPS)]
     values += [("WIDTH", "INT32", size), ("HEIGHT", "INT32", size), ("SEED", "INT64", 0)]
     inputs = [
         {"name": name, "datatype": kind, "shape": [1, 1], "data": [value]}
         for name, kind, value in values
     ]
     return {"inputs": inputs, "outputs": [{"name": "INFO"}]}
+
+
+def _draw(url: str, body: bytes) -> None:
+    """Make a picture; one that the queue has no room for is sent again until it has."""
+    until = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            _request(url, body)
+            return
+        except TesseraError as error:
+            if "the queue is full" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(_AGAIN_S)
 
 
 def _request(url: str, body: bytes | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The dense pass that fills a template's sites.
 
 The UNet's halves run unchanged. Forward hooks copy the values of the sites. A batch may hold any
-number of timesteps and branches, and every array gets one row for each. Knows torch modules,
-nothing of templates or files.
+number of timesteps and branches, and every array gets one row for each. Residuals of ControlNets
+are added between the halves. Knows torch modules, nothing of templates or files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from tessera.networks.program import Site
 Recording = dict[str, torch.Tensor]
 """Arrays by site name. The first axis is the row, the others are `Site.shape`."""
 
+Join = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""Returns `mid` and `skip_i` of the encoder half with residuals added. It leaves what it was given
+as it is, since that has been recorded."""
+
 
 @torch.no_grad()
 def record(
@@ -28,6 +32,7 @@ def record(
     inputs: Mapping[str, torch.Tensor],
     *,
     sites: Iterable[Site],
+    join: Join | None = None,
 ) -> tuple[Recording, torch.Tensor]:
     """Run both halves and record the sites.
 
@@ -36,6 +41,7 @@ def record(
         decoder: the decoder half of the same network.
         inputs: the encoder half's inputs, one row per timestep and branch.
         sites: the sites to record: `Program.sites` or some of them.
+        join: adds residuals of ControlNets.
 
     Returns:
         The recording, and the network's prediction (rows, channels, height, width).
@@ -45,6 +51,9 @@ def record(
         for half in (encoder, decoder):
             stack.enter_context(_hooked(half, sites, kept))
         mid, emb, *skips = encoder(*(inputs[name] for name in encoder.inputs))
+        if join is not None:
+            encoded = {"mid": mid, **{f"skip_{i}": skip for i, skip in enumerate(skips)}}
+            mid, *skips = join(encoded).values()
         prediction = decoder(mid, emb, inputs["encoder_hidden_states"], *skips)
     return kept, prediction
 

@@ -1,12 +1,14 @@
-"""`adapters`: lists the LoRAs that requests may name."""
+"""`adapters`: lists the LoRAs that requests may name, and tells what the bundle accepts."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tessera.contract import ADAPTER_ACTIONS
+from tessera.contract import ADAPTER_ACTIONS, LIMITS, modes_of
+from tessera.edits.measured import policies_of
 from tessera.engines.bundle import Bundle
 from tessera.requests.request import read_action
 from tessera.shared.settings import ServerSettings
@@ -23,17 +25,42 @@ class TritonPythonModel:
         """Open the bundle."""
         self._settings = ServerSettings.from_environment()
         self._bundle = Bundle.of(self._settings)
+        bundle = self._bundle
+        self._policies, _ = policies_of(bundle.folder, bundle.manifest.digest)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
         return pb.answer_each(requests, self._answer)
 
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
-        read_action(pb.arrays(request), ADAPTER_ACTIONS)
-        return [pb.tensor("RESULT", json.dumps({"adapters": self._overview.rows()}).encode())]
+        action = read_action(pb.arrays(request), ADAPTER_ACTIONS)
+        answer = self._served() if action == "bundle" else {"adapters": self._overview.rows()}
+        return [pb.tensor("RESULT", json.dumps(answer).encode())]
+
+    def _served(self) -> dict[str, Any]:
+        manifest = self._bundle.manifest
+        return {
+            "name": manifest.name,
+            "digest": manifest.digest,
+            "variant": manifest.variant,
+            "defaults": dataclasses.asdict(manifest.defaults),
+            "min_size": manifest.limits.min_size,
+            "max_size": manifest.limits.max_size,
+            "controlnets": list(manifest.controlnets),
+            "control_modes": {
+                name: modes_of(kind.modes)
+                for name, kind in manifest.control_kinds.items()
+                if kind.modes
+            },
+            "sparse": manifest.can_be_sparse,
+            "measured": self._policies.measured,
+            "schedulers": {name: manifest.max_steps(name) for name in manifest.offered},
+            "limits": LIMITS,
+            "clip_skip": manifest.limits.clip_skip,
+        }
 
     @cached_property
     def _overview(self) -> Overview:
-        from tessera.adapters.overview import Overview  # imports diffusers' loaders: seconds
+        from tessera.adapters.overview import Overview  # imports torch
 
         return Overview(self._bundle, self._settings.adapters.folders)

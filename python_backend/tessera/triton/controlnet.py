@@ -14,31 +14,32 @@ import torch
 from tessera import trace
 from tessera.controls.network import CONDITIONS, ControlNetwork
 from tessera.engines.bundle import Bundle
-from tessera.manifest import HINT
-from tessera.shared.settings import EngineKind, ServerSettings
+from tessera.manifest import CONTROLNET, HINT
+from tessera.shared.settings import CPU, EngineKind, ServerSettings
 from tessera.triton import pb
 
 
 class TritonPythonModel:
-    """KEYS, IMAGE, TEXT (POOLED, SIZES), or KEYS, SAMPLE, TIMESTEP -> RESIDUALS."""
+    """KEYS, IMAGE, TEXT (POOLED, SIZES, MODE), or KEYS, SAMPLE, TIMESTEP -> RESIDUALS."""
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the engines of the ControlNet that the model is named after, on its device."""
         torch.set_num_threads(1)
         on_gpu = args["model_instance_kind"] == "GPU"
-        if on_gpu:
-            torch.cuda.set_device(int(args["model_instance_device_id"]))
+        device = f"cuda:{args['model_instance_device_id']}" if on_gpu else ""
         config = json.loads(args["model_config"])
         graph = config["name"]
-        on_cpu = config["parameters"]["placement"]["string_value"] == "cpu"
+        if config["parameters"]["placement"]["string_value"] == CPU:
+            device = CPU
         settings = ServerSettings.from_environment()
         trace.write_to(settings.trace)
         bundle = Bundle.of(settings)
-        kind = EngineKind.ONNXRUNTIME if on_cpu else None
+        kind = EngineKind.ONNXRUNTIME if device == CPU else None
         self._network = ControlNetwork(
-            bundle.engine(graph, kind),
-            bundle.engine(f"{graph}{HINT}", kind),
+            bundle.engine(graph, kind, device=device),
+            bundle.engine(f"{graph}{HINT}", kind, device=device),
             max_rows=bundle.manifest.limits.max_rows,
+            modes=bundle.manifest.control_kind(graph.removeprefix(CONTROLNET)).modes,
         )
         half = config["output"][0]["data_type"] == "TYPE_FP16"
         self._precision = torch.float16 if half else torch.float32
@@ -50,6 +51,7 @@ class TritonPythonModel:
 
     @torch.inference_mode()
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
+        pb.check_call(request)
         inputs = {name: pb.to_torch(handle) for name, handle in pb.handles(request).items()}
         keys = [int(key) for key in inputs["KEYS"]]
         if "SAMPLE" in inputs:
@@ -58,5 +60,6 @@ class TritonPythonModel:
         given = {
             theirs: inputs[ours].clone() for ours, theirs in CONDITIONS.items() if ours in inputs
         }
-        self._network.tell(keys[0], inputs["IMAGE"], given)
+        mode = int(inputs["MODE"]) if "MODE" in inputs else None
+        self._network.tell(keys[0], inputs["IMAGE"], given, mode)
         return [pb.tensor_of("RESIDUALS", torch.zeros(1, dtype=self._precision))]

@@ -11,20 +11,25 @@ from typing import Any
 import torch
 
 from tessera import trace
-from tessera.codec.masks import paste
+from tessera.codec.masks import paste, toned
 from tessera.codec.vae import decode_latents
-from tessera.contract import Info, Stats
+from tessera.contract import Info, MaskTone, Stats
 from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
+from tessera.errors import InvalidInput
 from tessera.plan import Plan
-from tessera.shared.board import Board, Phase
+from tessera.requests.tensors import check_tensors
+from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
+from tessera.triton.ending import Endings
+from tessera.triton.metrics import Metrics, observe_picture
+from tessera.types import Array
 
 
 class TritonPythonModel:
     """Last member of the ensemble: PLAN, LATENTS, STATS, an edit's PIXELS and MASK -> IMAGE,
-    INFO.
+    INFO. A preview has LATENTS alone, and no INFO.
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -36,6 +41,9 @@ class TritonPythonModel:
         self._manifest = bundle.manifest
         self._engine = TimedEngine(bundle.engine("vae_decoder"))
         self._board = Board(settings.board)
+        self._endings = Endings(settings, self._board)
+        self._worker = settings.worker
+        self._metrics = Metrics()
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -46,28 +54,49 @@ class TritonPythonModel:
     def _decode(self, request: pb.Request) -> list[pb.TensorHandle]:
         began, before = time.perf_counter(), self._engine.spent_ms
         inputs = pb.handles(request)
-        plan = Plan.from_json(pb.text(inputs["PLAN"]))
+        if "PLAN" not in inputs:
+            pb.check_call(request)
+            return [pb.tensor("IMAGE", self._picture(inputs))]
+        plan = pb.plan_of(inputs)
         try:
-            latents = pb.to_torch(inputs["LATENTS"])[None]
-            image = decode_latents(self._engine, latents, self._manifest.latents.scale)[0]
-            if "PIXELS" in inputs:
+            self._board.take(plan)
+            stats = self._checked(plan, inputs)
+            image = self._picture(inputs)
+            if "MASK" in plan.shapes:
                 template, mask = (inputs[name].as_numpy()[0] for name in ("PIXELS", "MASK"))
-                image = paste(image, template, mask)
-        except Exception:
-            self._board.close(plan.slot, plan.ticket, Phase.FAILED)
+                if plan.tone == MaskTone.MATCHED:
+                    image = toned(image, template, mask)
+                image = paste(image, template, mask, plan.feather)
+            decode_ms = 1e3 * (time.perf_counter() - began)
+            stats.engine_ms += plan.engine_ms + self._engine.spent_ms - before
+            info = self._info(plan, stats, decode_ms)
+        except Exception as error:
+            self._endings.failed(plan, error)
             raise
-        decode_ms = 1e3 * (time.perf_counter() - began)
-        stats = Stats.from_json(pb.text(inputs["STATS"]))
-        stats.engine_ms += plan.engine_ms + self._engine.spent_ms - before
-        info = self._info(plan, stats, decode_ms)
-        self._board.close(plan.slot, plan.ticket, Phase.DONE)
+        self._endings.done(plan, info)
+        observe_picture(self._metrics, plan, info)
         return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]
+
+    def _checked(self, plan: Plan, inputs: dict[str, pb.TensorHandle]) -> Stats:
+        """The stats, once every input has been found to be as it has to be."""
+        names: list[str] = [name for name in ("LATENTS", "PIXELS", "MASK") if name in plan.shapes]
+        arrays: dict[str, Array] = {n: inputs[n].as_numpy() for n in names if n in inputs}
+        check_tensors(arrays, plan.shapes, names)
+        try:
+            return Stats.from_json(pb.text(inputs["STATS"]))
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
+            raise InvalidInput.described("STATS", "is none", "what denoise has answered") from None
+
+    def _picture(self, inputs: dict[str, pb.TensorHandle]) -> Array:
+        latents = pb.to_torch(inputs["LATENTS"])[None]
+        return decode_latents(self._engine, latents, self._manifest.latents)[0]
 
     def _info(self, plan: Plan, stats: Stats, decode_ms: float) -> Info:
         return Info(
             **asdict(stats),
             job_id=plan.job_id,
             bundle=self._manifest.name,
+            worker=self._worker,
             seed=plan.seed,
             steps=plan.steps,
             guidance=plan.guidance,
@@ -76,11 +105,17 @@ class TritonPythonModel:
             scheduler=plan.scheduler,
             mask_ratio=plan.mask_ratio,
             template=plan.template or None,
+            edit_quality=plan.quality if plan.template else None,
             loras=list(plan.loras),
             controls=[
-                asdict(use) | done for use, done in zip(plan.controls, plan.prepared, strict=True)
+                use.report | done for use, done in zip(plan.controls, plan.prepared, strict=True)
             ],
+            prompt_tokens=plan.prompt_tokens,
             prompt_tokens_dropped=plan.prompt_tokens_dropped,
+            prompt_chunks=plan.prompt_chunks,
+            clip_skip=plan.clip_skip,
+            words=list(plan.words),
+            regions=plan.prompt_count - 1,
             encode_ms=plan.encode_ms,
             decode_ms=decode_ms,
             total_ms=1e3 * (time.time() - plan.started),

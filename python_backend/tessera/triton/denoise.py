@@ -7,31 +7,41 @@ gave it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from tessera import trace
 from tessera.adapters.unet import UNetAdapters
-from tessera.contract import MAX_CONTROLS, Stats
+from tessera.contract import MAX_CONTROLS
 from tessera.controls.fanout import FanOut
 from tessera.denoise.canvas import Canvas, canvas_of
+from tessera.denoise.ending import final_stats
+from tessera.denoise.opening import open_unet
 from tessera.denoise.running import Running, RunningControl, start
 from tessera.denoise.sampler import Sampler
-from tessera.denoise.unet import UNet, conditions_of
+from tessera.denoise.unet import conditions_of, embed_guidance
 from tessera.edits.opening import open_sparse
 from tessera.engines.bundle import Bundle
-from tessera.errors import Cancelled, Unavailable
+from tessera.errors import Forbidden
+from tessera.load.teller import LoadTeller
 from tessera.manifest import CONTROLNET
 from tessera.plan import Plan
-from tessera.shared.board import Board, Phase
+from tessera.shared.board import Board
+from tessera.shared.previews import PreviewWriter
 from tessera.shared.processes import model_processes
+from tessera.shared.rows import Phase
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
+from tessera.triton.controls import ask
+from tessera.triton.ending import Endings
+from tessera.triton.metrics import Metrics
+from tessera.triton.step_metrics import StepMetrics
 from tessera.variants import VARIANTS
 
 MAX_REGROUPS = 3
@@ -45,8 +55,8 @@ collected."""
 
 
 class TritonPythonModel:
-    """PLAN, TEXT, POOLED, CLEAN, ACTIVE, CONTROL, QUEUED_TICK -> LATENTS, STATS, one step per
-    call.
+    """PLAN, TEXT, POOLED, CLEAN, ACTIVE, MASKED, CONTROL, QUEUED_TICK -> LATENTS, STATS, one
+    step per call.
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -58,25 +68,59 @@ class TritonPythonModel:
         self._manifest = bundle.manifest
         self._variant = VARIANTS[bundle.manifest.variant]
         self._scheduler_config = bundle.scheduler_config
-        halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
-        self._unet = UNet(*halves.values(), max_rows=bundle.manifest.limits.max_rows)
-        self._slots = int(json.loads(args["model_config"])["max_batch_size"])
-        self._adapters = UNetAdapters(bundle, halves, settings, slots=self._slots, log=pb.log)
+        opened = open_unet(bundle)
+        self._unet = opened.unet
+        self._slots = int(json.loads(args["model_config"])["parameters"]["slots"]["string_value"])
+        self._metrics = StepMetrics(Metrics())
         self._board = Board(settings.board)
-        self._controls = FanOut(_ask, _lives)
-        self._sparse, self._chooser = open_sparse(bundle, self._unet, self._controls, settings)
-        self._gauges = _gauges(self._sparse.memory.tiers) if self._sparse else {}
+        self._previews = PreviewWriter(
+            settings.previews,
+            places=self._slots,
+            floats=self._manifest.latents.channels * self._manifest.largest_latents,
+        )
+        self._endings = Endings(settings, self._board)
+        self._board.tell_slots(self._slots)
+        self._controls = FanOut(ask, _lives)
+        self._sparse, self._chooser = open_sparse(
+            bundle, opened, self._controls, settings, log=pb.log
+        )
+        self._adapters = UNetAdapters(
+            bundle,
+            opened,
+            settings,
+            sparse=self._sparse.graphs if self._sparse else {},
+            slots=self._slots,
+            log=pb.log,
+            on_switch=self._metrics.switched,
+        )
+        self._load = LoadTeller(settings, self._slots, self._adapters, self._sparse, self._chooser)
         self._running: dict[int, Running] = {}
         self._seen: dict[int, float] = {}
         self._expected: set[int] = set()
         self._regroups = 0
 
-    @torch.inference_mode()
     def execute(self, requests: list[pb.Request]) -> list[pb.Response | None]:
         """Run a burst of ticks, answer the requests that have ended, reschedule the others.
 
-        A burst is one tick as long as anybody is on the way to join. Otherwise it goes on until a
-        request ends, a job appears on the board, or `BURST_S` have passed: to go back to Triton
+        Every request is looked at every time: one from outside may have the correlation id of
+        another's.
+        """
+        with trace.span("execute"):
+            return self._execute(requests)
+
+    def _execute(self, requests: list[pb.Request]) -> list[pb.Response | None]:
+        ours = [pb.is_call(request) for request in requests]
+        known = [request for request, our in zip(requests, ours, strict=True) if our]
+        answers = iter(self._burst(known) if known else ())
+        return [
+            next(answers) if our else pb.fail(request, Forbidden())
+            for request, our in zip(requests, ours, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _burst(self, requests: list[pb.Request]) -> list[pb.Response | None]:
+        """A burst is one tick as long as anybody is on the way to join. Otherwise it goes on until
+        a request ends, a job appears on the board, or `BURST_S` have passed: to go back to Triton
         after every step would cost 0.7 ms each time and change nothing.
         """
         present = {request.correlation_id(): request for request in requests}
@@ -88,21 +132,23 @@ class TritonPythonModel:
         errors = self._tick(present)
         while not self._must_return(present, errors, until):
             errors = self._tick(present)
+        self._metrics.flush()
         self._expected = set()
-        self._tell()
         responses = [self._conclude(r, errors[i]) for i, r in present.items()]
         self._collect_vanished()
+        self._tell()
+        self._load.tell(self._started)
         return responses
 
     def _tick(self, present: dict[int, pb.Request]) -> dict[int, Exception | None]:
         """Admit newcomers, drop the cancelled, move the rest by one step; the errors of each."""
-        with trace.span("tick", requests=len(present)):
-            return self._step(present)
-
-    def _step(self, present: dict[int, pb.Request]) -> dict[int, Exception | None]:
         number = self._board.begin_tick()
+        with trace.span("tick", number=number, requests=len(present)):
+            return self._step(present, number)
+
+    def _step(self, present: dict[int, pb.Request], number: int) -> dict[int, Exception | None]:
         errors = {i: self._prepare(i, request) for i, request in present.items()}
-        stepping = [self._running[i] for i, error in errors.items() if error is None]
+        stepping = self._first(self._running[i] for i, error in errors.items() if error is None)
         try:
             self._adapters.tick(
                 stepping,
@@ -111,6 +157,7 @@ class TritonPythonModel:
                 sparse=self._sparse,
                 observer=self._chooser,
                 controls=self._controls,
+                meter=self._metrics.call,
             )
         except Exception as error:
             for request in stepping:
@@ -118,8 +165,28 @@ class TritonPythonModel:
         for request in stepping:
             plan = request.plan
             phase = Phase.DECODING if request.finished else Phase.DENOISING
-            self._board.progress(plan.slot, plan.ticket, phase, request.step)
+            self._board.progress(plan.slot, plan.ticket, phase, request.steps_done)
+            if self._board.watched(plan.slot, plan.ticket):
+                self._show(request)
+        self._load.tell(self._started)
         return errors
+
+    def _first(self, requests: Iterable[Running]) -> list[Running]:
+        """Those that have the slots in this tick: by priority, and by arrival among equals."""
+        order = sorted(requests, key=lambda r: (r.plan.priority, r.plan.ticket))
+        for request in order[: self._slots]:
+            request.begin()
+        return order[: self._slots]
+
+    @property
+    def _started(self) -> dict[int, Running]:
+        """Those that had a slot already; the board says who waits."""
+        return {i: request for i, request in self._running.items() if request.started}
+
+    def _show(self, request: Running) -> None:
+        """Publish a watched request's latents."""
+        if (predicted := request.predicted) is not None:
+            self._previews.write(request.plan.ticket, request.steps_done, predicted[0].numpy())
 
     def _must_return(
         self,
@@ -130,7 +197,9 @@ class TritonPythonModel:
         """Whether a burst is over: somebody has ended or may join, or it has lasted long enough."""
         if any(errors.values()) or any(self._running[i].finished for i in present):
             return True
-        may_join = len(present) < self._slots and self._board.waiting()
+        last = max(self._running[i].plan.priority for i in present)
+        free = len(present) < self._slots
+        may_join = self._board.waiting() if free else self._board.waiting(before=last)
         return may_join or time.monotonic() > until
 
     def _must_regroup(self, present: set[int]) -> bool:
@@ -152,22 +221,16 @@ class TritonPythonModel:
         try:
             if identity not in self._running:
                 self._admit(identity, request)
-            plan = self._running[identity].plan
-            if self._board.cancelled(plan.slot, plan.ticket):
-                raise Cancelled(
-                    f"job {plan.job_id} was cancelled after {self._running[identity].step} steps"
-                )
+            running = self._running[identity]
+            self._board.check_wanted(running.plan, f" after {running.steps_done} steps")
         except Exception as error:
             return error
         return None
 
     def _admit(self, identity: int, request: pb.Request) -> None:
         inputs = pb.handles(request)
-        plan = Plan.from_json(pb.text(inputs["PLAN"]))
-        if not self._board.holds(plan.slot, plan.ticket):
-            raise Unavailable(
-                f"job {plan.job_id} is not on the board; send requests to the generate model"
-            )
+        plan = pb.plan_of(inputs)
+        self._board.check_wanted(plan)
         self._adapters.read_ahead(plan.adapters)
         sampler = Sampler(
             plan.scheduler,
@@ -183,17 +246,28 @@ class TritonPythonModel:
             width=plan.width,
             height=plan.height,
             variant=self._variant,
+            guidance=embed_guidance(plan.guidance, self._manifest.guidance_width),
         )
+        canvas, weights = _of_template(plan, inputs, latents.channels)
+        sparse = None
+        if self._sparse and canvas and plan.mode != "dense":
+            sparse = self._sparse.admit(plan, canvas, conditions, self._chooser)
+        if canvas and self._manifest.inpaints:  # as diffusers; a recording is of a held template
+            held = sparse is not None or plan.soft
+            canvas = dataclasses.replace(canvas, held=held)
         running = start(
             plan,
             conditions,
             sampler,
             shape=(latents.channels, plan.height // latents.pixels, plan.width // latents.pixels),
-            canvas=_canvas(inputs) if plan.template else None,
+            canvas=canvas,
+            masked=pb.to_torch(inputs["MASKED"])[None].clone() if self._manifest.inpaints else None,
+            weights=weights,
             controls=_running_controls(plan, inputs),
         )
-        if self._sparse and running.canvas and plan.mode != "dense":
-            running.sparse = self._sparse.admit(plan, running.canvas, conditions, self._chooser)
+        if sparse is not None:
+            running.sparse = sparse
+            sparse.tell(running.stats)
         self._running[identity] = running
         running.stats.queued_tick = int(inputs["QUEUED_TICK"].as_numpy().item())
 
@@ -203,17 +277,17 @@ class TritonPythonModel:
         running = self._running.get(identity)
         error = error or (running.error if running else None)
         if running is None or error is not None:
+            ended = error or RuntimeError("a request without state")
             if running is not None:  # render does this too, if it lives
-                phase = Phase.CANCELLED if isinstance(error, Cancelled) else Phase.FAILED
-                self._board.close(running.plan.slot, running.plan.ticket, phase)
+                self._endings.failed(running.plan, ended)
             self._forget(identity)
-            return pb.fail(request, error or RuntimeError("a request without state"))
+            return pb.fail(request, ended)
         if not running.finished:
             self._expected.add(identity)
             self._seen[identity] = time.monotonic()  # not before: a tick may take very long
             pb.reschedule(request)
             return None
-        stats = _finished(running).to_json()
+        stats = final_stats(running).to_json()
         self._forget(identity)
         return pb.respond(
             [pb.tensor("LATENTS", running.latents[0].numpy()), pb.tensor("STATS", stats)]
@@ -225,8 +299,7 @@ class TritonPythonModel:
             return
         tiers = self._sparse.memory.tiers
         self._board.tell_cache(**vars(tiers["memory"]))
-        for (tier, name), gauge in self._gauges.items():
-            gauge.set(getattr(tiers[tier], name))
+        self._metrics.tiers(tiers)
 
     def _forget(self, identity: int) -> None:
         for table in (self._running, self._seen):
@@ -242,8 +315,15 @@ class TritonPythonModel:
             pb.log(f"job {plan.job_id} vanished; its state was collected")
 
 
-def _canvas(inputs: dict[str, pb.TensorHandle]) -> Canvas:
-    return canvas_of(pb.to_torch(inputs["CLEAN"]).clone(), pb.to_torch(inputs["ACTIVE"]).clone())
+def _of_template(
+    plan: Plan, inputs: dict[str, pb.TensorHandle], channels: int
+) -> tuple[Canvas | None, torch.Tensor | None]:
+    """What only an edit has: the canvas, and the weights of several prompts."""
+    if not plan.template:
+        return None, None
+    clean, active = (pb.to_torch(inputs[name]).clone() for name in ("CLEAN", "ACTIVE"))
+    canvas = canvas_of(clean[:channels], active, soft=plan.soft)
+    return canvas, clean[channels:] if plan.prompt_count > 1 else None
 
 
 def _running_controls(plan: Plan, inputs: dict[str, pb.TensorHandle]) -> tuple[RunningControl, ...]:
@@ -257,66 +337,6 @@ def _running_controls(plan: Plan, inputs: dict[str, pb.TensorHandle]) -> tuple[R
     )
 
 
-def _ask(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Call a ControlNet's model."""
-    tensors = [pb.tensor_of(key, tensor) for key, tensor in inputs.items()]
-    return pb.to_torch(pb.call(f"{CONTROLNET}{name}", tensors, ["RESIDUALS"])["RESIDUALS"])
-
-
 def _lives(name: str) -> bool:
     """Whether a ControlNet's process is there."""
     return f"{CONTROLNET}{name}" in model_processes(os.getppid()).values()
-
-
-def _finished(running: Running) -> Stats:
-    """The stats of a request whose steps are done, with what only its end tells."""
-    stats, plan = running.stats, running.plan
-    stats.denoise_ms = 1e3 * (time.monotonic() - running.started)
-    before = 1e3 * (time.time() - plan.started) - stats.denoise_ms
-    stats.queue_ms = max(0.0, before - plan.encode_ms)
-    stats.control_load_ms = plan.control_load_ms
-    stats.refit_ms += plan.text_refit_ms
-    stats.mode = _mode(running)
-    if plan.adapters:
-        stats.lora_path = _lora_path(stats)
-    else:
-        stats.adapted_at = None
-    return stats
-
-
-def _mode(running: Running) -> str:
-    """How it was denoised: `mixed` if there were dense steps behind the first sparse one, since its
-    recording was not yet there, or lost.
-    """
-    if not running.stats.sparse_ticks:
-        return "dense"
-    if running.sparse is None:
-        return "mixed"
-    kinds = list(running.sparse.kinds)
-    return "sparse" if all(kinds[kinds.index(True) :]) else "mixed"
-
-
-def _lora_path(stats: Stats) -> str:
-    """How a request got the LoRAs of its UNet."""
-    if not stats.side_ticks:
-        return "refit"
-    return "side" if stats.side_ticks == stats.ticks else "mixed"
-
-
-def _gauges(tiers: Iterable[str]) -> dict[tuple[str, str], pb.Gauge]:
-    """By tier (`memory` is the host's) and name."""
-    what = {
-        "hits": "reads of recorded steps that found them",
-        "misses": "reads of recorded steps that had to ask the tier below",
-        "evictions": "recorded steps that left for others",
-        "bytes": "of recorded steps",
-        "entries": "recorded steps",
-    }
-    prefixes = {tier: "" if tier == "memory" else f"{tier}_" for tier in tiers}
-    return {
-        (tier, name): pb.Gauge(
-            f"tessera_template_{prefix}{name}", f"Template activations in {tier}: {text}"
-        )
-        for tier, prefix in prefixes.items()
-        for name, text in what.items()
-    }

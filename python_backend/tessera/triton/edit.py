@@ -1,20 +1,26 @@
 """`edit`: one process for each edit under way; does what the ensemble `generate` does, by calls.
 
-Imports neither torch nor engines.
+Imports neither torch nor engines. It asks `denoise` itself: it has a process of its own, so there
+is nothing to wait for in the queue of `render`, where a call would have no priority.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cached_property, partial
 from typing import Any
 
-from tessera.errors import InvalidInput
-from tessera.plan import Plan
-from tessera.requests.parameters import lora_policy_of
-from tessera.shared.board import Board, Phase
+from tessera.contract import Info
+from tessera.manifest import Manifest, read_manifest
+from tessera.requests.framing import Framed, framed, needs_framing
+from tessera.requests.parameters import lora_policy_of, priority_of
+from tessera.shared.board import Board
+from tessera.shared.metrics import Kind
 from tessera.shared.settings import ServerSettings
+from tessera.templates.pictures import Pictures, find_picture
 from tessera.triton import pb
-
-_ENCODED = ("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL")
+from tessera.triton.ending import Endings
+from tessera.triton.render import TENSORS, Renderer
 
 
 class TritonPythonModel:
@@ -22,29 +28,75 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the board."""
-        self._board = Board(ServerSettings.from_environment().board)
+        self._settings = ServerSettings.from_environment()
+        self._board = Board(self._settings.board)
+        self._endings = Endings(self._settings, self._board)
+        self._renderer = Renderer(self._settings, self._board, queued=False)
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return read_manifest(self._settings.bundle)
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
         return pb.answer_each(requests, self._edit)
 
     def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
-        inputs = pb.handles(request)
-        if "MASK" not in inputs:  # Triton only counts inputs; encode would take it for a generation
-            raise InvalidInput.described("MASK", "is missing", "an array (h, w) of UINT8")
-        policy = {"lora_policy": lora_policy_of(pb.parameters(request))}
+        try:
+            choices = _choices(request)
+            inputs, framing = self._framed(pb.handles(request))
+        except Exception as error:  # of all others, encode counts those that it refuses
+            self._endings.refused(Kind.EDIT, error)
+            raise
         encoded = pb.call(
             "encode",
             list(inputs.values()),
-            [*_ENCODED, "PIXELS"],
-            policy,
+            ["PLAN", *TENSORS, "PIXELS"],
+            choices,
             pb.timeout(request),  # from then on the job is on the board and can be cancelled
         )
+        latents, stats = self._renderer.render(encoded)
+        mask = pb.tensor("MASK", framing.edited) if framing else inputs["MASK"]
         try:
-            rendered = pb.call("render", [encoded[name] for name in _ENCODED], ["LATENTS", "STATS"])
-            parts = [encoded["PLAN"], *rendered.values(), encoded["PIXELS"], inputs["MASK"]]
-            return list(pb.call("decode", parts, ["IMAGE", "INFO"]).values())
-        except Exception:
-            plan = Plan.from_json(pb.text(encoded["PLAN"]))
-            self._board.close(plan.slot, plan.ticket, Phase.FAILED)  # unless a member has
+            parts = [encoded["PLAN"], latents, stats, encoded["PIXELS"], mask]
+            answer = pb.call("decode", parts, ["IMAGE", "INFO"])
+        except Exception as error:
+            self._endings.failed(pb.plan_of(encoded), error)  # unless decode has
             raise
+        return list(answer.values()) if framing is None else _answered(answer, framing)
+
+    def _framed(
+        self, inputs: dict[str, pb.TensorHandle]
+    ) -> tuple[dict[str, pb.TensorHandle], Framed | None]:
+        """The inputs for the models behind, and what becomes of their answer. Most edits are handed
+        on untouched.
+        """
+        arrays = {name: handle.as_numpy() for name, handle in inputs.items()}
+        if not needs_framing(arrays, self._manifest.limits):
+            return inputs, None
+        framing = framed(arrays, self._manifest, self._find_template)
+        kept = {name: h for name, h in inputs.items() if name not in framing.dropped}
+        new = {name: pb.tensor(name, array[0]) for name, array in framing.inputs.items()}
+        return {**kept, **new}, framing
+
+    @cached_property
+    def _find_template(self) -> Any:
+        return partial(find_picture, Pictures(self._settings.templates.folder / "pictures"))
+
+
+def _choices(request: pb.Request) -> dict[str, Any]:
+    """Parameters of the call to `encode`.
+
+    Raises:
+        InvalidInput: one is not accepted.
+    """
+    given = pb.parameters(request)
+    return {"lora_policy": lora_policy_of(given), "job_priority": priority_of(given)}
+
+
+def _answered(answer: dict[str, pb.TensorHandle], framing: Framed) -> list[pb.TensorHandle]:
+    """IMAGE and INFO, with the drawing where it belongs."""
+    image = framing.answer(answer["IMAGE"].as_numpy()[0])
+    info = Info.from_json(pb.text(answer["INFO"]))
+    info = dataclasses.replace(info, frame=framing.report)
+    return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from tessera.errors import InternalError, TesseraError, TimedOut, Unavailable
+from tessera.errors import InternalError, TesseraError, TimedOut, Unavailable, is_restarting
+from tessera.plan import Plan
 from tessera.shared.activity import Activity
 from tessera.shared.settings import ServerSettings
+from tessera.shared.signing import ServerKey
 from tessera.types import Array
 
 if TYPE_CHECKING:
@@ -31,16 +33,15 @@ Response: TypeAlias = Any
 TensorHandle: TypeAlias = Any
 """A tensor as Triton holds it; may be handed on without being copied."""
 
-_CALLED = "tessera_called"
-"""Parameter of requests that one model makes to another."""
+Series: TypeAlias = Any
+"""One of the server's metrics with its labels: `increment`, `set` or `observe`, by its kind."""
 
-_EXPIRED, _FULL = "Request timeout expired", "Exceeds maximum queue size"
-_NOT_HEALTHY = (
-    "is not healthy",
-    "Failed to process the request",
-    "is not ready",
-    "is not at ready state",
-)
+_CALLED = "tessera_called"
+"""Parameter of requests that one model makes to another: the word of `ServerKey`."""
+
+EXPIRED = "Request timeout expired"
+"""Triton's words for a request that has waited in a queue for longer than its timeout."""
+_FULL = "Exceeds maximum queue size"
 
 
 def arrays(request: Request) -> dict[str, Array]:
@@ -64,10 +65,43 @@ def timeout(request: Request) -> int:
     return int(request.timeout())
 
 
+def is_call(request: Request) -> bool:
+    """Whether another model of this server has made a request."""
+    return _key().knows(parameters(request).get(_CALLED))
+
+
+def check_call(request: Request) -> None:
+    """See whether another model of this server has made a request.
+
+    Raises:
+        Forbidden: somebody else has.
+    """
+    _key().check_word(parameters(request).get(_CALLED))
+
+
+def plan_of(inputs: Mapping[str, TensorHandle]) -> Plan:
+    """The plan among the inputs of a request.
+
+    Raises:
+        Forbidden: this server has not made it.
+    """
+    return Plan.from_json(_key().verified(text(inputs["PLAN"])))
+
+
+def tensor_of_plan(plan: Plan) -> TensorHandle:
+    """The input that `plan_of` reads."""
+    return tensor("PLAN", _key().sign(plan.to_json()))
+
+
+@cache
+def _key() -> ServerKey:
+    return ServerKey(ServerSettings.from_environment().key)
+
+
 def text(handle: TensorHandle) -> bytes:
-    """The single element of a BYTES tensor."""
-    value: bytes = handle.as_numpy().reshape(-1)[0]
-    return value
+    """The single element of a BYTES tensor; empty without one."""
+    values: list[bytes] = handle.as_numpy().reshape(-1).tolist()
+    return values[0] if values else b""
 
 
 def to_torch(handle: TensorHandle) -> torch.Tensor:
@@ -101,15 +135,29 @@ def fail(request: Request, error: Exception) -> Response:
     """The response for an error: a `TesseraError` as it is, anything else as an internal error.
 
     Where the request came from `call`, the sentence starts with the status in brackets, which
-    `call`
-    takes off: through BLS, Triton 2.51 tells the caller no status but INTERNAL.
+    `call` takes off: through BLS, Triton 2.51 tells the caller no status but INTERNAL.
     """
-    known = error if isinstance(error, TesseraError) else _internal(error)
-    tagged = _CALLED in json.loads(request.parameters() or "{}")
-    sentence = f"[{known.status}] {known}" if tagged else str(known)
+    error = known(error)
+    tagged = is_call(request)
+    sentence = f"[{error.status}] {error}" if tagged else str(error)
+    sendable = sentence.encode(errors="backslashreplace").decode()  # half a character, as of a path
     return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(sentence, getattr(pb_utils.TritonError, known.status))
+        error=pb_utils.TritonError(sendable, getattr(pb_utils.TritonError, error.status))
     )
+
+
+def known(error: Exception) -> TesseraError:
+    """What the caller gets for an error: itself, or an internal error, which is the same each
+    time. Engines' errors quote their runtime, which names paths and nodes of graphs: these are for
+    the log.
+    """
+    for_log = isinstance(error, InternalError) and not str(error).startswith(_SAID)
+    if isinstance(error, TesseraError) and not for_log:
+        return error
+    if "internal" not in vars(error):
+        vars(error)["internal"] = _internal(error)
+    internal: TesseraError = vars(error)["internal"]
+    return internal
 
 
 def answer_each(
@@ -148,13 +196,16 @@ def call(
         model_name=model,
         inputs=list(inputs),
         requested_output_names=list(outputs),
-        parameters={**parameters, _CALLED: True},
+        parameters={**parameters, _CALLED: _key().word},
         timeout=timeout,
     )
     response = request.exec()
     if response.has_error():
         raise _received(model, response.error().message())
-    return {name: pb_utils.get_output_tensor_by_name(response, name) for name in outputs}
+    found = {name: pb_utils.get_output_tensor_by_name(response, name) for name in outputs}
+    if None in found.values():  # seen on 2.51 in the second in which tritonserver ended
+        raise _restarting(model)
+    return found
 
 
 def load_model(model: str) -> None:
@@ -202,34 +253,51 @@ def reschedule(request: Request) -> None:
     request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
 
 
-class Gauge:
-    """A figure among the server's metrics; one process may make it."""
+def metric(
+    name: str, description: str, kind: str, labels: Mapping[str, str], bounds: Sequence[float] = ()
+) -> Series:
+    """One series among the server's metrics. It is the server's: processes that ask for the same
+    one share it, and it outlives them.
 
-    def __init__(self, name: str, description: str) -> None:
-        family = pb_utils.MetricFamily(
-            name=name, description=description, kind=pb_utils.MetricFamily.GAUGE
-        )
-        self._family = family
-        self._metric = family.Metric(labels={})
-        self._said: float | None = None
+    Args:
+        name: of the metric.
+        description: what it counts or measures.
+        kind: `counter`, `gauge` or `histogram`.
+        labels: of the series.
+        bounds: of a histogram's buckets.
+    """
+    family = pb_utils.MetricFamily(
+        name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind.upper())
+    )
+    _families.append(family)  # has to outlive its series
+    return family.Metric(labels=dict(labels), **({"buckets": list(bounds)} if bounds else {}))
 
-    def set(self, value: float) -> None:
-        """Say the value, if it is another than the last: to say it is a call to the server."""
-        if value != self._said:
-            self._metric.set(value)
-            self._said = value
+
+_families: list[Any] = []
 
 
 def log(message: str) -> None:
     """A line in the server's log."""
-    pb_utils.Logger.log_warn(f"tessera: {message}")
+    pb_utils.Logger.log_warn(_loggable(f"tessera: {message}"))
+
+
+def _loggable(text: str) -> str:
+    """The backend takes UTF-8 only; names of files may be something else."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+_SAID = "internal error"
 
 
 def _internal(error: Exception) -> InternalError:
     identity = uuid.uuid4().hex[:12]
     trace = "".join(traceback.format_exception(error))
-    pb_utils.Logger.log_error(f"tessera: internal error {identity}\n{trace}")
-    return InternalError(f"internal error {identity}; the server's log has the details")
+    pb_utils.Logger.log_error(_loggable(f"tessera: internal error {identity}\n{trace}"))
+    return InternalError(f"{_SAID} {identity}; the server's log has the details")
+
+
+def _restarting(model: str) -> Unavailable:
+    return Unavailable(f"the {model} model is being restarted; try again in a few seconds")
 
 
 def _received(model: str, message: str) -> TesseraError:
@@ -239,9 +307,9 @@ def _received(model: str, message: str) -> TesseraError:
         error = TesseraError(message[tag.end() :])
         error.status = tag.group(1)
         return error
-    if any(part in message for part in _NOT_HEALTHY):
-        return Unavailable(f"the {model} model is being restarted; try again in a few seconds")
-    if message.endswith(_EXPIRED):
+    if is_restarting(message):
+        return _restarting(model)
+    if message.endswith(EXPIRED):
         return TimedOut(message)
     if message.endswith(_FULL):
         return Unavailable(f"the queue of the {model} model is full; try again later")

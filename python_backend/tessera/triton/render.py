@@ -12,7 +12,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import cached_property
 from typing import Any
@@ -21,13 +21,20 @@ import numpy as np
 
 from tessera import trace
 from tessera.controls.residency import Residency
-from tessera.errors import Cancelled, TesseraError, Unavailable
+from tessera.errors import Unavailable
 from tessera.manifest import CONTROLNET, read_manifest
 from tessera.plan import Plan
-from tessera.shared.board import Board, Phase
+from tessera.requests.parameters import ADAPTERS, TEXTS, adapters_text
+from tessera.requests.tensors import check_tensors
+from tessera.shared.board import Board
 from tessera.shared.processes import model_processes
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
+from tessera.triton.ending import Endings
+from tessera.triton.metrics import Metrics
+
+TENSORS = ("TEXT", "POOLED", "CLEAN", "ACTIVE", "MASKED", "CONTROL")
+"""What `encode` hands on beside the plan."""
 
 POLL_S = 0.02
 """How often a request that waits for a recording looks whether it has been cancelled."""
@@ -36,43 +43,61 @@ _ENDS_WITHIN_S = 30.0
 
 
 class TritonPythonModel:
-    """Middle member of the ensemble: PLAN, TEXT, POOLED, CLEAN, ACTIVE, CONTROL -> LATENTS,
-    STATS.
+    """Middle member of the ensemble: PLAN, TEXT, POOLED, CLEAN, ACTIVE, MASKED, CONTROL ->
+    LATENTS, STATS.
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the board."""
-        self._settings = ServerSettings.from_environment()
-        trace.write_to(self._settings.trace)
-        self._board = Board(self._settings.board)
+        settings = ServerSettings.from_environment()
+        trace.write_to(settings.trace)
+        self._renderer = Renderer(settings, Board(settings.board), queued=True)
+
+    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
+        """Answer each request on its own."""
+        with trace.span("execute"):
+            return pb.answer_each(
+                requests, lambda request: self._renderer.render(pb.handles(request))
+            )
+
+
+class Renderer:
+    """Has `denoise` work at requests, one at a time.
+
+    Args:
+        settings: the server's.
+        board: its jobs.
+        queued: whether requests come from the queue of `render`.
+    """
+
+    def __init__(self, settings: ServerSettings, board: Board, *, queued: bool) -> None:
+        self._settings = settings
+        self._board = board
+        self._endings = Endings(settings, board)
+        self._queued = queued
 
     @cached_property
     def _residency(self) -> Residency:
         return open_residency(self._settings)
 
-    def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
-        """Answer each request on its own."""
-        with trace.span("execute"):
-            return pb.answer_each(requests, self._render)
-
-    def _render(self, request: pb.Request) -> list[pb.TensorHandle]:
-        inputs = pb.handles(request)
-        plan = Plan.from_json(pb.text(inputs["PLAN"]))
+    def render(self, inputs: Mapping[str, pb.TensorHandle]) -> list[pb.TensorHandle]:
+        """LATENTS and STATS for PLAN and `TENSORS`."""
+        plan = pb.plan_of(inputs)
         try:
             self._board.check_serving()
-            self._check(plan)
+            self._board.take(plan, queued=self._queued)
+            arrays = {name: inputs[name].as_numpy() for name in TENSORS if name in inputs}
+            check_tensors(arrays, plan.shapes, TENSORS)
             if plan.to_record:
                 self._record(plan)
             with self._controls(plan) as loaded:
-                inputs["PLAN"] = pb.tensor("PLAN", loaded.to_json())
                 queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
-                outputs = pb.call("denoise", [*inputs.values(), queued], ["LATENTS", "STATS"])
+                parts = [pb.tensor_of_plan(loaded), *(inputs[name] for name in TENSORS), queued]
+                outputs = pb.call("denoise", parts, ["LATENTS", "STATS"])
         except Exception as error:
-            cancelled = isinstance(error, TesseraError) and error.status == Cancelled.status
-            self._board.close(
-                plan.slot, plan.ticket, Phase.CANCELLED if cancelled else Phase.FAILED
-            )
+            self._endings.failed(plan, error)
             raise
+        self._board.hand_on(plan.slot, plan.ticket)
         return list(outputs.values())
 
     def _record(self, plan: Plan) -> None:
@@ -86,36 +111,38 @@ class TritonPythonModel:
             pb.tensor("SCHEDULER", plan.scheduler.encode()),
         ]
         done: Future[None] = Future()
-        asking = (done, inputs, plan.job_id)
+        choices = {
+            "job_id": plan.job_id,
+            TEXTS: ",".join(plan.texts_to_record),
+            ADAPTERS: adapters_text(plan.adapters),
+        }
+        asking = (done, inputs, choices)
         threading.Thread(target=_ask_for_recording, args=asking, daemon=True).start()
         while not wait([done], POLL_S).done:
-            self._check(plan)
+            self._board.check_wanted(plan)
         done.result()
-        self._check(plan)
+        self._board.check_wanted(plan)
 
     @contextlib.contextmanager
     def _controls(self, plan: Plan) -> Iterator[Plan]:
         """Keep the plan's ControlNets loaded meanwhile; the plan, with the time that it took."""
-        steps = plan.steps - plan.first_step
-        names = {use.name for use in plan.controls if use.matters(steps)}
+        evaluations = len(plan.evaluations)
+        names = {use.name for use in plan.controls if use.matters(evaluations)}
         if not names:
             yield plan
             return
-        waited = self._residency.take(names, lambda: self._check(plan))
+        waited = self._residency.take(names, lambda: self._board.check_wanted(plan))
         try:
             yield dataclasses.replace(plan, control_load_ms=waited)
         finally:
             self._residency.give_back(names)
 
-    def _check(self, plan: Plan) -> None:
-        """See whether the job still goes on."""
-        if self._board.cancelled(plan.slot, plan.ticket):
-            raise Cancelled(f"job {plan.job_id} was cancelled")
 
-
-def _ask_for_recording(done: Future[None], inputs: Sequence[pb.TensorHandle], job_id: str) -> None:
+def _ask_for_recording(
+    done: Future[None], inputs: Sequence[pb.TensorHandle], choices: Mapping[str, str]
+) -> None:
     try:
-        pb.call("templates", inputs, ["RESULT"], {"job_id": job_id})
+        pb.call("templates", inputs, ["RESULT"], choices)
     except Exception as error:
         done.set_exception(error)
     else:
@@ -129,9 +156,13 @@ class ControlModels:
     has no effect but a line in the log.
     """
 
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+
     def load(self, name: str) -> None:
         """Load it."""
         pb.load_model(f"{CONTROLNET}{name}")
+        self._metrics.count("control_loads_total")
 
     def unload(self, name: str) -> None:
         """Unload it and wait for the end of its process, which holds the memory."""

@@ -1,4 +1,4 @@
-"""`templates`: records templates, lists them, evicts them.
+"""`templates`: records templates, lists them, evicts them, gives their pictures back.
 
 Has two processes, so that a list does not wait for a recording. Each also records, while the server
 has nothing else to do, what edits have found missing.
@@ -9,24 +9,46 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tessera.contract import SPARSE_GRAPHS, TEMPLATE_ACTIONS
 from tessera.engines.bundle import Bundle
-from tessera.errors import Cancelled, InvalidInput, TesseraError
+from tessera.errors import Cancelled, InvalidInput, TesseraError, Unavailable
+from tessera.plan import ControlUse
+from tessera.requests.controls import identified, prepared, read_controls
 from tessera.requests.edit import read_image
-from tessera.requests.fields import Inputs, text_of
-from tessera.requests.parameters import job_of
-from tessera.requests.request import read_action, read_schedule
+from tessera.requests.fields import Inputs, scalar_of, text_of
+from tessera.requests.framing import filled_up
+from tessera.requests.parameters import adapters_of, job_of, texts_of
+from tessera.requests.request import (
+    Lora,
+    Prompts,
+    read_action,
+    read_loras,
+    read_prompts,
+    read_schedule,
+)
 from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
+from tessera.templates.keys import recorded_controls
 from tessera.templates.pictures import find_picture, unknown
+from tessera.templates.registering import Waiting, keys_of
 from tessera.templates.store import Recording, RecordingKey, TemplateStore
 from tessera.triton import pb
+from tessera.triton.ending import Endings
+from tessera.triton.metrics import Metrics
+from tessera.triton.render import open_residency
+from tessera.types import Array
+from tessera.variants import VARIANTS
 
 if TYPE_CHECKING:
+    from tessera.codec.words import Words
+    from tessera.controls.residency import Residency
     from tessera.templates.recorder import Recorder
 
 IDLE_S = 1.0
@@ -35,12 +57,22 @@ IDLE_S = 1.0
 AFTER_ERROR_S = 30.0
 """How long nothing is tried when what is wanted could not be read."""
 
+RELEASE_S = 120.0
+"""After so long without a recording, the networks that make them leave memory: a second UNet."""
+
+DISK_S = 30.0
+"""How often the size of all recordings is looked up for the metrics."""
+
 GIVE_WAY_S = 1.0
 """Longest wait between two batches of such a recording."""
 
+_NO_PICTURE: Array = np.zeros((0, 0, 3), np.uint8)
+
 
 class TritonPythonModel:
-    """ACTION, IMAGE or TEMPLATE, STEPS, SCHEDULER -> RESULT (JSON)."""
+    """ACTION, IMAGE or TEMPLATE, STEPS, SCHEDULER, COPIES, a prompt, LORAS, CONTROLS -> RESULT
+    (JSON), IMAGE.
+    """
 
     def initialize(self, args: dict[str, Any]) -> None:
         """Open the bundle, the board and the store; torch and networks wait for a recording."""
@@ -48,23 +80,44 @@ class TritonPythonModel:
         self._bundle = Bundle.of(settings)
         self._manifest = self._bundle.manifest
         self._settings = settings.templates
+        self._open_residency = partial(open_residency, settings)
+        self._adapters = settings.adapters
         self._store = TemplateStore(self._settings.folder, budget=self._settings.disk)
         self._board = Board(settings.board)
+        Endings(settings, self._board)  # of jobs that are found lost here
         self._busy = threading.Lock()
+        self._recorded = time.monotonic()
         self._ending = threading.Event()
+        self._metrics = Metrics()
+        self._measured = -DISK_S
         self._thread = threading.Thread(target=self._record_when_idle, daemon=True)
         if self._manifest.can_be_sparse:
             self._thread.start()
+
+    @cached_property
+    def _residency(self) -> Residency:
+        return self._open_residency()
+
+    @cached_property
+    def _words(self) -> Callable[[], Words]:
+        """Textual inversions that prompts may have."""
+        from tessera.adapters.inversion import Inversions  # imports torch, like the recorder
+
+        widths = self._bundle.text_widths(VARIANTS[self._manifest.variant].text_encoders)
+        return Inversions(self._bundle.folder, self._adapters.folders, widths).words
 
     @cached_property
     def _recorder(self) -> Recorder:
         """Used by whoever holds `_busy`."""
         import torch
 
+        from tessera.adapters.recorded import RecordedAdapters
         from tessera.templates.recorder import Recorder  # imports networks: 3 s of CPU time
 
         torch.set_num_threads(self._bundle.threads)
-        return Recorder.of(self._bundle, self._store, budget=self._settings.size)
+        adapters = partial(RecordedAdapters, self._bundle, self._adapters)
+        options: dict[str, Any] = {"budget": self._settings.largest, "adapters": adapters}
+        return Recorder.of(self._bundle, self._store, words=self._words, **options)
 
     def finalize(self) -> None:
         """End the thread."""
@@ -77,59 +130,124 @@ class TritonPythonModel:
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
         inputs = pb.arrays(request)
         action = read_action(inputs, TEMPLATE_ACTIONS)
-        register = partial(self._register, job_id=job_of(pb.parameters(request)))
+        _check_copies(inputs)
+        if action == "picture":
+            return self._picture(inputs)
+        given = pb.parameters(request)
+        waiting = Waiting(job_of(given), texts_of(given), adapters_of(given))
+        register = partial(self._register, waiting=waiting)
         answers: dict[str, Callable[[Inputs], dict[str, Any]]] = {
             "register": register,
             "list": self._list,
             "evict": self._evict,
         }
-        return [pb.tensor("RESULT", json.dumps(answers[action](inputs)).encode())]
+        return _answered(answers[action](inputs), _NO_PICTURE)
 
-    def _register(self, inputs: Inputs, *, job_id: str | None) -> dict[str, Any]:
+    def _register(self, inputs: Inputs, *, waiting: Waiting) -> dict[str, Any]:
         """For a client, or for an edit: its job may be cancelled before its turn comes."""
         if not self._manifest.can_be_sparse:
-            accepted = f"list, evict, since the bundle has no graphs {' and '.join(SPARSE_GRAPHS)}"
+            others = ", ".join(a for a in TEMPLATE_ACTIONS if a != "register")
+            accepted = f"{others}, since the bundle has no graphs {' and '.join(SPARSE_GRAPHS)}"
             raise InvalidInput("ACTION", "register", accepted)
         began = time.monotonic()
+        inputs = filled_up(inputs, self._manifest.limits)
         picture = read_image(inputs, self._manifest, partial(find_picture, self._store.pictures))
         steps, scheduler = read_schedule(inputs, self._manifest)
+        prompts, loras = read_prompts(inputs, self._manifest), read_loras(inputs)
+        uses, images = self._controls(inputs, picture)
+        from tessera.controls.recorded import RecordedControls
         from tessera.denoise.canvas import TEMPLATE_SEED
+        from tessera.triton.controls import ask
 
-        identity = self._store.keep(picture)
+        try:
+            identity = self._store.keep(picture)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise Unavailable(f"the template cannot be kept: {reason}") from error
         key = RecordingKey(self._manifest.digest, identity, scheduler, steps, TEMPLATE_SEED)
-        with self._busy:
+        key = key.with_controls(recorded_controls(uses, range(key.evaluations)))
+        with self._busy, self._loaded(key):
+            job_id = waiting.job_id
             if job_id is not None and self._board.status(job_id).cancelled:
                 raise Cancelled(f"job {job_id} was cancelled")
-            recording, made = self._recorder.ensure(key)
-        self._store.done(key)
+            keys = waiting.keys(key) if waiting.texts else self._keys(key, prompts, loras)
+            ensure = partial(self._recorder.ensure, controls=RecordedControls(ask, images))
+            recordings, made = zip(*map(ensure, keys), strict=True)
+            self._recorded = time.monotonic()
+        for each in keys:
+            self._store.done(each)
         seconds = round(time.monotonic() - began, 3)
-        described = {"template": identity, "recorded": made, "seconds": seconds}
-        return described | _describe(recording)
+        described = {"template": identity, "recorded": any(made), "seconds": seconds}
+        # Older clients know no such keys.
+        further: dict[str, Any] = {"copies": 1} if "COPIES" in inputs else {}
+        further |= {"prompt": keys[-1].text} if "PROMPT" in inputs else {}
+        further |= {"loras": _loras(keys[-1])} if "LORAS" in inputs else {}
+        further |= {"controls": _controls(keys[-1])} if "CONTROLS" in inputs else {}
+        whole = {"bytes": sum(recording.bytes for recording in recordings)}
+        return described | _describe(recordings[-1]) | whole | further
+
+    def _controls(
+        self, inputs: Inputs, picture: Array
+    ) -> tuple[Sequence[ControlUse], Mapping[str, Array]]:
+        """ControlNets, and their prepared images by digest."""
+        height, width = picture.shape[:2]
+        controls = read_controls(inputs, self._manifest, width, height)
+        images = prepared(controls, width, height)
+        uses = identified([control.use for control in controls], images)
+        return uses, {use.image: image for use, image in zip(uses, images, strict=False)}
+
+    def _keys(
+        self, key: RecordingKey, prompts: Prompts, loras: Sequence[Lora]
+    ) -> list[RecordingKey]:
+        """Of a client's registration."""
+        parts: dict[str, Any] = {"recorder": self._recorder, "store": self._store}
+        return keys_of(key, prompts, loras, **parts, words=self._words())
+
+    @contextmanager
+    def _loaded(self, key: RecordingKey) -> Iterator[None]:
+        """Keep a key's ControlNets loaded meanwhile."""
+        names = {control.name for control in key.controls}
+        if not names:
+            yield
+            return
+        self._residency.take(names)
+        try:
+            yield
+        finally:
+            self._residency.give_back(names)
 
     def _list(self, inputs: Inputs) -> dict[str, Any]:
-        recordings = [r for r in self._store.recordings() if r.key.bundle == self._manifest.digest]
+        recordings: dict[str, list[dict[str, Any]]] = {}
+        for each in self._store.recordings():
+            if each.key.bundle == self._manifest.digest:
+                described = _describe(each) | {"prompt": each.key.text, "loras": _loras(each.key)}
+                described["controls"] = _controls(each.key)
+                recordings.setdefault(each.key.template, []).append(described)
         templates = []
         for identity in self._store.pictures.known():
-            mine = [_describe(r) for r in recordings if r.key.template == identity]
             height, width = self._store.pictures.size_of(identity)
-            templates.append(
-                {"template": identity, "width": width, "height": height, "recordings": mine}
-            )
-        used = sum(r.bytes for r in self._store.recordings())
+            mine = {"recordings": recordings.get(identity, [])}
+            templates.append({"template": identity, "width": width, "height": height} | mine)
         counters = self._board.cache
         reads = counters["hits"] + counters["misses"]
         rate = round(counters["hits"] / reads, 4) if reads else None
         return {
             "templates": templates,
-            "disk": {"bytes": used, "budget": self._settings.disk},
+            "disk": {"bytes": self._bytes, "budget": self._settings.disk},
             "memory": {**counters, "budget": self._settings.memory, "hit_rate": rate},
         }
 
     def _evict(self, inputs: Inputs) -> dict[str, Any]:
         identity = text_of(inputs, "TEMPLATE", "", 100)
-        if identity not in self._store.pictures.known():
-            raise unknown(self._store.pictures, identity)
+        if not self._store.pictures.holds(identity):
+            raise unknown(identity)
         return {"template": identity, "bytes": self._store.evict(identity)}
+
+    def _picture(self, inputs: Inputs) -> list[pb.TensorHandle]:
+        identity = text_of(inputs, "TEMPLATE", "", 100)
+        picture = find_picture(self._store.pictures, identity)
+        height, width = picture.shape[:2]
+        return _answered({"template": identity, "width": width, "height": height}, picture)
 
     def _record_when_idle(self) -> None:
         """The thread: records what is wanted, one after the other, and gives way to requests."""
@@ -137,11 +255,36 @@ class TritonPythonModel:
         while not self._ending.wait(pause):
             pause = IDLE_S
             try:
+                self._release()
+                self._tell_disk()
                 if not self._board.running():
                     self._record_wanted()
             except Exception as error:
                 pb.log(f"what edits want cannot be recorded: {error!r}")
                 pause = AFTER_ERROR_S
+
+    def _release(self) -> None:
+        """Give the networks' memory back if they have not been used for long."""
+        unused_s = time.monotonic() - self._recorded
+        if (
+            "_recorder" in vars(self)
+            and unused_s > RELEASE_S
+            and self._busy.acquire(blocking=False)
+        ):
+            try:
+                self._recorder.release()
+            finally:
+                self._busy.release()
+
+    def _tell_disk(self) -> None:
+        if time.monotonic() - self._measured > DISK_S:
+            self._measured = time.monotonic()
+            self._metrics.set("template_bytes", self._bytes, tier="disk")
+
+    @property
+    def _bytes(self) -> int:
+        """Of all recordings."""
+        return sum(recording.bytes for recording in self._store.recordings())
 
     def _record_wanted(self) -> None:
         """The latest, unless this process or the other one is recording; nobody waits for it."""
@@ -156,6 +299,7 @@ class TritonPythonModel:
             except Exception as error:
                 pb.log(f"template {key.template} could not be recorded: {error!r}")
             finally:
+                self._recorded = time.monotonic()
                 self._busy.release()
             self._store.done(key)
 
@@ -164,6 +308,29 @@ class TritonPythonModel:
         until = time.monotonic() + GIVE_WAY_S
         while self._board.denoising() and time.monotonic() < until:
             time.sleep(0.02)
+
+
+def _check_copies(inputs: Inputs) -> None:
+    """Several copies are a fleet's: it asks as many workers for one each.
+
+    Raises:
+        InvalidInput: COPIES is not 1.
+    """
+    copies = int(scalar_of(inputs["COPIES"])) if "COPIES" in inputs else 1
+    if copies != 1:
+        raise InvalidInput("COPIES", copies, "1 by a single server; more by a fleet")
+
+
+def _answered(result: dict[str, Any], picture: Array) -> list[pb.TensorHandle]:
+    return [pb.tensor("RESULT", json.dumps(result).encode()), pb.tensor("IMAGE", picture)]
+
+
+def _loras(key: RecordingKey) -> list[dict[str, Any]]:
+    return [{"name": use.name, "weight": use.weight} for use in key.adapters]
+
+
+def _controls(key: RecordingKey) -> list[dict[str, Any]]:
+    return [control.report for control in key.controls]
 
 
 def _describe(recording: Recording) -> dict[str, Any]:

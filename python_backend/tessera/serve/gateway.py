@@ -1,0 +1,126 @@
+"""The gateway beside a server: `tessera-serve --gateway` starts it once the server is ready, starts
+it again if it ends, and ends it with the server.
+
+Its other options come from environment variables, which it reads by itself. Knows nothing of the
+gateway's code: it is a process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tessera.errors import TesseraError, listing
+from tessera.serve.supervisor import die_with_parent
+from tessera.serve.tritonserver import Ports
+
+NEEDS = (
+    "aiohttp",
+    "fastapi",
+    "fastapi_offline",
+    "msgspec",
+    "python_multipart",
+    "tritonclient",
+    "uvicorn",
+    "PIL",
+)
+_STOP_S = 10.0
+_QUICK_S = 30.0
+"""A gateway that ends within so long has failed to start, or does so again and again."""
+_LONGEST_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """Where the gateway listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+def check_gateway(needs: Sequence[str] = NEEDS) -> None:
+    """See whether the gateway's packages are installed.
+
+    Raises:
+        TesseraError: some are not.
+    """
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TesseraError(
+            f"--gateway needs packages that are not installed: {listing(missing)}; "
+            'pip install "tessera[gateway]"'
+        )
+
+
+def command(options: GatewayOptions, ports: Ports, host: str) -> list[str]:
+    """The gateway's command line, in front of the server at these ports of `host`."""
+    server = f"[{host}]" if ":" in host else host
+    flags = [f"--triton=grpc://{server}:{ports.grpc}", f"--kserve=http://{server}:{ports.http}"]
+    flags += [f"--host={options.host}", f"--port={options.port}"]
+    return [sys.executable, "-m", "tessera_gateway", *flags]
+
+
+@dataclass
+class GatewayProcess:
+    """A gateway that runs until `stop`.
+
+    Attributes:
+        command: starts it.
+        say: called with every line worth telling the operator, from another thread.
+    """
+
+    command: Sequence[str]
+    say: Callable[[str], None]
+    _process: subprocess.Popen[bytes] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _ending: threading.Event = field(default_factory=threading.Event)
+    _watcher: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start it, in a session of its own, and look after it in a thread."""
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """End it; what it draws is over by then, since the server has ended."""
+        with self._lock:
+            self._ending.set()
+            process = self._process
+        if process:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        if self._watcher:
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        failures = 0
+        while process := self._begin():
+            began = time.monotonic()
+            code = process.wait()
+            if self._ending.is_set():
+                return
+            failures = failures + 1 if time.monotonic() - began < _QUICK_S else 0
+            delay = min(2.0**failures, _LONGEST_WAIT_S) if failures else 0.0
+            self.say(f"the gateway has ended ({code}); starting it again in {delay:.0f} s")
+            self._ending.wait(delay)
+
+    def _begin(self) -> subprocess.Popen[bytes] | None:
+        """Start the process, unless it is not wanted any more."""
+        with self._lock:
+            if self._ending.is_set():
+                return None
+            self._process = subprocess.Popen(
+                list(self.command),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+            return self._process

@@ -1,0 +1,65 @@
+"""The repository API of a tritonserver: which models are loaded, and to change that.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tessera.serve.tritonserver import DIRECT
+
+LOAD_S = 600.0
+"""A large model may take that long."""
+_ANSWER_S = 5.0
+
+READY, LOADING = "READY", "LOADING"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """That of one server.
+
+    Attributes:
+        url: of its HTTP endpoint.
+        headers: that it wants.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def is_up(self) -> bool:
+        """Whether the server has loaded what it was started with."""
+        return self._ask("/v2/health/ready", None) is not None
+
+    def state(self, model: str) -> str | None:
+        """What the server says of a model: READY, LOADING, UNLOADING, UNAVAILABLE or, if it does
+        not know it, nothing; `None` if it does not answer.
+        """
+        body = self._ask("/v2/repository/index", b"{}")
+        if body is None:
+            return None
+        entries: list[dict[str, str]] = json.loads(body)
+        return next((e.get("state", "") for e in entries if e["name"] == model), "")
+
+    def load(self, model: str) -> bool:
+        """Load a model; whether that was possible."""
+        return self._ask(f"/v2/repository/models/{model}/load", b"{}", LOAD_S) is not None
+
+    def unload(self, model: str, timeout: float = _ANSWER_S) -> None:
+        """Unload a model; does not wait longer than `timeout` for that."""
+        self._ask(f"/v2/repository/models/{model}/unload", b"{}", timeout)
+
+    def _ask(self, path: str, body: bytes | None, timeout: float = _ANSWER_S) -> bytes | None:
+        """Body of a successful answer, `None` for anything else."""
+        request = urllib.request.Request(self.url + path, body, dict(self.headers))
+        try:
+            with DIRECT.open(request, timeout=timeout) as answer:
+                content: bytes = answer.read()
+                return content
+        except (OSError, urllib.error.URLError):
+            return None
