@@ -1,0 +1,99 @@
+"""The application: `create_app`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+
+from tessera_client import AsyncClient
+from tessera_client.aio_transport import AsyncTransport
+from tessera_gateway import capabilities, jobs, kept
+from tessera_gateway.errors import add_handlers
+from tessera_gateway.kept import KeptPictures
+from tessera_gateway.keys import Keyring, KeysError
+from tessera_gateway.kserve import router as kserve
+from tessera_gateway.kserve.upstream import Upstream
+from tessera_gateway.limits import EarlyAnswers
+from tessera_gateway.openai import routes as openai
+from tessera_gateway.page import routes as page
+from tessera_gateway.sdapi import routes as sdapi
+from tessera_gateway.settings import GatewaySettings
+from tessera_gateway.state import Gateway
+
+log = logging.getLogger("tessera_gateway")
+
+
+def create_app(
+    settings: GatewaySettings,
+    *,
+    transport: AsyncTransport | None = None,
+    upstream: Upstream | None = None,
+) -> FastAPI:
+    """The ASGI application.
+
+    Args:
+        settings: the operator's.
+        transport: what the SDK uses instead of a connection to `settings.triton`, in tests.
+        upstream: what KServe's bytes are passed on to instead of `settings.triton_http`.
+
+    Raises:
+        KeysError: the file of keys cannot be used.
+        InvalidInput: `settings.triton` is no address.
+    """
+
+    def new_client() -> AsyncClient:
+        """Without a token: a user's own is not for the server behind."""
+        return AsyncClient(settings.triton, token="", timeout=settings.timeout, transport=transport)
+
+    pictures = KeptPictures(seconds=settings.url_seconds, budget=settings.url_bytes)
+    gateway = Gateway(settings, new_client(), Keyring(settings.keys), pictures)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        gateway.client = new_client()  # the one before is closed if the application ran already
+        _reload_at_hangup(gateway)
+        yield
+        await gateway.close()
+
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None,
+        title="Tessera gateway",
+        version=version("tessera"),
+        lifespan=lifespan,
+    )
+    app.state.gateway = gateway
+    add_handlers(app)
+    for router in (openai.router, jobs.router, capabilities.router, kept.router, sdapi.router):
+        app.include_router(router)
+    for router in (kserve.make_router(upstream), page.router):
+        app.include_router(router)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body)
+    app.add_middleware(EarlyAnswers)  # around the one before
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"]
+        )
+    return app
+
+
+def _reload_at_hangup(gateway: Gateway) -> None:
+    """Read the file of keys again at SIGHUP; a thread that is not the main one gets no signals."""
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, gateway)
+
+
+def _reload(gateway: Gateway) -> None:
+    try:
+        log.info("%d keys", gateway.keyring.reload())
+    except KeysError as error:
+        log.error("the keys stay as they were: %s", error)

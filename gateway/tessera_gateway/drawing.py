@@ -1,0 +1,133 @@
+"""Pictures that a request asks for: drawn by the SDK, all at once, as long as its caller is there.
+
+Every API that draws uses `draw_all` (or `draw`) inside `until_gone`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from tessera.contract import RANDOM_SEEDS
+from tessera.types import Array
+from tessera_client import Preview, Result
+from tessera_client.messages import EditOptions
+from tessera_gateway.errors import ApiError
+from tessera_gateway.state import Gateway, gateway_of
+
+log = logging.getLogger("tessera_gateway")
+T = TypeVar("T")
+GONE = 499
+"""Status of an answer that nobody reads, in the log only."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture to be drawn.
+
+    Attributes:
+        prompt: what it shall show.
+        job_id: to watch and cancel it by.
+        options: as the SDK takes them; of a generation, without those of edits.
+        image: of an edit, (h, w, 3) of uint8; `None` if `options` name a template.
+        mask: of an edit, (h, w) of uint8; `None` for a generation.
+    """
+
+    prompt: str
+    job_id: str
+    options: EditOptions
+    image: Array | None = None
+    mask: Array | None = None
+
+
+def numbered(drawing: Drawing, count: int) -> list[Drawing]:
+    """So many drawings of one kind, with seeds and job ids that count up."""
+    seed = drawing.options.get("seed")
+    first = secrets.randbelow(RANDOM_SEEDS - count) if seed is None else seed
+    several = []
+    for number in range(count):
+        options = drawing.options.copy()
+        options["seed"] = first + number
+        job_id = f"{drawing.job_id}-{number + 1}" if count > 1 else drawing.job_id
+        several.append(dataclasses.replace(drawing, job_id=job_id, options=options))
+    return several
+
+
+async def draw(
+    gateway: Gateway, drawing: Drawing, on_preview: Callable[[Preview], None] | None = None
+) -> Result:
+    """Draw one picture; a task that is cancelled meanwhile cancels the job, too.
+
+    Raises:
+        TesseraError: see `tessera_client.AsyncClient.generate`.
+    """
+    with gateway.drawing(drawing.job_id):
+        result = await _ask(gateway, drawing, on_preview)
+    info, prompt = result.info, drawing.prompt if gateway.settings.log_prompts else "..."
+    log.info(
+        "%s: %s, %d x %d, %d steps, %.0f ms, prompt %r",
+        info.job_id,
+        "generation" if drawing.mask is None else "edit",
+        info.width,
+        info.height,
+        info.steps,
+        info.total_ms,
+        prompt,
+    )
+    return result
+
+
+async def _ask(
+    gateway: Gateway, drawing: Drawing, on_preview: Callable[[Preview], None] | None
+) -> Result:
+    options: Any = drawing.options
+    more: Any = {"job_id": drawing.job_id, "on_preview": on_preview, **options}
+    if drawing.mask is None:
+        return await gateway.client.generate(drawing.prompt, **more)
+    return await gateway.client.edit(drawing.image, drawing.mask, drawing.prompt, **more)
+
+
+async def draw_all(gateway: Gateway, drawings: Sequence[Drawing]) -> list[Result]:
+    """Draw pictures at once, so that they share ticks. The first error ends the others.
+
+    Raises:
+        TesseraError: see `draw`.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(draw(gateway, drawing)) for drawing in drawings]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the caller closes the connection.
+
+    The request's body has to be read before.
+
+    Raises:
+        ApiError: the caller has gone.
+    """
+    gateway = gateway_of(request)
+    task, gone = gateway.start(work), gateway.start(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(GONE, "the caller closed the connection", "client_gone")
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,166 @@
+"""Requests that are not for one worker of the router's choice: jobs stick to theirs, and templates
+are listed and evicted everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+import grpc
+
+from tessera_gateway.fleet import wire
+from tessera_gateway.fleet.book import SLOW_S, NoWorker
+from tessera_gateway.fleet.peek import Peek
+from tessera_gateway.fleet.pool import Member, Pool
+
+T = TypeVar("T")
+CANCEL_WITHIN_S = 5.0
+
+
+async def by_job(
+    pool: Pool,
+    job: str,
+    send: Callable[[Member], Awaitable[T]],
+    unknown: Callable[[T | Exception], bool],
+) -> T:
+    """Ask the worker of a job, or all until one knows it: another router may have sent it there.
+
+    Args:
+        pool: the workers.
+        job: its id.
+        send: sends the request.
+        unknown: whether an answer or error says that the job is not known.
+
+    Raises:
+        NoWorker: there is none.
+    """
+    own = pool.of(job)
+    members = [own] if own else pool.live()
+    if not members:
+        raise NoWorker("no worker of the fleet is ready")
+    for member in members[:-1]:
+        try:
+            answer = await send(member)
+        except grpc.aio.AioRpcError as error:
+            if not unknown(error):
+                raise
+            continue
+        if not unknown(answer):
+            return answer
+    return await send(members[-1])
+
+
+async def cancel(member: Member, job: str) -> None:
+    """Tell a worker that nobody waits for a picture any more. What it answers does not matter."""
+    request = wire.request_of("jobs", {"ACTION": "cancel", "JOB_ID": job})
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await member.call("ModelInfer", request, CANCEL_WITHIN_S)
+
+
+async def everywhere(pool: Pool, peek: Peek) -> str:
+    """List or evict templates on every worker; RESULT of the answer.
+
+    Raises:
+        grpc.aio.AioRpcError: every worker's answer is an error; this is the first one's.
+        NoWorker: there is none.
+    """
+    texts = {"ACTION": peek.action} | ({"TEMPLATE": peek.template} if peek.template else {})
+    request = wire.request_of("templates", texts)
+    if copying := pool.copying.get(peek.template):  # else it would come back
+        await asyncio.wait({copying})
+    members = pool.live()
+    if not members:
+        raise NoWorker("no worker of the fleet is ready")
+    answers = await asyncio.gather(
+        *(member.call("ModelInfer", request, SLOW_S) for member in members),
+        return_exceptions=True,
+    )
+    texts_of = [wire.first_text(each) for each in answers if isinstance(each, bytes)]
+    if not texts_of:
+        raise next(each for each in answers if isinstance(each, BaseException))
+    results = [json.loads(text) for text in texts_of]
+    if peek.action == "list":
+        return json.dumps(listed(results))
+    pool.book.evict(peek.template, time.monotonic())
+    return json.dumps(evicted(results))
+
+
+async def evicted_elsewhere(pool: Pool, peek: Peek, within: float) -> Member:
+    """Evict a template on all workers but one that has it, which is left for the caller to ask.
+
+    Args:
+        pool: the workers.
+        peek: the request.
+        within: seconds for the workers, and before that for a copy that is under way.
+
+    Raises:
+        NoWorker: there is none.
+    """
+    if copying := pool.copying.get(peek.template):
+        await asyncio.wait({copying}, timeout=within)
+    now = time.monotonic()
+    knowing = pool.book.knowing(peek.template, now)
+    own = pool.members[knowing[0]] if knowing else pool.first_now()
+    request = wire.request_of("templates", {"ACTION": "evict", "TEMPLATE": peek.template})
+    others = [member for member in pool.live() if member is not own]
+    calls = (member.call("ModelInfer", request, within) for member in others)
+    await asyncio.gather(*calls, return_exceptions=True)  # those that do not know it say so
+    pool.book.evict(peek.template, now)
+    return own
+
+
+async def gathered(
+    pool: Pool, send: Callable[[Member], Awaitable[T]], failed: type[Exception]
+) -> list[T]:
+    """The answers of all workers that answer; waits for a first one while there is none.
+
+    Raises:
+        NoWorker: there is none.
+        Exception: of the type `failed`; no worker answers, and this is the first one's error.
+    """
+    await pool.first()
+    answers = await asyncio.gather(*map(send, pool.live()), return_exceptions=True)
+    for error in (each for each in answers if isinstance(each, BaseException)):
+        if not isinstance(error, failed):
+            raise error
+    fine = [each for each in answers if not isinstance(each, BaseException)]
+    if not fine:
+        raise next(each for each in answers if isinstance(each, BaseException))
+    return fine
+
+
+def evicted(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was evicted of one template, on all workers."""
+    return {**results[0], "bytes": sum(result["bytes"] for result in results)}
+
+
+def listed(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The templates of all workers, each once, with every recording that any of them has, and how
+    many workers know it.
+    """
+    templates: dict[str, dict[str, Any]] = {}
+    for each in (template for result in results for template in result["templates"]):
+        known = templates.setdefault(each["template"], {**each, "recordings": [], "copies": 0})
+        known["copies"] += 1
+        known["recordings"] += [r for r in each["recordings"] if r not in known["recordings"]]
+    memory = _summed(result["memory"] for result in results)
+    reads = memory["hits"] + memory["misses"]
+    memory["hit_rate"] = round(memory["hits"] / reads, 4) if reads else None
+    return {
+        "templates": list(templates.values()),
+        "disk": _summed(result["disk"] for result in results),
+        "memory": memory,
+    }
+
+
+def _summed(counts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for each in counts:
+        for name, value in each.items():
+            total[name] = (total.get(name) or 0) + (value or 0)
+    return total

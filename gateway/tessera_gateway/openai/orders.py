@@ -1,0 +1,226 @@
+"""Orders: what a request asks for, checked, with its pictures decoded."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tessera.types import Array
+from tessera_client import Control, Lora, Region, ServedBundle
+from tessera_client.messages import EditOptions
+from tessera_gateway.drawing import Drawing, numbered
+from tessera_gateway.errors import ApiError, invalid, unfit
+from tessera_gateway.openai.quality import named, steps_of
+from tessera_gateway.openai.reading import Sent, SentEdit
+from tessera_gateway.openai.schemas import (
+    ControlField,
+    EditExtra,
+    Extra,
+    PictureFields,
+    RegionField,
+)
+from tessera_gateway.pictures import Format, decode, decode_url
+
+STRENGTH = {"low": 0.8, "high": 0.5}
+"""Of an edit without a mask, by `input_fidelity`: 0.8 is the usual one of image-to-image."""
+OF_EDITS: tuple[str, ...] = ("strength", "mode", "template", "mask_kind", "mask_fill")
+OF_EDITS += ("mask_feather", "mask_tone", "padding_mask_crop", "extend")
+"""Options of edits in `tessera`."""
+WHOLE = 100
+"""`output_compression` that loses nothing."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a request asks for.
+
+    Attributes:
+        drawings: one for each picture.
+        width, height: of the pictures, in pixels.
+        kind: what the names of its events begin with.
+        form, compression: of the pictures' files.
+        partials: how many previews of each picture a stream shall have.
+        quality: as answers name it.
+        as_url: whether the answer has URLs instead of pictures.
+    """
+
+    drawings: list[Drawing]
+    width: int
+    height: int
+    kind: str
+    form: Format
+    compression: int
+    partials: int
+    quality: str
+    as_url: bool
+
+    @property
+    def size(self) -> str:
+        """As answers write it."""
+        return f"{self.width}x{self.height}"
+
+
+def generation(fields: PictureFields, extra: Extra, bundle: ServedBundle, max_pixels: int) -> Order:
+    """The order of a generation; work for a thread, since it decodes pictures.
+
+    Raises:
+        ApiError: a field is not accepted.
+    """
+    size = _size(fields.size)
+    defaults = bundle.defaults
+    width, height = size or (int(defaults["width"]), int(defaults["height"]))
+    options = _options(fields, extra, bundle, max_pixels)
+    options["width"], options["height"] = width, height
+    drawing = Drawing(fields.prompt, extra.job_id or uuid.uuid4().hex, options)
+    return _order(fields, drawing, (width, height), "image_generation")
+
+
+def edit(sent: SentEdit, bundle: ServedBundle, max_pixels: int) -> Order:
+    """The order of an edit; work for a thread, since it decodes pictures.
+
+    Raises:
+        ApiError: a field is not accepted.
+    """
+    fields, extra = sent.fields, sent.fields.tessera
+    options = _options(fields, extra, bundle, max_pixels)
+    picture = _picture(sent, extra, max_pixels)
+    mask = _mask(sent, extra, picture, max_pixels)
+    left, top, right, bottom = extra.extend or (0, 0, 0, 0)
+    if mask is None and picture is not None and extra.extend:
+        mask = np.zeros((picture.height, picture.width), np.uint8)
+    if mask is None and picture is not None:  # all of it, from the picture itself
+        mask = np.full((picture.height, picture.width), 255, np.uint8)
+        options["strength"] = extra.strength or STRENGTH[fields.input_fidelity or "low"]
+    if mask is None:
+        raise unfit("mask", "is missing", "a mask, since tessera.template gives the image")
+    size = mask.shape[1], mask.shape[0]
+    if picture is not None and picture.size != size:
+        problem = f"has {size[0]} x {size[1]} pixels"
+        raise unfit("mask", problem, f"the image's {picture.width} x {picture.height}")
+    size = (size[0] + left + right, size[1] + top + bottom)
+    if _size(fields.size) not in (None, size):
+        raise invalid("size", fields.size, f"auto, or the image's {size[0]}x{size[1]}")
+    if extra.regions:
+        options["regions"] = [_region(*each, max_pixels) for each in enumerate(extra.regions)]
+    image = None if picture is None else np.asarray(picture.convert("RGB"))
+    job_id = extra.job_id or uuid.uuid4().hex
+    drawing = Drawing(fields.prompt, job_id, options, image, mask)
+    return _order(fields, drawing, size, "image_edit")
+
+
+def check_model(name: str | None, bundle: ServedBundle) -> None:
+    """See whether a request's model is the one that is served.
+
+    Raises:
+        ApiError: 404, as OpenAI does.
+    """
+    if name is not None and name != bundle.name:
+        message = f"model is {name[:80]!r}; accepted: {bundle.name}"
+        raise ApiError(404, message, "model_not_found", param="model")
+
+
+def _order(fields: PictureFields, drawing: Drawing, size: tuple[int, int], kind: str) -> Order:
+    form, compression = fields.output_format or Format.PNG, fields.output_compression
+    if fields.background == "transparent":
+        raise invalid("background", "transparent", "opaque, auto")
+    if form is Format.PNG and compression not in (None, WHOLE):
+        raise invalid("output_compression", compression, "100 with output_format png")
+    if fields.partial_images and not fields.stream:
+        raise invalid("partial_images", fields.partial_images, "0 without stream")
+    if fields.response_format == "url" and fields.stream:
+        raise invalid("response_format", "url", "b64_json with stream")
+    return Order(
+        numbered(drawing, fields.n or 1),
+        *size,
+        kind=kind,
+        form=form,
+        compression=WHOLE if compression is None else compression,
+        partials=fields.partial_images or 0,
+        quality=named(fields.quality),
+        as_url=fields.response_format == "url",
+    )
+
+
+def _size(size: str | None) -> tuple[int, int] | None:
+    """(width, height); `None` for the usual size."""
+    if size in (None, "auto"):
+        return None
+    width, height = size.split("x")
+    return int(width), int(height)
+
+
+def _options(
+    fields: PictureFields, extra: Extra, bundle: ServedBundle, max_pixels: int
+) -> EditOptions:
+    steps = extra.steps or steps_of(fields.quality, extra.scheduler, bundle)
+    given: dict[str, Any] = {
+        "steps": steps,
+        "loras": [Lora(lora.name, lora.weight, lora.text_weight) for lora in extra.loras],
+        "controls": [
+            _control(number, control, max_pixels) for number, control in enumerate(extra.controls)
+        ],
+    }
+    names: tuple[str, ...] = ("seed", "guidance", "scheduler", "negative_prompt")
+    names += ("prompt_syntax", "clip_skip", "lora_policy")
+    names += OF_EDITS if isinstance(extra, EditExtra) else ()
+    given |= {name: getattr(extra, name) for name in names}
+    given["quality"] = extra.edit_quality if isinstance(extra, EditExtra) else None
+    return EditOptions(**{k: v for k, v in given.items() if v not in (None, [])})  # type: ignore[typeddict-item]
+
+
+def _region(number: int, region: RegionField, max_pixels: int) -> Region:
+    param = f"tessera.regions[{number}].mask_image"
+    white = decode_url(region.mask_image, param, max_pixels)
+    return Region(np.asarray(white.convert("L")), region.prompt)
+
+
+def _control(number: int, control: ControlField, max_pixels: int) -> Control:
+    picture = decode_url(control.image, f"tessera.controls[{number}].image", max_pixels)
+    settings = control.model_dump(exclude={"image"}, exclude_none=True)
+    return Control(image=np.asarray(picture.convert("RGB")), **settings)
+
+
+def _decoded(sent: Sent, param: str, max_pixels: int) -> Image.Image:
+    if isinstance(sent, bytes):
+        return decode(sent, param, max_pixels)
+    return decode_url(sent, param, max_pixels)
+
+
+def _picture(sent: SentEdit, extra: EditExtra, max_pixels: int) -> Image.Image | None:
+    count = len(sent.images)
+    if extra.template is not None and not count:
+        return None
+    if count != 1 or extra.template is not None:
+        problem = "is missing" if not count else f"is there {count} times"
+        raise unfit("image", problem, "one image, or tessera.template")
+    return _decoded(sent.images[0], "image", max_pixels)
+
+
+def _mask(
+    sent: SentEdit, extra: EditExtra, picture: Image.Image | None, max_pixels: int
+) -> Array | None:
+    """(h, w) of uint8, 255 where to edit; `None` if nothing says where."""
+    if extra.mask_image is not None:
+        if sent.mask is not None:
+            raise unfit("tessera.mask_image", "is there beside mask", "one of the two")
+        white = decode_url(extra.mask_image, "tessera.mask_image", max_pixels)
+        return np.asarray(white.convert("L"))
+    if sent.mask is not None:
+        mask = _decoded(sent.mask, "mask", max_pixels)
+        if not mask.has_transparency_data:
+            accepted = "a PNG that is transparent where to edit; white for edit: tessera.mask_image"
+            raise unfit("mask", "has no transparency", accepted)
+        return _transparent(mask)
+    if picture is not None and picture.has_transparency_data:
+        transparent = _transparent(picture)
+        return transparent if transparent.any() else None
+    return None
+
+
+def _transparent(picture: Image.Image) -> Array:
+    """255 where a picture is transparent."""
+    return 255 - np.asarray(picture.convert("RGBA"))[..., 3]
