@@ -21,15 +21,23 @@ from tessera.errors import (
 )
 from tessera_client.adapters import Adapter
 from tessera_client.aio import AsyncClient
+from tessera_client.bundle import ServedBundle
+from tessera_client.capabilities import Busy, Capabilities
 from tessera_client.client import Client
 from tessera_client.controls import Control
-from tessera_client.messages import Health, Lora, Result
+from tessera_client.edits import Region
+from tessera_client.messages import Health, Lora
+from tessera_client.previews import Preview
+from tessera_client.repainting import Repainted
+from tessera_client.results import Result
 from tessera_client.templates import Recorded
 
 __all__ = [
     "Adapter",
     "AsyncClient",
+    "Busy",
     "Cancelled",
+    "Capabilities",
     "Client",
     "Control",
     "Health",
@@ -38,8 +46,12 @@ __all__ = [
     "InvalidInput",
     "JobStatus",
     "Lora",
+    "Preview",
     "Recorded",
+    "Region",
+    "Repainted",
     "Result",
+    "ServedBundle",
     "TesseraError",
     "TimedOut",
     "Unavailable",

@@ -14,18 +14,22 @@ from tessera_client.wire import Call
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA file of the server.
+    """A LoRA file of the server, or one of textual inversion.
 
     Attributes:
         name: as `loras` names it.
         bytes: of the file.
         digest: of its content.
-        layout: kohya, diffusers or peft.
-        ranks: smallest and largest.
+        layout: kohya, diffusers, peft or comfyui.
+        ranks: smallest and largest; `None` for a kind without ranks.
         targets: how many weights it changes, by network.
-        family: of the checkpoints that it is for, as far as it fits the server's bundle.
+        family: of the checkpoints that it is for, as far as it fits the server's bundle; `None` for
+            a file that was not read yet.
         problem: why it cannot be used; `None` if it can, and else nothing but name and bytes is
             known.
+        kinds: lora, dora, loha, lokr, ia3, full, or textual_inversion.
+        skipped: by which rules tensors of the file were skipped, each with their number.
+        word: what a prompt has for the vectors of a textual inversion; `None` for a LoRA.
     """
 
     name: str
@@ -36,6 +40,9 @@ class Adapter:
     targets: dict[str, int] = field(default_factory=dict)
     family: str | None = None
     problem: str | None = None
+    kinds: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    word: str | None = None
 
 
 def adapters_call() -> Call:

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
-from typing import Any, Self, Unpack
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tessera.contract import JobStatus
-from tessera.errors import TesseraError, TimedOut, Unavailable, UnknownJob
-from tessera.types import Array
+from tessera.errors import InvalidInput
 from tessera_client.adapters import Adapter, adapters_call, read_adapters
-from tessera_client.aio_transport import AsyncTransport, connect_async
-from tessera_client.client import COMES_WITHIN_S, JOB_TIMEOUT, POLL_S, PUBLIC_MODELS, RETRY_S
-from tessera_client.edits import Mask, edit_call
+from tessera_client.aio_connection import AsyncConnection
+from tessera_client.bundle import ServedBundle, bundle_call, read_bundle
+from tessera_client.capabilities import Capabilities, busy_of, load_call
+from tessera_client.checks import seconds_of
+from tessera_client.client import AT_ONCE, PUBLIC_MODELS
+from tessera_client.connection import JOB_TIMEOUT
+from tessera_client.edits import Mask, Rectangle
 from tessera_client.messages import (
+    ControlList,
+    EditManyOptions,
     EditOptions,
     GenerateOptions,
     Health,
-    Result,
-    generate_call,
+    LoraList,
+    ManyOptions,
     job_call,
-    read_result,
+    read_json,
     read_status,
 )
+from tessera_client.orders import Wish, edit, generation, numbered, seeds_of
 from tessera_client.pictures import Picture
+from tessera_client.previews import (
+    News,
+    OnPreview,
+    OnProgress,
+    Preview,
+    preview_call,
+    read_preview,
+)
+from tessera_client.repainting import Repainted, repaint_of
+from tessera_client.results import Result
 from tessera_client.templates import (
     Recorded,
     evict_call,
@@ -35,40 +48,15 @@ from tessera_client.templates import (
     read_answer,
     register_call,
 )
-from tessera_client.wire import Call
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-class AsyncClient:
-    """`Client` for asyncio, with the same arguments, results and errors; usable in an `async with`
-    statement.
+class AsyncClient(AsyncConnection):
+    """`Client` for asyncio, with the same arguments, results and errors. Callbacks are called in
+    the event loop, and may be coroutine functions, which are awaited.
     """
-
-    def __init__(
-        self,
-        url: str = "http://localhost:8000",
-        *,
-        timeout: float = 300.0,
-        retries: int = 2,
-        transport: AsyncTransport | None = None,
-    ) -> None:
-        self._transport = transport or connect_async(url)
-        self._timeout = timeout
-        self._retries = retries
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._transport.close()
 
     async def generate(
         self,
@@ -76,14 +64,15 @@ class AsyncClient:
         *,
         job_id: str | None = None,
         timeout: float | None = None,
-        on_progress: Callable[[JobStatus], None] | None = None,
+        on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Result:
         """See `Client.generate`; cancelling the awaiting task cancels the job on the server,
         too.
         """
-        job = job_id or uuid.uuid4().hex
-        return await self._picture(generate_call(prompt, job, options), job, timeout, on_progress)
+        wish = generation(prompt, options)
+        return await self._one(wish, job_id, timeout, on_progress, on_preview)
 
     async def edit(
         self,
@@ -93,27 +82,121 @@ class AsyncClient:
         *,
         job_id: str | None = None,
         timeout: float | None = None,
-        on_progress: Callable[[JobStatus], None] | None = None,
+        on_progress: OnProgress | None = None,
+        on_preview: OnPreview | None = None,
         **options: Unpack[EditOptions],
     ) -> Result:
         """See `Client.edit`; cancelling the awaiting task cancels the job on the server, too."""
-        job = job_id or uuid.uuid4().hex
-        call = edit_call(image, mask, prompt, job, options)
-        return await self._picture(call, job, timeout, on_progress)
+        wish = edit(image, mask, prompt, options)
+        return await self._one(wish, job_id, timeout, on_progress, on_preview)
 
-    async def _picture(
+    def generate_many(
         self,
-        call: Call,
-        job: str,
+        prompt: str,
+        *,
+        n: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        job_id: str | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[ManyOptions],
+    ) -> AsyncIterator[Result]:
+        """See `Client.generate_many`; for `async for`."""
+        return self._many(generation(prompt, options), n, seed, job_id, timeout, on_progress)
+
+    def edit_many(
+        self,
+        image: Picture | None,
+        mask: Mask,
+        prompt: str,
+        *,
+        n: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        job_id: str | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[EditManyOptions],
+    ) -> AsyncIterator[Result]:
+        """See `Client.edit_many`; for `async for`."""
+        wish = edit(image, mask, prompt, options)
+        return self._many(wish, n, seed, job_id, timeout, on_progress)
+
+    async def repaint(
+        self,
+        image: Picture,
+        boxes: Sequence[Rectangle],
+        prompt: str | Sequence[str],
+        *,
+        job_id: str | None = None,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[EditOptions],
+    ) -> Repainted:
+        """See `Client.repaint`."""
+        self._check_open()
+        asked = repaint_of(image, boxes, prompt, options, job_id)
+        drawn = self._drawn(asked.wishes, timeout, on_progress)
+        return asked.done([result async for result in drawn])
+
+    async def _one(
+        self,
+        wish: Wish,
+        job_id: str | None,
         timeout: float | None,
-        on_progress: Callable[[JobStatus], None] | None,
+        on_progress: OnProgress | None,
+        on_preview: OnPreview | None = None,
     ) -> Result:
-        async with self._reporting(job, on_progress), self._cancelling(job):
-            return read_result(await self._ask(call, timeout, job))
+        self._check_open()
+        seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
+        job = uuid.uuid4().hex if job_id is None else job_id
+        news = News(job, on_progress, on_preview, awaits=True)
+        order = wish.order(job, await self.bundle() if wish.needs_bundle else None)
+        async with self._reporting(job, news), self._cancelling(job):
+            return order.result(await self._ask(order.call, seconds, job))
+
+    def _many(
+        self,
+        wish: Wish,
+        n: int | None,
+        seed: int | Sequence[int] | None,
+        job_id: str | None,
+        timeout: float | None,
+        on_progress: OnProgress | None,
+    ) -> AsyncIterator[Result]:
+        self._check_open()
+        if timeout is not None:
+            seconds_of("timeout", timeout)
+        first = uuid.uuid4().hex if job_id is None else job_id
+        News(first, on_progress, awaits=True)
+        wishes = {job: wish.with_seed(s) for job, s in numbered(first, seeds_of(n, seed))}
+        return self._drawn(wishes, timeout, on_progress)
+
+    async def _drawn(
+        self, wishes: dict[str, Wish], timeout: float | None, on_progress: OnProgress | None
+    ) -> AsyncIterator[Result]:
+        """The pictures of wishes by their job's id, in order."""
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(job: str, wish: Wish) -> Result:
+            async with room:
+                return await self._one(wish, job, timeout, on_progress)
+
+        tasks = [asyncio.ensure_future(one(job, wish)) for job, wish in wishes.items()]
+        try:
+            for task in tasks:
+                yield await task
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def status(self, job_id: str) -> JobStatus:
         """See `Client.status`."""
         return read_status(await self._ask(job_call("status", job_id), JOB_TIMEOUT))
+
+    async def preview(self, job_id: str, decoder: str | None = None) -> Preview | None:
+        """See `Client.preview`."""
+        return read_preview(await self._ask(preview_call(job_id, decoder), JOB_TIMEOUT))
 
     async def cancel(self, job_id: str) -> JobStatus:
         """See `Client.cancel`."""
@@ -123,6 +206,19 @@ class AsyncClient:
         """See `Client.adapters`."""
         return read_adapters(await self._ask(adapters_call()))
 
+    async def bundle(self) -> ServedBundle:
+        """See `Client.bundle`."""
+        return read_bundle(await self._ask(bundle_call()))
+
+    async def capabilities(self) -> Capabilities:
+        """See `Client.capabilities`."""
+        bundle, loras = await self.bundle(), await self.adapters()
+        try:
+            busy = busy_of(read_json(await self._ask(load_call(), JOB_TIMEOUT)))
+        except InvalidInput:  # an older server, or a fleet, does not tell
+            busy = None
+        return Capabilities(bundle, loras, busy)
+
     async def register_template(
         self,
         image: Picture | None = None,
@@ -130,10 +226,20 @@ class AsyncClient:
         template: str | None = None,
         steps: int | None = None,
         scheduler: str | None = None,
+        copies: int | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        prompt_syntax: str | None = None,
+        clip_skip: int | None = None,
+        loras: LoraList = (),
+        controls: ControlList = (),
         timeout: float | None = None,
     ) -> Recorded:
         """See `Client.register_template`."""
-        call = register_call(image, template, steps, scheduler)
+        given = {"template": template, "steps": steps, "scheduler": scheduler, "copies": copies}
+        given |= {"prompt": prompt, "negative_prompt": negative_prompt, "clip_skip": clip_skip}
+        given["prompt_syntax"] = prompt_syntax
+        call = register_call(image, loras=loras, controls=controls, **given)
         return Recorded(**read_answer(await self._ask(call, timeout)))
 
     async def templates(self) -> dict[str, Any]:
@@ -146,65 +252,6 @@ class AsyncClient:
 
     async def health(self) -> Health:
         """See `Client.health`."""
+        self._check_open()
         server = await self._transport.ready()
         return Health(server, {m: await self._transport.ready(m) for m in PUBLIC_MODELS})
-
-    async def _ask(
-        self, call: Call, timeout: float | None = None, job: str | None = None
-    ) -> dict[str, Array]:
-        for number in range(self._retries + 1):
-            try:
-                return await self._transport.infer(call, timeout or self._timeout)
-            except Unavailable as error:
-                if not error.undone or number == self._retries:
-                    raise
-                if job:
-                    await self._cancel(job)
-                await asyncio.sleep(RETRY_S * 2**number)
-        raise AssertionError("unreachable")
-
-    @contextlib.asynccontextmanager
-    async def _cancelling(self, job_id: str) -> AsyncIterator[None]:
-        try:
-            yield
-        except (asyncio.CancelledError, TimedOut):
-            await asyncio.shield(asyncio.ensure_future(self._cancel(job_id, COMES_WITHIN_S)))
-            raise
-
-    async def _cancel(self, job_id: str, within: float = 0.0) -> None:
-        until, call = time.monotonic() + within, job_call("cancel", job_id)
-        with contextlib.suppress(TesseraError):
-            while True:
-                try:
-                    await self._transport.infer(call, JOB_TIMEOUT)
-                    return
-                except UnknownJob:
-                    if time.monotonic() >= until:
-                        return
-                await asyncio.sleep(POLL_S)
-
-    @contextlib.asynccontextmanager
-    async def _reporting(
-        self, job_id: str, report: Callable[[JobStatus], None] | None
-    ) -> AsyncIterator[None]:
-        if report is None:
-            yield
-            return
-        over, question = asyncio.Event(), job_call("status", job_id)
-
-        async def poll() -> None:
-            """Ask for the job's status again and again; a failed question is skipped."""
-            while not over.is_set():
-                await asyncio.sleep(POLL_S)
-                with contextlib.suppress(TesseraError):
-                    report(read_status(await self._transport.infer(question, JOB_TIMEOUT)))
-
-        task = asyncio.create_task(poll())
-        try:
-            yield
-        finally:
-            over.set()  # a library below may lose the cancellation
-            task.cancel()
-            await asyncio.wait([task])
-        if not task.cancelled():
-            task.result()

@@ -6,43 +6,99 @@ Exit codes: 0 done, 1 the server could not do it, 2 bad usage or input, 3 no ser
 from __future__ import annotations
 
 import json
+import signal
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from rich.text import Text
 
-from tessera.errors import TesseraError
 from tessera.terminal.console import new_table
 from tessera_client import cli_adapters, cli_edit, cli_templates
 from tessera_client.cli_adapters import Loras, read_loras
+from tessera_client.cli_batch import batch
+from tessera_client.cli_compare import compare_folder
 from tessera_client.cli_controls import Controls, read_controls
-from tessera_client.client import Client
-from tessera_client.messages import GenerateOptions
+from tessera_client.cli_info import info
+from tessera_client.cli_progress import PreviewFile, Screen, ShowPreview, one_bar, with_progress
+from tessera_client.messages import ManyOptions
+from tessera_client.orders import numbered, seeds_of
+from tessera_client.results import Result
 from tessera_client.terminal import (
+    FAILURES,
     LOCAL,
     PICTURE,
     SAMPLING,
+    Access,
     AsJson,
+    ClipSkip,
     Guidance,
     JobId,
     LoraPolicy,
     NegativePrompt,
+    Priority,
     Scheduler,
     Steps,
+    Syntax,
     Timeout,
     Url,
+    check_output,
     fail,
+    numbered_file,
+    open_client,
     option,
     output,
+    read_headers,
     save,
-    with_progress,
+    shown,
+    tell,
+    write,
 )
 
 app = typer.Typer(help="Talk to a Tessera server.", no_args_is_help=True, add_completion=False)
 app.command()(cli_edit.edit)
+app.command()(batch)
+app.command("compare")(compare_folder)
+app.command()(info)
 app.add_typer(cli_templates.app, name="templates")
 app.add_typer(cli_adapters.app, name="adapters")
+
+
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TESSERA_TOKEN",
+        show_envvar=True,
+        metavar="TOKEN",
+        help="Key of a gateway; better in the variable, which other users do not see.",
+    ),
+]
+Headers = Annotated[
+    list[str] | None,
+    typer.Option("--header", metavar="'NAME: VALUE'", help="A header to send (repeatable)."),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TESSERA_CA_FILE",
+        metavar="FILE",
+        help="Certificates (PEM) to trust instead of the system's, for https:// and grpcs://.",
+    ),
+]
+
+
+@app.callback()
+def access(token: Token = None, header: Headers = None, ca_file: CaFile = None) -> None:
+    """Talk to a Tessera server."""
+    try:
+        headers = read_headers(header)
+    except ValueError as error:
+        fail(error)
+    shown.update(Access(token=token, headers=headers, ca_file=ca_file))
 
 
 Out = Annotated[
@@ -55,7 +111,15 @@ Out = Annotated[
         help="Write the picture to this file; with --n, -1, -2 ... is added to the name.",
     ),
 ]
-Number = Annotated[int, option(PICTURE, "--n", min=1, help="How many pictures to make.")]
+Number = Annotated[
+    int,
+    option(
+        PICTURE,
+        "--n",
+        min=1,
+        help="How many pictures to make: at once, but with previews one after the other.",
+    ),
+]
 Side = Annotated[int | None, option(PICTURE, metavar="PIXELS", help="A multiple of 8.")]
 Seed = Annotated[
     int | None, option(SAMPLING, help="Seed of the first picture; further ones count up.")
@@ -68,6 +132,8 @@ def generate(
     out: Out = Path("out.png"),
     n: Number = 1,
     negative_prompt: NegativePrompt = None,
+    syntax: Syntax = None,
+    clip_skip: ClipSkip = None,
     width: Side = None,
     height: Side = None,
     seed: Seed = None,
@@ -76,34 +142,42 @@ def generate(
     scheduler: Scheduler = None,
     lora: Loras = None,
     lora_policy: LoraPolicy = None,
+    priority: Priority = None,
     control: Controls = None,
+    preview: ShowPreview = False,
+    preview_file: PreviewFile = None,
     job_id: JobId = None,
     url: Url = LOCAL,
     timeout: Timeout = 300.0,
     as_json: AsJson = False,
 ) -> None:
     """Make pictures of a prompt."""
-    options = GenerateOptions(
+    options = ManyOptions(
         negative_prompt=negative_prompt,
-        seed=seed,
+        prompt_syntax=syntax,
+        clip_skip=clip_skip,
         steps=steps,
         guidance=guidance,
         width=width,
         height=height,
         scheduler=scheduler,
         lora_policy=lora_policy,
+        priority=priority,
     )
     try:
+        screen = Screen(preview, preview_file)
+        check_output(out, as_json=as_json, several=n > 1)
         options["loras"], options["controls"] = read_loras(lora), read_controls(control)
-        with Client(url, timeout=timeout) as client:
-            for number in range(n):
-                path = out if n == 1 else out.with_stem(f"{out.stem}-{number + 1}")
-                turn = options.copy()
-                if seed is not None:
-                    turn["seed"] = seed + number
-                job = f"{job_id}-{number + 1}" if job_id and n > 1 else job_id
-                _generate_one(client, prompt, path, turn, job, as_json)
-    except (TesseraError, ValueError, OSError, KeyboardInterrupt) as error:
+        wanted = dict(numbered(job_id or uuid.uuid4().hex, seeds_of(n, seed)))
+        with open_client(url, timeout) as client:
+            if n > 1 and not screen.wanted:
+                _at_once(partial(client.generate_many, prompt, **options), wanted, out, as_json)
+                return
+            for number, (job, each) in enumerate(wanted.items(), 1):
+                draw = partial(client.generate, prompt, seed=each, **options)
+                path = out if n == 1 else numbered_file(out, number)
+                save(with_progress(draw, steps, job, screen), path, as_json)
+    except FAILURES as error:
         fail(error)
 
 
@@ -116,9 +190,9 @@ def jobs(
 ) -> None:
     """Show how far a job is, or cancel it."""
     try:
-        with Client(url) as client:
+        with open_client(url) as client:
             status = client.cancel(job_id) if cancel else client.status(job_id)
-    except TesseraError as error:
+    except FAILURES as error:
         fail(error)
     if as_json:
         typer.echo(json.dumps(vars(status)))
@@ -135,9 +209,9 @@ def jobs(
 def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
     """Ask whether the server and its public models are ready; exit with 3 if not."""
     try:
-        with Client(url) as client:
+        with open_client(url) as client:
             report = client.health()
-    except TesseraError as error:
+    except FAILURES as error:
         fail(error)
     if as_json:
         output.print_json(
@@ -152,22 +226,27 @@ def health(url: Url = LOCAL, as_json: AsJson = False) -> None:
         raise typer.Exit(3)
 
 
-def _generate_one(
-    client: Client,
-    prompt: str,
-    path: Path,
-    options: GenerateOptions,
-    job_id: str | None,
-    as_json: bool,
+def _at_once(
+    draw: Callable[..., Iterator[Result]], wanted: Mapping[str, int], out: Path, as_json: bool
 ) -> None:
-    result = with_progress(
-        lambda job, show: client.generate(prompt, job_id=job, on_progress=show, **options),
-        options.get("steps"),
-        job_id,
-    )
-    save(result, path, as_json)
+    """Draw pictures that share ticks; write each as soon as it is there, and tell of all."""
+    first, _, _ = next(iter(wanted)).rpartition("-")
+    seeds = list(wanted.values())
+    done: list[tuple[Result, Path]] = []
+    try:
+        with (
+            one_bar(first, len(wanted)) as show,
+            closing(cast(Any, draw(seed=seeds, job_id=first, on_progress=show))) as results,
+        ):
+            for number, result in enumerate(results, 1):
+                done.append((result, numbered_file(out, number)))
+                write(*done[-1])
+    finally:
+        for each in done:
+            tell(*each, as_json)
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. SIGTERM cancels what is under way, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

@@ -6,15 +6,24 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tessera.errors import TesseraError
 from tessera.terminal.console import new_table
-from tessera_client.client import Client
 from tessera_client.messages import Lora
-from tessera_client.terminal import ADDONS, LOCAL, AsJson, Timeout, Url, fail, option, output
+from tessera_client.terminal import (
+    ADDONS,
+    FAILURES,
+    LOCAL,
+    AsJson,
+    Timeout,
+    Url,
+    fail,
+    open_client,
+    option,
+    output,
+)
 
 app = typer.Typer(help="List LoRAs.", no_args_is_help=True)
 
@@ -25,7 +34,8 @@ Loras = Annotated[
         "--lora",
         metavar="NAME[:WEIGHT[:WEIGHT]]",
         help="Apply a LoRA with a weight (1), and another in the text encoders (the same) "
-        "(repeatable).",
+        "(repeatable). For a name with a colon: "
+        '{"name": NAME, "weight": WEIGHT}.',
     ),
 ]
 
@@ -39,36 +49,52 @@ def _group() -> None:
 def list_all(url: Url = LOCAL, timeout: Timeout = 300.0, as_json: AsJson = False) -> None:
     """List the server's LoRAs, and why one cannot be used."""
     try:
-        with Client(url, timeout=timeout) as client:
+        with open_client(url, timeout) as client:
             found = client.adapters()
-    except TesseraError as error:
+    except FAILURES as error:
         fail(error)
     if as_json:
         for adapter in found:
             typer.echo(json.dumps(dataclasses.asdict(adapter)))
         return
-    table = new_table("name", "rank", "targets", "MB", "digest", "layout", "for", numbers=["MB"])
+    table = new_table(
+        "name", "kinds", "rank", "targets", "MB", "digest", "layout", "for", numbers=["MB"]
+    )
     for adapter in found:
         low, high = adapter.ranks or (0, 0)
         table.add_row(
             adapter.name,
+            f"{', '.join(adapter.kinds)} {adapter.word or ''}".strip(),
             (str(low) if low == high else f"{low}-{high}") if adapter.ranks else "",
             ", ".join(f"{part} {count}" for part, count in adapter.targets.items()),
             f"{adapter.bytes / 1e6:.1f}",
             adapter.digest or "",
             adapter.layout or "",
-            f"nothing: it {adapter.problem}" if adapter.problem else adapter.family,
+            f"nothing: it {adapter.problem}"
+            if adapter.problem
+            else adapter.family or "(not read yet)",
         )
     output.print(table)
+    for adapter in found:
+        for rule in adapter.skipped:
+            output.print(f"{adapter.name}: skipped {rule}", markup=False, highlight=False)
 
 
-def read_loras(texts: Sequence[str] | None) -> list[Lora]:
-    """What `--lora` stands for.
+def read_loras(texts: Sequence[str] | None) -> list[Lora | dict[str, Any]]:
+    """What `--lora` stands for. A name with colons is given in JSON, as an element of LORAS.
 
     Raises:
         ValueError: one is not of the form NAME[:WEIGHT[:TEXT_WEIGHT]].
     """
-    return [_read(text) for text in texts or ()]
+    return [_read_json(text) or _read(text) for text in texts or ()]
+
+
+def _read_json(text: str) -> dict[str, Any] | None:
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def _read(text: str) -> Lora:

@@ -11,7 +11,22 @@ from tessera_client.controls import Control
 from tessera_client.pictures import read_picture
 from tessera_client.terminal import ADDONS, option
 
-_FORM = "NAME=FILE[,scale=S][,start=A][,end=B][,preprocess=P][,resize=R][,low=L][,high=H]"
+_FORM = (
+    "NAME=FILE[,scale=S][,start=A][,end=B][,preprocess=P][,resize=R][,low=L][,high=H][,mode=M]"
+    "[,guess_mode=true]"
+)
+
+
+def _mode(text: str) -> str | int:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
 _KINDS: dict[str, Callable[[str], Any]] = {
     "scale": float,
     "start": float,
@@ -20,6 +35,8 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "resize": str,
     "low": float,
     "high": float,
+    "mode": _mode,
+    "guess_mode": _flag,
 }
 
 Controls = Annotated[
@@ -30,7 +47,7 @@ Controls = Annotated[
         metavar=_FORM.partition("[")[0] + "[,KEY=VALUE]...",
         help="Apply a ControlNet with its control image (repeatable). Keys: scale (1), start and "
         f"end (shares of the steps), preprocess ({', '.join(PREPROCESSORS)}), low and high (of "
-        f"canny), resize ({', '.join(RESIZES)}).",
+        f"canny), resize ({', '.join(RESIZES)}), mode (of a ControlNet-Union), guess_mode (true).",
     ),
 ]
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 
 from tessera.contract import Scheduler
-from tessera.errors import TesseraError
 from tessera.terminal.console import new_table
-from tessera_client.client import Client
-from tessera_client.terminal import LOCAL, AsJson, Timeout, Url, console, fail, output
+from tessera_client.cli_adapters import Loras, read_loras
+from tessera_client.cli_controls import Controls, read_controls
+from tessera_client.terminal import (
+    FAILURES,
+    LOCAL,
+    AsJson,
+    Timeout,
+    Url,
+    console,
+    fail,
+    open_client,
+    output,
+)
 
 app = typer.Typer(
     help="Record, list and evict the pictures that edits start from.", no_args_is_help=True
@@ -25,6 +35,15 @@ def add(
     image: Annotated[Path, typer.Argument(help="Picture to record.", exists=True, dir_okay=False)],
     steps: Annotated[int | None, typer.Option(help="Denoising steps of its edits.")] = None,
     scheduler: Annotated[Scheduler | None, typer.Option(help="Sampler of its edits.")] = None,
+    copies: Annotated[
+        int | None, typer.Option(help="Workers of a fleet that are to have it.", min=1)
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of its edits.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Negative prompt of its edits.")
+    ] = None,
+    lora: Loras = None,
+    control: Controls = None,
     url: Url = LOCAL,
     timeout: Timeout = 600.0,
     as_json: AsJson = False,
@@ -32,12 +51,20 @@ def add(
     """Record a picture's activations, so that its edits are fast from the first on."""
     try:
         with (
-            Image.open(image) as picture,
-            Client(url, timeout=timeout) as client,
+            open_client(url, timeout) as client,
             console.doing("recording ..."),
         ):
-            done = client.register_template(picture, steps=steps, scheduler=scheduler)
-    except (TesseraError, OSError, KeyboardInterrupt) as error:
+            done = client.register_template(
+                image,
+                steps=steps,
+                scheduler=scheduler,
+                copies=copies,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                loras=read_loras(lora),
+                controls=read_controls(control),
+            )
+    except FAILURES as error:
         fail(error)
     if as_json:
         typer.echo(json.dumps(vars(done)))
@@ -46,6 +73,10 @@ def add(
     output.say(
         f"{done.template}  {how}: {done.steps} steps of {done.scheduler}, "
         f"{done.bytes / 1e6:.0f} MB ({done.storage})"
+        + (f", with prompt {done.prompt}" if done.prompt else "")
+        + (f", with {_named(done.loras)}" if done.loras else "")
+        + (f", with {_guided_by(done.controls)}" if done.controls else "")
+        + (f", on {done.copies} workers" if done.copies > 1 else "")
     )
 
 
@@ -53,14 +84,14 @@ def add(
 def list_all(url: Url = LOCAL, as_json: AsJson = False) -> None:
     """List what is known and recorded, and how full disk and memory are."""
     try:
-        with Client(url) as client:
+        with open_client(url) as client:
             found = client.templates()
-    except TesseraError as error:
+    except FAILURES as error:
         fail(error)
     if as_json:
         typer.echo(json.dumps(found))
         return
-    names = ("template", "size", "steps", "scheduler", "kept as", "MB")
+    names = ("template", "size", "steps", "scheduler", "prompt", "add-ons", "kept as", "MB")
     table = new_table(*names, numbers=["steps", "MB"])
     for template in found["templates"]:
         size = f"{template['width']} x {template['height']}"
@@ -82,9 +113,9 @@ def evict(
 ) -> None:
     """Remove a picture and what has been recorded of it."""
     try:
-        with Client(url) as client:
+        with open_client(url) as client:
             freed = client.evict_template(template)
-    except TesseraError as error:
+    except FAILURES as error:
         fail(error)
     if as_json:
         typer.echo(json.dumps({"template": template, "bytes": freed}))
@@ -94,6 +125,19 @@ def evict(
 
 def _cells(row: dict[str, Any] | None) -> list[str]:
     if row is None:
-        return ["", "", "not recorded", ""]
+        return ["", "", "", "", "not recorded", ""]
     megabytes = f"{row['bytes'] / 1e6:.1f}"
-    return [str(row["steps"]), row["scheduler"], row["storage"], megabytes]
+    prompt = row.get("prompt") or "empty"
+    addons = filter(None, (_named(row.get("loras", [])), _guided_by(row.get("controls", []))))
+    made = [prompt, ", ".join(addons) or "none"]
+    return [str(row["steps"]), row["scheduler"], *made, row["storage"], megabytes]
+
+
+def _named(loras: Sequence[Mapping[str, Any]]) -> str:
+    """LoRAs as `--lora` has them."""
+    return ", ".join(f"{each['name']}:{each['weight']:g}" for each in loras)
+
+
+def _guided_by(controls: Sequence[Mapping[str, Any]]) -> str:
+    """ControlNets with their scales."""
+    return ", ".join(f"ControlNet {each['name']}:{each['scale']:g}" for each in controls)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tessera.contract import TEMPLATES
 from tessera.types import Array
-from tessera_client.messages import encode_all
+from tessera_client.controls import control_inputs, controls_of
+from tessera_client.fitting import whole_frame
+from tessera_client.messages import encode_all, loras_of, read_json
 from tessera_client.pictures import Picture, rgb_of
 from tessera_client.wire import Call
 
@@ -25,6 +27,11 @@ class Recorded:
         bytes: on the server's disk.
         recorded: whether it was recorded now; False if it had been before.
         seconds: that took.
+        copies: workers of a fleet that have recorded it.
+        prompt: id of the prompt it was recorded with; empty for the empty one.
+        loras: name and weight of each LoRA in the UNet that it was recorded with.
+        controls: name, scale, digest of the image, first evaluation and the one behind the last of
+            each ControlNet that it was recorded with.
     """
 
     template: str
@@ -34,16 +41,23 @@ class Recorded:
     bytes: int
     recorded: bool
     seconds: float
+    copies: int = 1
+    prompt: str = ""
+    loras: list[dict[str, Any]] = field(default_factory=list)
+    controls: list[dict[str, Any]] = field(default_factory=list)
 
 
 def register_call(
-    image: Picture | None, template: str | None, steps: int | None, scheduler: str | None
+    image: Picture | None, *, loras: Sequence[Any], controls: Sequence[Any], **given: Any
 ) -> Call:
-    """The call of `templates` that records one."""
-    pixels = None if image is None else rgb_of(image)
-    return _call(
-        ACTION="register", IMAGE=pixels, TEMPLATE=template, STEPS=steps, SCHEDULER=scheduler
-    )
+    """The call of `templates` that records one; `given` are inputs by their names in Python."""
+    pixels = None if image is None else rgb_of("image", image)
+    inputs = {name.upper(): value for name, value in given.items()}
+    if chosen := loras_of(loras):
+        inputs["LORAS"] = json.dumps(chosen)
+    frame = None if pixels is None else whole_frame((pixels.shape[1], pixels.shape[0]))
+    inputs |= control_inputs(controls_of(controls), frame)
+    return _call(ACTION="register", IMAGE=pixels, **inputs)
 
 
 def list_call() -> Call:
@@ -58,8 +72,7 @@ def evict_call(template: str) -> Call:
 
 def read_answer(outputs: Mapping[str, Array]) -> dict[str, Any]:
     """What `templates` answers."""
-    content: dict[str, Any] = json.loads(outputs["RESULT"].reshape(-1)[0])
-    return content
+    return read_json(outputs)
 
 
 def _call(**given: Any) -> Call:

@@ -1,24 +1,22 @@
-"""Named arrays over HTTP or gRPC, by tritonclient.
+"""Named arrays over HTTP or gRPC.
 
 A transport is the seam of the client: tests put a fake in its place.
 """
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from types import MappingProxyType
 from typing import Protocol
 
-from tritonclient.utils import InferenceServerException
-
 from tessera.types import Array
-from tessera_client.wire import CHANNEL, Call, received, split_url
+from tessera_client import http_body
+from tessera_client.address import Address
+from tessera_client.wire import Call, ErrorAnswer, received
 
 _CONNECTS_WITHIN_S = 10.0
-_HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class Transport(Protocol):
@@ -43,43 +41,38 @@ class Transport(Protocol):
         ...
 
 
-def connect(url: str) -> Transport:
-    """A transport for `http://host:port` or `grpc://host:port`."""
-    scheme, address = split_url(url)
-    return HttpTransport(address) if scheme == "http" else GrpcTransport(address)
+def connect(address: Address) -> Transport:
+    """A transport to an address.
+
+    Raises:
+        ModuleNotFoundError: it is gRPC's, and that is not installed.
+    """
+    if address.scheme.startswith("grpc"):
+        from tessera_client.grpc_transport import GrpcTransport
+
+        return GrpcTransport(address)
+    return HttpTransport(address)
 
 
 class HttpTransport:
-    """HTTP: as many connections as there are calls at a time, kept for later ones.
+    """HTTP: as many connections as there are calls at a time, kept for later ones."""
 
-    tritonclient writes the requests and reads the answers; its connections belong to the thread
-    that made them, and what they hold is not free when that ends.
-    """
-
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
         self._idle: list[HTTPConnection] = []
         self._closed = False
 
     def infer(self, call: Call, timeout: float) -> dict[str, Array]:
         """See `Transport.infer`."""
-        import tritonclient.http as triton
-
         try:
-            arguments = call.arguments(triton, timeout)
-            path = f"/v2/models/{arguments.pop('model_name')}/infer"
-            body, length = triton.InferenceServerClient.generate_request_body(**arguments)
-            headers = {} if length is None else {_HEADER_LENGTH: str(length)}
+            body, headers = http_body.written(call, timeout)
+            path = f"/v2/models/{call.model}/infer"
             response, content = self._ask("POST", path, timeout, body, headers)
             if response.status != 200:
-                raise InferenceServerException(_sentence(content), str(response.status))
-            length = response.getheader(_HEADER_LENGTH)
-            answer = triton.InferenceServerClient.parse_response_body(
-                content, header_length=length and int(length)
-            )
+                raise ErrorAnswer(http_body.sentence_of(content), str(response.status))
+            return http_body.read(content, response.getheader(http_body.LENGTH), call.outputs)
         except Exception as error:
-            raise received(error, self._address, timeout) from None
-        return call.arrays(answer)
+            raise received(error, self._address.netloc, timeout) from None
 
     def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         """See `Transport.ready`."""
@@ -106,7 +99,8 @@ class HttpTransport:
         """The answer, whatever its status, and its body."""
         connection = self._connection(timeout)
         try:
-            connection.request(method, path, body, headers)
+            every = {**self._address.headers, **headers}
+            connection.request(method, self._address.prefix + path, body, every)
             response = connection.getresponse()
             content = response.read()
         except BaseException:
@@ -124,64 +118,39 @@ class HttpTransport:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = HTTPConnection(self._address, timeout=min(timeout, _CONNECTS_WITHIN_S))
+                connection = self._new(min(timeout, _CONNECTS_WITHIN_S))
                 connection.connect()
+                connection.sock.settimeout(timeout)
+                return connection
             if _is_open(connection):
                 connection.sock.settimeout(timeout)
                 return connection
             connection.close()
+
+    def _new(self, timeout: float) -> HTTPConnection:
+        netloc, tls = self._address.netloc, self._address.tls
+        if tls is None:
+            return HTTPConnection(netloc, timeout=timeout)
+        return HTTPSConnection(netloc, timeout=timeout, context=tls)
 
 
 def _is_open(connection: HTTPConnection) -> bool:
     """Whether nothing has come since the last answer: not even the server's end of it."""
     if connection.sock is None:
         return False
-    connection.sock.setblocking(False)
+    with socket.socket(fileno=connection.sock.fileno()) as plain:  # TLS cannot look ahead
+        try:
+            return _is_silent(plain)
+        finally:
+            plain.detach()
+
+
+def _is_silent(plain: socket.socket) -> bool:
+    plain.setblocking(False)
     try:
-        connection.sock.recv(1, socket.MSG_PEEK)
+        plain.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return True
     except OSError:
         return False
     return False
-
-
-def _sentence(content: bytes) -> str:
-    """What an answer says that is an error."""
-    try:
-        return str(json.loads(content)["error"])
-    except (ValueError, LookupError, TypeError):
-        return content.decode(errors="replace") or "no reason was given"
-
-
-class GrpcTransport:
-    """gRPC."""
-
-    def __init__(self, address: str) -> None:
-        import tritonclient.grpc as triton
-
-        self._address = address
-        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL)
-
-    def infer(self, call: Call, timeout: float) -> dict[str, Array]:
-        """See `Transport.infer`."""
-        import tritonclient.grpc as triton
-
-        try:
-            answer = self._client.infer(**call.arguments(triton, timeout), client_timeout=timeout)
-        except Exception as error:
-            raise received(error, self._address, timeout) from None
-        return call.arrays(answer)
-
-    def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
-        """See `Transport.ready`."""
-        try:
-            if model:
-                return bool(self._client.is_model_ready(model, client_timeout=timeout))
-            return bool(self._client.is_server_ready(client_timeout=timeout))
-        except Exception:
-            return False
-
-    def close(self) -> None:
-        """See `Transport.close`."""
-        self._client.close()

@@ -1,18 +1,18 @@
-"""What HTTP and gRPC share: URLs, calls as tritonclient takes them, its errors as ours."""
+"""What HTTP and gRPC share: one run of a model, and errors of the wire as ours."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tessera.errors import (
+    RESTARTING,
     Cancelled,
     InternalError,
     InvalidInput,
@@ -20,78 +20,92 @@ from tessera.errors import (
     TimedOut,
     Unavailable,
     UnknownJob,
+    is_restarting,
 )
 from tessera.types import Array
 
-CHANNEL = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.use_local_subchannel_pool", 1),
-]
 GRACE_S = 1.0
 """So much longer than its caller a request waits in the server's queues."""
 _BY_STATUS: dict[str, type[TesseraError]] = {
     "400": InvalidInput,
+    "401": InvalidInput,
+    "403": InvalidInput,
     "404": UnknownJob,
+    "413": InvalidInput,
+    "429": Unavailable,
     "503": Unavailable,
     "INVALID_ARGUMENT": InvalidInput,
+    "UNAUTHENTICATED": InvalidInput,
+    "PERMISSION_DENIED": InvalidInput,
     "NOT_FOUND": UnknownJob,
     "CANCELLED": Cancelled,
+    "RESOURCE_EXHAUSTED": Unavailable,
     "UNAVAILABLE": Unavailable,
 }
+_TYPES = {
+    "b": "BOOL",
+    "u1": "UINT8",
+    "i4": "INT32",
+    "i8": "INT64",
+    "f4": "FP32",
+    "O": "BYTES",
+}
+
+
+class ErrorAnswer(Exception):
+    """A server's answer that is an error.
+
+    Attributes:
+        message: its sentence.
+        status: of HTTP (`400`) or gRPC (`INVALID_ARGUMENT`).
+    """
+
+    def __init__(self, message: str, status: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
 
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a model: named arrays to send, names of those to get, request parameters."""
+    """One run of a model: named arrays to send, names of those to get, request parameters, and its
+    priority (0 is the usual one).
+    """
 
     model: str
     inputs: Mapping[str, Array]
     outputs: tuple[str, ...] = ("RESULT",)
     parameters: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
 
-    def arguments(self, triton: ModuleType, timeout: float) -> dict[str, Any]:
-        """What `infer` takes of the client in a module of tritonclient; after `timeout` seconds the
-        caller stops waiting.
-        """
-        inputs = []
-        for name, array in self.inputs.items():
-            tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-            inputs.append(tensor)
-        return {
-            "model_name": self.model,
-            "inputs": inputs,
-            "outputs": [triton.InferRequestedOutput(name) for name in self.outputs],
-            "timeout": int(1e6 * (timeout + GRACE_S)),
-            "parameters": dict(self.parameters),
-        }
-
-    def arrays(self, answer: Any) -> dict[str, Array]:
-        """The arrays that were asked for, of what `infer` returned."""
-        return {name: answer.as_numpy(name) for name in self.outputs}
+    def settings(self, timeout: float) -> dict[str, Any]:
+        """All parameters of a request whose caller stops waiting after `timeout` seconds."""
+        waits: dict[str, Any] = {"timeout": int(1e6 * (timeout + GRACE_S))}
+        if self.priority:  # the one for Triton's queues, the other for the server's models
+            waits |= {"priority": self.priority, "job_priority": self.priority}
+        return waits | dict(self.parameters)
 
 
-def split_url(url: str) -> tuple[str, str]:
-    """(scheme, host:port) of a server's URL; ports default to 8000 (HTTP) and 8001 (gRPC).
+def datatype_of(array: Array) -> str:
+    """KServe's name of an array's type; arrays of objects hold bytes."""
+    kind = array.dtype
+    return _TYPES[kind.kind if kind.kind in "bO" else f"{kind.kind}{kind.itemsize}"]
+
+
+def numpy_of(datatype: str) -> np.dtype[Any]:
+    """The type of a datatype's arrays, little endian.
 
     Raises:
-        InvalidInput: it is not of that form.
+        KeyError: it is none that Tessera has.
     """
-    accepted = "http://host[:port] or grpc://host[:port]"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise InvalidInput("url", url, accepted) from None
-    if parts.scheme not in ("http", "grpc") or not parts.hostname or parts.path.strip("/"):
-        raise InvalidInput("url", url, accepted)
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return parts.scheme, f"{host}:{port or (8000 if parts.scheme == 'http' else 8001)}"
+    return np.dtype({name: code for code, name in _TYPES.items()}[datatype]).newbyteorder("<")
 
 
 def received(error: Exception, address: str, timeout: float) -> TesseraError:
-    """The Tessera error that an exception of tritonclient (or of a socket below it) stands for."""
+    """The Tessera error that an exception of the wire stands for."""
+    if isinstance(error, ssl.SSLError) or "certificate" in type(error).__name__.lower():
+        reason = f"{address} does not prove that it is the server: {_first_line(error)}"
+        return Unavailable(reason, undone=False)
     if isinstance(
         error, ConnectionRefusedError | ConnectionResetError | BrokenPipeError
     ) or _no_connection(error):
@@ -101,13 +115,13 @@ def received(error: Exception, address: str, timeout: float) -> TesseraError:
         refused = refused or "cannot connect" in str(error).lower()
         return Unavailable(f"no server answers at {address}: {_first_line(error)}", undone=refused)
     if (
-        isinstance(error, TimeoutError)
+        isinstance(error, TimeoutError | asyncio.TimeoutError)
         or "Deadline Exceeded" in str(error)
         or "timed out" in str(error).lower()
     ):
         return TimedOut(f"no answer from {address} within {timeout:g} s")
-    if isinstance(error, InferenceServerException):
-        return _answer(str(error.status()).rpartition(".")[2], error.message())
+    if isinstance(error, ErrorAnswer):
+        return _answer(error.status, error.message)
     return InternalError(
         f"talking to {address} failed: {type(error).__name__}: {_first_line(error)}"
     )
@@ -116,9 +130,8 @@ def received(error: Exception, address: str, timeout: float) -> TesseraError:
 def _answer(status: str, message: str) -> TesseraError:
     sentence = re.sub(r"^in ensemble '\w+', ", "", message).strip()
     kind = _BY_STATUS.get(status, InternalError)
-    if "is not healthy" in sentence or sentence.startswith("Request for unknown model"):
-        # Triton's words for a model whose process has died, and for one that is being loaded
-        return Unavailable(f"a model is being restarted; try again in a few seconds ({sentence})")
+    if is_restarting(sentence):
+        return Unavailable(f"{RESTARTING} ({sentence})")
     if sentence.endswith("Request timeout expired"):  # Triton's words, of a queue
         return TimedOut("the request waited in a queue of the server for longer than its timeout")
     if status == "400" and re.match(r"job .* was cancelled", sentence):
@@ -133,13 +146,18 @@ def _answer(status: str, message: str) -> TesseraError:
 
 
 def _no_connection(error: Exception) -> bool:
-    if isinstance(error, InferenceServerException):
+    if isinstance(error, ErrorAnswer):
         text = str(error).lower()
         return "failed to connect" in text or "connection reset" in text or "socket closed" in text
     return type(error).__name__ in (
         "ClientConnectorError",
+        "ClientConnectorDNSError",
+        "ClientOSError",
+        "ClientPayloadError",
         "ServerDisconnectedError",
         "IncompleteRead",
+        "RemoteDisconnected",
+        "gaierror",
     )
 
 
