@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tessera.networks.walk import program_of
-from tessera.templates.recorder import numbers_per_step
+from tessera.templates.fitting import numbers_per_step
 from tessera.templates.storage import CHOICES, Storage
 from tests.fakes.true_configs import CONFIGS
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.run import describe_machine
+from bench import report
 from bench.server import DEMO_BUNDLE, ROOT, Server, plain_serving
 from tessera.controls.models import write_models
 from tessera.manifest import CONTROLNET, HINT, read_manifest, write_manifest
@@ -39,7 +39,6 @@ from tests.fakes.true_configs import CONFIGS
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-RESULTS = ROOT / "bench" / "results" / "controls.json"
 FIGURE = ROOT / "docs" / "images" / "controls_tick.png"
 LOG = ROOT / "out" / "bench-controls.log"
 SLEEPS = (40, 60, 80)
@@ -57,10 +56,11 @@ def main() -> None:
     draw_tick(_middle_tick(events))
     sent = transfer()
     console.print(_transfer_table(sent))
-    machine = describe_machine(len(os.sched_getaffinity(0)))
-    report = {"machine": machine, "overlap": overlapped, "transfer": sent}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written: {RESULTS.relative_to(ROOT)}, {FIGURE.relative_to(ROOT)}")
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
+    settings = {"sleeps_ms": SLEEPS, "steps": STEPS, "requests": REQUESTS}
+    results = {"overlap": overlapped, "transfer": sent}
+    file = report.write("controls", settings, results, machine=machine)
+    console.print(f"written: {file.relative_to(ROOT)}, {FIGURE.relative_to(ROOT)}")
 
 
 def overlap() -> tuple[list[dict[str, float]], list[Event]]:

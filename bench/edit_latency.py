@@ -1,7 +1,8 @@
 """Latency of single edits: the server over HTTP (dense, sparse, auto) against diffusers.
 
-    python -m bench.edit_latency --rounds 7
-    python -m bench.edit_latency sdxl --rounds 3 --steps 6
+    python -m bench edits --rounds 7
+    python -m bench edits sdxl --rounds 3 --steps 6
+    python -m bench edits --quality balanced
 
 Diffusers' inpainting pipeline runs in this process with the same weights, steps and number of
 threads. Server and diffusers alternate. `sdxl` is SDXL's topology at half its width with random
@@ -11,14 +12,13 @@ weights, at 512 x 512 pixels. Its bundle is built first (minutes, 6 GB).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import sparse
+from bench import report, sparse
 from bench.edit_quality import square
 from bench.server import DEMO_BUNDLE, DEMO_CHECKPOINT, ROOT, Server, serving
+from tessera.contract import EDIT_QUALITIES, EditQuality
 from tessera_build.demo.draw import render
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_client import Client
@@ -52,14 +53,15 @@ _CONDITIONS = (
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
 )
-RESULTS = ROOT / "bench" / "results"
 FOLDER = ROOT / "out" / "bench-edits"
 console = Console(highlight=False)
 
 
 @dataclass(frozen=True)
 class Level:
-    """Median milliseconds of an edit at one mask ratio, and its wait for cached inputs."""
+    """Median milliseconds of an edit at one mask ratio, and its wait for cached inputs.
+    `samples_ms` has all turns of each side.
+    """
 
     ratio: float
     diffusers_ms: float
@@ -68,6 +70,7 @@ class Level:
     auto_ms: float
     auto_mode: str
     cache_load_ms: float
+    samples_ms: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def auto_loss(self) -> float:
@@ -83,31 +86,42 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ratios", type=float, nargs="*", default=RATIOS)
+    parser.add_argument("--quality", choices=list(EDIT_QUALITIES), default=EditQuality.FAST)
     options = parser.parse_args()
+    machine = report.describe_machine(options.threads)
     found = compare(
         options.network,
         options.ratios,
         rounds=options.rounds,
         steps=options.steps,
         threads=options.threads,
+        quality=options.quality,
     )
     console.print(table(found))
     levels = [asdict(level) | {"auto_loss": level.auto_loss} for level in found]
-    settings = {"threads": options.threads, "steps": options.steps, "rounds": options.rounds}
-    out = RESULTS / f"edit_latency_{options.network}.json"
-    out.write_text(json.dumps({**settings, "levels": levels}, indent=1) + "\n")
+    settings = {name: getattr(options, name) for name in ("steps", "rounds", "quality")}
+    of_quality = "" if options.quality == EditQuality.FAST else f"_{options.quality}"
+    name = f"edit_latency_{options.network}{of_quality}"
+    out = report.write(name, settings, {"levels": levels}, machine=machine)
     console.print(f"written: {out}")
 
 
 def compare(
-    network: str, ratios: Sequence[float] = RATIOS, *, rounds: int, steps: int, threads: int
+    network: str,
+    ratios: Sequence[float] = RATIOS,
+    *,
+    rounds: int,
+    steps: int,
+    threads: int,
+    quality: str = EditQuality.FAST,
 ) -> list[Level]:
     """Measure a server for the network (`demo` or `sdxl`) and diffusers in turns."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     bundle, pipe, scale = _demo() if network == "demo" else _sdxl()
     pipe.set_progress_bar_config(disable=True)
-    with serving(bundle, FOLDER / "log", f"--threads={threads}") as server:
+    flags = [f"--threads={threads}", f"--edit-quality={quality}"]
+    with serving(bundle, FOLDER / "log", *flags) as server:
         return measure(server, pipe, ratios, rounds=rounds, steps=steps, scale=scale)
 
 
@@ -139,13 +153,15 @@ def measure(
     steps: int,
     scale: int,
 ) -> list[Level]:
-    """Measure all sides in turns at every ratio. The template is recorded before."""
+    """Measure all sides in turns at every ratio. The template is recorded before, with the prompt
+    and without.
+    """
     before, after = held_out_scenes(2, seed=3)
     image, prompt = (render(before) * 255).round().astype(np.uint8), describe(after)
     image = np.kron(image, np.ones((scale, scale, 1), np.uint8))
     levels = []
     with Client(server.http, timeout=900) as client:
-        client.register_template(image, steps=steps)
+        client.register_template(image, steps=steps, prompt=prompt)
         for ratio in track(ratios, description="edits against diffusers", console=console):
             mask = np.kron(square((64, 64), ratio), np.ones((scale, scale), np.uint8))
 
@@ -211,6 +227,7 @@ def _level(
         **{f"{name}_ms": value for name, value in middle.items()},
         auto_mode=infos["auto"].mode,
         cache_load_ms=infos["sparse"].cache_load_ms,
+        samples_ms={name: [round(ms, 1) for ms in found[1:]] for name, found in times.items()},
     )
 
 

@@ -10,21 +10,22 @@ another. The demo model's checker rates the results. Writes `bench/results/edit_
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import report
 from bench.edit_lab import Edit, Lab, Way
+from bench.report import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT
 from tessera.templates.storage import Storage
 from tessera.types import Array
@@ -38,9 +39,10 @@ from tessera_build.demo.scenes import (
     describe,
     held_out_scenes,
 )
+from tessera_build.similarity import ssim
 
 RATIOS = (0.02, 0.05, 0.08, 0.11, 0.15, 0.2, 0.27, 0.35, 0.45, 0.6)
-RESULTS = ROOT / "bench" / "results" / "edit_quality.json"
+NAME = "edit_quality"
 FIGURE = ROOT / "docs" / "images" / "edit-quality.png"
 WAYS = {
     "float32": Way(),
@@ -96,16 +98,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="*", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
-    lab = Lab(options.bundle, threads=options.threads)
+    lab, machine = Lab(options.bundle, threads=options.threads), describe_machine(options.threads)
     found = measure(lab, cases(options.cases, options.steps), options.ways)
     console.print(table(found))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+    rows = [_rounded(asdict(m)) for m in found]
+    settings = {"bundle": options.bundle.name, "steps": options.steps, "cases": options.cases}
+    out = report.write(NAME, settings, rows, machine=machine, out=options.out)
     draw_curves(found, options.figure)
-    console.print(f"written: {options.out}, {options.figure}")
+    console.print(f"written: {out}, {options.figure}")
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
 
 
 def cases(count: int, steps: int) -> list[Case]:
@@ -121,10 +128,11 @@ def measure(lab: Lab, todo: Sequence[Case], ways: Iterable[str]) -> list[Measure
     found = []
     for case in track(todo, description="edits", console=console):
         dense = lab.dense(case.edit)
-        record = cache(lambda storage, own, edit=case.edit: lab.record(edit, storage, own))
+        record = cache(partial(lab.record, case.edit))
         for name in ways:
             way = WAYS[name]
-            sparse = lab.sparse(case.edit, way, record(way.storage, way.own_prompt))
+            prompts = ("", case.edit.prompt) if way.own_prompt else ("",)
+            sparse = lab.sparse(case.edit, way, record(way.storage, prompts))
             found.append(
                 Measured(
                     way=name,
@@ -137,24 +145,6 @@ def measure(lab: Lab, todo: Sequence[Case], ways: Iterable[str]) -> list[Measure
                 )
             )
     return found
-
-
-def ssim(one: Array, other: Array, mask: Array) -> float:
-    """Structural similarity (Wang et al. 2004, eq. 13; Gaussian window of 1.5), the mean of its map
-    inside the mask, on luminance in 0..255.
-    """
-    a, b = (cv2.cvtColor(i, cv2.COLOR_RGB2GRAY).astype(np.float64) for i in (one, other))
-
-    def blurred(image: Array) -> Array:
-        return np.asarray(cv2.GaussianBlur(image, (11, 11), 1.5))
-
-    mean_a, mean_b = blurred(a), blurred(b)
-    variance_a, variance_b = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2
-    covariance: Array = blurred(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    below = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
-    return float((above / below)[mask >= 128].mean())
 
 
 def psnr(one: Array, other: Array, mask: Array) -> float:

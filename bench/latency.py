@@ -58,7 +58,7 @@ def measure(server: Server, *, rounds: int, steps: int, threads: int) -> list[Tu
     turns = []
     with Client(server.http) as client:
         for number in track(range(rounds + 2), description="latency against diffusers"):
-            scaling = _scaling(threads)
+            factor = scaling(threads)
             began = time.perf_counter()
             result = client.generate(PROMPT, seed=number, steps=steps, guidance=GUIDANCE)
             between = time.perf_counter()
@@ -70,7 +70,7 @@ def measure(server: Server, *, rounds: int, steps: int, threads: int) -> list[Tu
             )
             ended = time.perf_counter()
             server_ms, diffusers_ms = 1e3 * (between - began), 1e3 * (ended - between)
-            turns.append(Turn(server_ms, diffusers_ms, result.info, scaling))
+            turns.append(Turn(server_ms, diffusers_ms, result.info, factor))
     return turns[2:]
 
 
@@ -84,6 +84,19 @@ def summary(turns: list[Turn]) -> dict[str, dict[str, Any]]:
         "shared cores": [t for t in turns if not t.own_cores],
     }
     return {k: {"turns": len(t), **_figures(t)} for k, t in kinds.items() if len(t) >= 3}
+
+
+def samples(turns: list[Turn]) -> list[dict[str, float]]:
+    """What was measured in each turn."""
+    return [
+        {
+            "server_ms": round(turn.server_ms, 2),
+            "diffusers_ms": round(turn.diffusers_ms, 2),
+            "engine_ms": round(turn.info.engine_ms, 2),
+            "scaling": round(turn.scaling, 3),
+        }
+        for turn in turns
+    ]
 
 
 def _figures(turns: list[Turn]) -> dict[str, list[float]]:
@@ -111,7 +124,7 @@ def table(turns: list[Turn]) -> Table:
     return shown
 
 
-def _scaling(threads: int) -> float:
+def scaling(threads: int) -> float:
     """Speed-up of a matrix product by all threads over one, as a share of their number."""
     one, many = (min(_product_s(count) for _ in range(3)) for count in (1, threads))
     return one / many / threads

@@ -12,13 +12,11 @@ rows. Sides alternate within a round, and medians are reported. Writes
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import report
 from bench.lora_files import CONVOLUTIONS, LINEAR, write_loras
-from bench.run import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT
 from tessera.adapters.library import Library
 from tessera.adapters.merge import AdapterSet, Patcher
@@ -37,9 +35,9 @@ from tessera.adapters.patchable import patchables_of
 from tessera.adapters.side import SET, SidePath
 from tessera.adapters.store import Adapter, AdapterStore
 from tessera.adapters.targets import targets_of
+from tessera.denoise.opening import open_unet
 from tessera.denoise.running import Running
 from tessera.denoise.sampler import Sampler
-from tessera.denoise.unet import UNet
 from tessera.engines.bundle import Bundle
 from tessera.plan import AdapterUse, Plan
 from tessera.shared.settings import EngineKind
@@ -47,7 +45,6 @@ from tessera.shared.settings import EngineKind
 SETS = (1, 2, 4, 8)
 RANKS = (4, 8, 16, 32, 64)
 KINDS_OF_LORA = {"linear": LINEAR, "linear and 3x3": (*LINEAR, *CONVOLUTIONS)}
-RESULTS = ROOT / "bench" / "results" / "lora_crossover.json"
 FOLDER = ROOT / "out" / "bench-crossover"
 console = Console(highlight=False)
 
@@ -86,13 +83,14 @@ class Sides:
 
     def __init__(self, folder: Path, threads: int, engine: EngineKind) -> None:
         bundle = Bundle(DEMO_BUNDLE, threads=threads, engine=engine)
-        halves = {name: bundle.engine(name) for name in ("unet_encoder", "unet_decoder")}
+        opened = open_unet(bundle)
         targets = targets_of(bundle)
         self._store = AdapterStore(Library([folder]), targets, parts=["unet"], budget=2 * 10**9)
-        self._patcher = Patcher("unet", patchables_of(bundle, targets, halves), budget=2 * 10**9)
-        self._unet = UNet(*halves.values(), max_rows=16)
-        device = halves["unet_encoder"].describe().device
-        side = SidePath.of_bundle(bundle, self._load, device=device, budget=2 * 10**9)
+        self._patcher = Patcher(
+            "unet", patchables_of(bundle, targets, opened.halves), budget=2 * 10**9
+        )
+        self._unet = opened.unet
+        side = SidePath.of_bundle(bundle, self._load, devices=opened.devices, budget=2 * 10**9)
         if side is None:
             raise SystemExit("the demo bundle has no side path; run: tessera-build demo")
         self._side = side
@@ -141,9 +139,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a request")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=report.path_of("lora_crossover"))
     options = parser.parse_args()
-    machine = describe_machine(options.threads)
+    machine = report.describe_machine(options.threads)
     names = write_files()
     sides = Sides(FOLDER, options.threads, EngineKind(options.engine))
     cases = [(k, r, n) for k in KINDS_OF_LORA for r in RANKS for n in SETS]
@@ -153,9 +151,9 @@ def main() -> None:
     ]
     for kind in KINDS_OF_LORA:
         console.print(table([level for level in levels if level.layers == kind]))
-    report = {"date": date.today().isoformat(), "machine": machine, "steps": options.steps}
-    found = [asdict(level) for level in levels]
-    options.out.write_text(json.dumps({**report, "levels": found}, indent=1) + "\n")
+    settings = {name: getattr(options, name) for name in ("engine", "steps", "rounds")}
+    results = {"levels": [asdict(level) for level in levels]}
+    report.write("lora_crossover", settings, results, machine=machine, out=options.out)
     console.print(f"written: {options.out}")
 
 

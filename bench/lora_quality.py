@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.edit_quality import ssim
 from bench.server import DEMO_CHECKPOINT, ROOT
 from tessera_build.demo.checker import score
 from tessera_build.demo.scenes import Scene, describe, held_out_scenes
 from tessera_build.demo.styles import STYLES, shows
+from tessera_build.similarity import ssim
 
 STEPS, GUIDANCE = 20, 4.0
 WITHOUT = (0, 1, 2, 3, 4, 6, 8, 12, 20)

@@ -31,8 +31,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bench.run import describe_machine
-from bench.server import ROOT
+from bench import report
 from tessera.adapters.library import Library
 from tessera.adapters.merge import BASE, AdapterSet, Patchable, Patcher
 from tessera.adapters.store import Adapter, AdapterStore
@@ -78,10 +77,9 @@ def main() -> None:
     switch = theirs["load"] + theirs["unfuse"]
     found["ratio"] = {k: round(switch / ours[k], 1) for k in ("cold", "warm", "kept") if k in ours}
     settings = {k: v for k, v in vars(options).items() if k != "threads"}
-    machine = describe_machine(options.threads)
-    report = json.dumps({**settings, "machine": machine, **found}, indent=1)
-    print(report)
-    (ROOT / "bench" / "results" / f"lora_switch_{options.config}.json").write_text(report + "\n")
+    machine = report.describe_machine(options.threads)
+    print(json.dumps(found, indent=1))
+    report.write(f"lora_switch_{options.config}", settings, found, machine=machine)
 
 
 def prepare(setting: Setting) -> Times:

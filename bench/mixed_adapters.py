@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import statistics
@@ -21,7 +20,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench import report
 from bench.lora_files import write_loras
-from bench.run import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT, Server, serving
 from tessera.shared.settings import LoraPath
 from tessera_client import Client, Info, Lora
@@ -41,7 +39,6 @@ LORAS = 20
 ZIPF = 1.1
 _AT_ONCE = 64
 FOLDER = ROOT / "out" / "bench-adapters"
-RESULTS = ROOT / "bench" / "results" / "mixed_adapters.json"
 FIGURE = ROOT / "docs" / "images" / "mixed_adapters.png"
 console = Console(highlight=False)
 
@@ -82,7 +79,7 @@ def main() -> None:
     options = _options()
     names = [f"lora-{number:02}" for number in range(LORAS)]
     write_loras(options.adapters, names, rank=options.rank)
-    machine = describe_machine(options.threads)
+    machine = report.describe_machine(options.threads)
     with contextlib.ExitStack() as stack:
         flags = (f"--threads={options.threads}", f"--adapters={options.adapters}")
         servers = {
@@ -101,13 +98,9 @@ def main() -> None:
     settings = {
         name: getattr(options, name) for name in ("steps", "share", "blocks", "requests", "rank")
     }
-    report = {
-        "date": date.today().isoformat(),
-        "machine": machine,
-        "settings": {**settings, "loras": LORAS, "zipf": ZIPF, "capacity": round(capacity, 3)},
-        "servers": {path: asdict(measured) for path, measured in found.items()},
-    }
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    settings |= {"loras": LORAS, "zipf": ZIPF, "capacity": round(capacity, 3)}
+    results = {path: asdict(measured) for path, measured in found.items()}
+    report.write("mixed_adapters", settings, results, machine=machine, out=options.out)
     draw(found, options.figure)
     console.print(f"written: {options.out}, {options.figure}")
 
@@ -237,7 +230,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=50, help="requests per block")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=report.path_of("mixed_adapters"))
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
     options.adapters.mkdir(parents=True, exist_ok=True)

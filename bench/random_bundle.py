@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import onnx
 import torch
@@ -53,17 +54,15 @@ def write_random_bundle(
     *,
     max_size: int,
     extra: Sequence[str] = (),
-    half: bool = True,
 ) -> None:
-    """Write a bundle.
+    """Write a bundle in fp16.
 
     Args:
         folder: the bundle's folder; must not exist.
         variant: name of a row of the table of variants.
         configs: configurations of its networks, by part.
         max_size: largest width and height in pixels.
-        extra: further graphs, each with its own copy of the weights.
-        half: whether weights are float16; templates cannot be recorded with such a bundle yet.
+        extra: further graphs of the UNet, which share the halves' weights.
     """
     (folder / "graphs").mkdir(parents=True)
     row = VARIANTS[variant]
@@ -73,7 +72,7 @@ def write_random_bundle(
     EulerDiscreteScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
     ).save_pretrained(folder / "scheduler")
-    graphs = {}
+    graphs, stored = {}, dict[str, onnx.TensorProto]()
     for graph in (*row.text_encoders, *_HALVES, *extra):
         part = network_of(graph)
         config = dict(configs[part])
@@ -85,8 +84,10 @@ def write_random_bundle(
         path = folder / "networks" / part / "config.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(config))
-        _write_weights(wrap(graph, network, row), folder / "graphs" / f"{graph}.onnx", half)
-        graphs[graph] = Graph(f"graphs/{graph}.onnx", f"networks/{part}/config.json")
+        file = f"graphs/{graph}.onnx"
+        _write_weights(wrap(graph, network, row), folder / file, stored if part == "unet" else {})
+        shares = _HALVES[:2] if graph in extra else ()
+        graphs[graph] = Graph(file, f"networks/{part}/config.json", shares=shares)
     files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     sample_size = int(configs["unet"]["sample_size"])
     smallest = min(sample_size * _PIXELS, max_size)
@@ -103,6 +104,7 @@ def write_random_bundle(
             files={n: FileEntry(p.stat().st_size, file_digest(p)) for n, p in files.items()},
             versions={},
             source="",
+            precision="fp16",
         ),
     )
 
@@ -134,26 +136,30 @@ def pipeline_of(folder: Path) -> DiffusionPipeline:
     )
 
 
-def _write_weights(module: nn.Module, path: Path, half: bool) -> None:
-    """An ONNX file of initializers, their values in a file beside it."""
+def _write_weights(module: nn.Module, path: Path, stored: dict[str, onnx.TensorProto]) -> None:
+    """An ONNX file of initializers, their values in a file beside it, or where they are `stored`
+    already.
+    """
     data = path.with_name(path.name + ".data")
     graph, offset = onnx.GraphProto(name=path.stem), 0
-    with data.open("wb") as out:
+    with ExitStack() as stack:
+        out: BinaryIO | None = None
         for name, parameter in module.named_parameters():
-            values = _random(name, parameter.shape)
-            array = (values if half else values.float()).numpy()
-            initializer = onnx.TensorProto(
-                name=name,
-                data_type=onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT,
-                dims=array.shape,
-                data_location=onnx.TensorProto.EXTERNAL,
-            )
-            place = {"location": data.name, "offset": offset, "length": array.nbytes}
-            for key, value in place.items():
-                initializer.external_data.add(key=key, value=str(value))
-            graph.initializer.append(initializer)
-            out.write(array.tobytes())
-            offset += array.nbytes
+            if name not in stored:
+                out = out or stack.enter_context(data.open("wb"))
+                array = _random(name, parameter.shape).numpy()
+                stored[name] = onnx.TensorProto(
+                    name=name,
+                    data_type=onnx.TensorProto.FLOAT16,
+                    dims=array.shape,
+                    data_location=onnx.TensorProto.EXTERNAL,
+                )
+                place = {"location": data.name, "offset": offset, "length": array.nbytes}
+                for key, value in place.items():
+                    stored[name].external_data.add(key=key, value=str(value))
+                out.write(array.tobytes())
+                offset += array.nbytes
+            graph.initializer.append(stored[name])
     onnx.save(onnx.helper.make_model(graph), str(path))
 
 

@@ -55,7 +55,7 @@ class Server:
         """Whether the server, or one model, reports that it is ready."""
         path = f"/v2/models/{model}/ready" if model else "/v2/health/ready"
         try:
-            with urllib.request.urlopen(self.http + path, timeout=5) as answer:
+            with urllib.request.urlopen(self.http + path, timeout=30) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -147,16 +147,29 @@ def plain_serving(
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
+def serving(
+    bundle: Path,
+    log: Path,
+    *flags: str,
+    seconds: float = _STARTS_WITHIN_S,
+    program: Sequence[str] = ("tessera.serve",),
+) -> Iterator[Server]:
     """Run `tessera-serve` on a bundle and free ports, and end it with SIGTERM.
 
     Templates are stored in the folder of the log.
+
+    Args:
+        bundle: its folder.
+        log: file for the server's output.
+        flags: further ones of `tessera-serve`.
+        seconds: to wait until it is ready.
+        program: a module that does what `tessera.serve` does, and what comes before the bundle.
 
     Raises:
         RuntimeError: the server does not start. The message has its log.
     """
     http, grpc, metrics = free_ports(3)
-    command = [sys.executable, "-m", "tessera.serve", str(bundle), "-v"]
+    command = [sys.executable, "-m", *program, str(bundle), "-v"]
     flags = (f"--templates={log.parent / 'templates'}", *flags)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     with log.open("wb") as sink:
@@ -165,7 +178,7 @@ def serving(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
         )
         server = Server(process, http, grpc, metrics, log)
         try:
-            server.wait_started()
+            server.wait_started(seconds)
             yield server
         finally:
             process.send_signal(signal.SIGTERM)

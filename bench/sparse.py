@@ -44,7 +44,7 @@ from tessera.sparse.engines import SparseUNetEngines
 from tessera.sparse.record import Recording, record
 from tessera.sparse.tables import Mask, make_tables
 from tessera.types import Tensors
-from tessera_build.bundle import code_digest
+from tessera_build.digests import code_digest
 from tessera_build.examples import decoder_inputs, example_inputs, run
 from tessera_build.export import export_graph
 from tessera_build.graphs import signature_of

@@ -31,6 +31,7 @@ _TINY: dict[str, dict[str, Any]] = {
     "text_encoder_2": {**_TEXT, "num_hidden_layers": 2, "projection_dim": 32},
     "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
 }
+_TINY_UNET = {"layers_per_block": 1, "sample_size": 16}
 _TINY_UNETS: dict[str, dict[str, Any]] = {
     "sd15": {"block_out_channels": (32, 32, 64, 64), "cross_attention_dim": 32},
     "sdxl": {
@@ -48,7 +49,7 @@ def configs(variant: str, *, tiny: bool) -> dict[str, dict[str, Any]]:
     """Configurations by part."""
     found = {part: dict(config) for part, config in CONFIGS[variant].items()}
     if tiny:
-        changes = _TINY | {"unet": {**_TINY_UNETS[variant], "sample_size": 16}}
+        changes = _TINY | {"unet": {**_TINY_UNETS[variant], **_TINY_UNET}}
         found = {part: config | changes[part] for part, config in found.items()}
     return found
 

@@ -69,22 +69,33 @@ class Outcome:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def module_step(name: str, limit_s: float, module: str, *arguments: str, title: str = "") -> Step:
-    """A step that is a module of this package."""
-    line = (sys.executable, "-m", f"bench.gpu.{module}", "--out", "{out}", *arguments)
+def module_step(
+    name: str,
+    limit_s: float,
+    module: str,
+    *arguments: str,
+    title: str = "",
+    package: str = "bench.gpu",
+) -> Step:
+    """A step that is a module of a package."""
+    line = (sys.executable, "-m", f"{package}.{module}", "--out", "{out}", *arguments)
     return Step(name, limit_s, line, title)
 
 
-def main(name: str, steps: Sequence[Step], seconds: float, arguments: list[str]) -> int:
-    """Run the steps and print the report; the exit status is 1 if one of them is not ok.
+def main(
+    name: str, steps: Sequence[Step], seconds: float, arguments: list[str], *, program: str = ""
+) -> int:
+    """Run the steps, print the report and keep it as NAME.txt; the exit status is 1 if one of them
+    is not ok.
 
     Args:
         name: of the files that are written.
         steps: the most valuable first.
         seconds: for all of them.
         arguments: of the command line.
+        program: how the command is called, in its help.
     """
-    parser = argparse.ArgumentParser(prog=f"bench/gpu/{name}.sh")
+    parser = argparse.ArgumentParser(prog=program or f"bench/gpu/{name}.sh")
     parser.add_argument("--tiny", action="store_true", help="use small networks, on any machine")
     parser.add_argument("--only", default="", help="run these steps alone, separated by commas")
     parser.add_argument("--seconds", type=float, default=seconds, help="limit for all steps")
@@ -101,7 +112,9 @@ def main(name: str, steps: Sequence[Step], seconds: float, arguments: list[str])
     deadline = options.deadline or time.monotonic() + options.seconds
     out = Path(os.environ.get("OUT") or "out/gpu")
     outcomes = run_steps([*injected, *chosen], deadline=deadline, out=out, name=name)
-    print("\n" + report(outcomes))
+    text = report(outcomes)
+    (out / f"{name}.txt").write_text(text + "\n")
+    print("\n" + text)
     return int(any(outcome.state != "ok" for outcome in outcomes))
 
 

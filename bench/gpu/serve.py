@@ -40,12 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bundle, trace = folder / chosen.variant, folder / "trace.json"
         began = time.monotonic()
         edits = chosen.variant == "sd15"
-        more: dict[str, Any] = {"extra": ("unet_sparse", "unet_text"), "half": False}
+        extra = ("unet_sparse", "unet_text") if edits else ()
         size = networks.SIZES[chosen.variant] if not chosen.tiny else networks.TINY_SIZE
         configs = networks.configs(chosen.variant, tiny=chosen.tiny)
-        write_random_bundle(
-            bundle, chosen.variant, configs, max_size=size, **(more if edits else {})
-        )
+        write_random_bundle(bundle, chosen.variant, configs, max_size=size, extra=extra)
         written = time.monotonic()
         chosen.report.add(what="write the bundle", s=written - began)
         flags = ("--engine=torch", f"--trace={trace}", "--threads=1" if chosen.tiny else "")

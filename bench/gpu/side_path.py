@@ -18,6 +18,7 @@ from bench.gpu.timing import Options, Place, medians, milliseconds, options, pla
 from tessera.adapters.factors import FactorStore
 from tessera.adapters.side import GRAPHS, SET, SidePath
 from tessera.denoise.unet import UNet
+from tessera.engines.devices import Device, Devices
 from tessera.manifest import LOWRANK
 from tessera.networks.slots import slots_of
 from tessera.networks.walk import outline_of
@@ -61,8 +62,9 @@ class Sides:
         load = loader(self._store)
         factors = FactorStore(slots, load, budget=BUDGET, device=where.device, dtype=where.dtype)
         self._path = SidePath(
-            lambda: [networks.engine(g, own, chosen.variant, where, graphs=0) for g in GRAPHS],
+            lambda: [[networks.engine(g, own, chosen.variant, where, graphs=0)] for g in GRAPHS],
             factors,
+            Devices([Device(where.device, where.device)]),
             max_rows=ROWS * count,
             max_rank=2 * RANK,
             background=False,

@@ -1,0 +1,134 @@
+"""Runs the fleet's simulation and draws its figures.
+
+    python -m bench.fleet_report [--draw]
+
+Writes bench/results/fleet_sim.json, docs/images/fleet_policies.png and fleet_limits.png, and prints
+the tables of docs/internals/fleet.md. `--draw` draws what the file has. A run takes 20 minutes on
+one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.fleet_policies import POLICIES
+from bench.fleet_sim import Simulation
+from bench.fleet_world import World
+
+RESULTS = Path("bench/results/fleet_sim.json")
+IMAGES = Path("docs/images")
+SEEDS = (1, 2, 3)
+BUSY = (0.3, 0.6, 0.8, 0.9)
+FEW = ("request count", "consistent hashing", "+ locality")
+ALL = tuple(POLICIES)
+EXPERIMENTS: dict[str, tuple[tuple[str, ...], dict[str, list[Any]], dict[str, Any]]] = {
+    "nothing missing": (ALL, {"busy": [0.8, 0.9]}, {"host": 970, "read": 0.0}),
+    "edits": (ALL, {"busy": list(BUSY)}, {}),
+    "even popularity": (ALL, {"busy": [0.8]}, {"zipf": 0.0}),
+    "LoRAs and ControlNets": (ALL, {"busy": [0.6, 0.8]}, {"edits": 0.0}),
+    "half edits": (ALL, {"busy": [0.8]}, {"edits": 0.5}),
+    "stale": (
+        ("request count", "+ locality"),
+        {"stale": [0.0, 100.0, 500.0, 2000.0, 10000.0]},
+        {"routers": 4},
+    ),
+    "workers": (FEW, {"workers": [2, 4, 8, 16, 32]}, {}),
+}
+"""By name: the policies, what varies, and what else is not the default."""
+
+
+def main() -> None:
+    """Run, or draw."""
+    parser = argparse.ArgumentParser(description="simulate a fleet")
+    parser.add_argument("--draw", action="store_true", help="draw from the latest results")
+    if not parser.parse_args().draw:
+        rows = [row for name in EXPERIMENTS for row in _experiment(name)]
+        RESULTS.write_text(json.dumps({"world": asdict(World()), "rows": rows}, indent=1) + "\n")
+    rows = json.loads(RESULTS.read_text())["rows"]
+    _print(rows)
+    _draw(rows)
+
+
+def _experiment(name: str) -> Iterable[dict[str, Any]]:
+    policies, varied, fixed = EXPERIMENTS[name]
+    ((what, values),) = varied.items()
+    for value in values:
+        changes = {**fixed, what: value}
+        changes["requests"] = max(World.requests, 300 * changes.get("workers", 8))
+        for policy in policies:
+            runs = [
+                asdict(Simulation(World(seed=seed, **changes), POLICIES[policy]).run())
+                for seed in SEEDS
+            ]
+            row = {"experiment": name, what: value, "policy": policy, "runs": runs}
+            print(name, what, value, policy, [round(run["p95"], 2) for run in runs], flush=True)
+            yield row
+
+
+def _mean(row: dict[str, Any], key: str) -> float:
+    return sum(run[key] for run in row["runs"]) / len(row["runs"])
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    print(
+        "| experiment | | policy | P50, s | P95, s (of each seed) | found |\n"
+        "|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        varied = next(k for k in row if k not in ("experiment", "policy", "runs"))
+        seeds = ", ".join(f"{run['p95']:.2f}" for run in row["runs"])
+        print(
+            f"| {row['experiment']} | {varied} {row[varied]:g} | {row['policy']} "
+            f"| {_mean(row, 'p50'):.2f} | {_mean(row, 'p95'):.2f} ({seeds}) "
+            f"| {_mean(row, 'found'):.0%} |"
+        )
+
+
+def _draw(rows: list[dict[str, Any]]) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    _lines(left, rows, "edits", "busy", "p95")
+    left.set(xlabel="load of the workers", ylabel="P95, seconds", yscale="log")
+    _lines(right, rows, "edits", "busy", "found")
+    right.set(xlabel="load of the workers", ylabel="share that found everything", ylim=(0, 1))
+    left.legend(fontsize=8)
+    figure.suptitle("8 workers, 970 templates, 98 of them in each host's memory (simulated)")
+    figure.savefig(IMAGES / "fleet_policies.png", dpi=110)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    _lines(left, rows, "stale", "stale", "p95")
+    left.set_xscale("symlog", linthresh=100)
+    left.set(
+        xlabel="age of what workers told, ms (4 routers)", ylabel="P95, seconds", ylim=(0, None)
+    )
+    _lines(right, rows, "workers", "workers", "p95")
+    right.set_xscale("log", base=2)
+    right.set(xlabel="workers (one router)", ylabel="P95, seconds", ylim=(0, None))
+    right.legend(fontsize=8)
+    left.legend(fontsize=8)
+    figure.savefig(IMAGES / "fleet_limits.png", dpi=110)
+
+
+def _lines(axes: Any, rows: list[dict[str, Any]], experiment: str, what: str, key: str) -> None:
+    """A line for each policy, with the range of the seeds."""
+    mine = [row for row in rows if row["experiment"] == experiment]
+    for policy in dict.fromkeys(row["policy"] for row in mine):
+        points = [row for row in mine if row["policy"] == policy]
+        at = [row[what] for row in points]
+        (line,) = axes.plot(at, [_mean(row, key) for row in points], marker="o", label=policy)
+        low, high = (
+            [pick(run[key] for run in row["runs"]) for row in points] for pick in (min, max)
+        )
+        axes.fill_between(at, low, high, alpha=0.15, color=line.get_color())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""A fleet of one to three workers under a step of load: workers, work and latency over time.
+
+    python -m bench.fleet_scale [--clients 12] [--steps 20] [--target 1.0]
+
+One client asks on and on, then twelve do, then one again. The number of workers follows. Clients do
+not retry, so what is lost is counted. Writes `bench/results/fleet_scale.json` and
+`docs/images/fleet_scale.png`. Needs Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.fleet_steady import Sent, counted, steady
+from bench.report import describe_machine
+from bench.server import DEMO_BUNDLE, ROOT
+from tests.samples.fleets import RunningFleet, fleet_of
+
+OUT, IMAGE = ROOT / "bench/results/fleet_scale.json", ROOT / "docs/images/fleet_scale.png"
+MOST = 3
+CALM_S, FULL_S = 20.0, 30.0
+"""Seconds of one client before the step, and of all clients with all workers."""
+
+SCALING = {"min": 1, "max": MOST, "up_delay": 2, "down_delay": 10}
+console = Console()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The fleet at one time.
+
+    Attributes:
+        at: seconds from the beginning.
+        clients: that ask.
+        live, draining: workers.
+        work_s: predicted work of all workers.
+        running, waiting: requests on the workers.
+    """
+
+    at: float
+    clients: int
+    live: int
+    draining: int
+    work_s: float
+    running: int
+    waiting: int
+
+
+class Watch:
+    """Looks at a fleet twice a second, in a thread."""
+
+    def __init__(self, fleet: RunningFleet) -> None:
+        self.moments: list[Moment] = []
+        self.clients = 0
+        self.began = time.monotonic()
+        self._fleet = fleet
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def wait(self, live: int) -> None:
+        """Until there are so many workers, none of them draining."""
+        while not self.moments or (self.moments[-1].live, self.moments[-1].draining) != (live, 0):
+            if self._stop.wait(0.2) or self._fleet.process.poll() is not None:
+                raise RuntimeError(self._fleet.log.read_text()[-5000:])
+
+    def close(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.5):
+            workers = self._fleet.about()["workers"]
+            live = [each for each in workers if each["live"]]
+            self.moments.append(
+                Moment(
+                    round(time.monotonic() - self.began, 2),
+                    self.clients,
+                    sum(not each["draining"] for each in live),
+                    sum(each["draining"] for each in live),
+                    round(sum(each["work_s"] for each in live), 3),
+                    sum(each["running"] for each in live),
+                    sum(each["waiting"] for each in live),
+                )
+            )
+
+
+def main() -> None:
+    """Run the step, print what happened, and write results and picture."""
+    parser = argparse.ArgumentParser(description="a fleet under a step of load")
+    parser.add_argument("--clients", type=int, default=12, help="number of clients in the step")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
+    parser.add_argument(
+        "--target",
+        type=float,
+        default=1.0,
+        help="seconds of work that a worker should have: more than a picture alone takes, less "
+        "than half of what the pictures of all clients take",
+    )
+    options = parser.parse_args()
+    report: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": describe_machine(len(os.sched_getaffinity(0))),
+        "clients": options.clients,
+        "steps": options.steps,
+        "autoscaling": SCALING | {"target_seconds": options.target},
+    }
+    moments, sent, began = run(options.clients, options.steps, report["autoscaling"])
+    report["seen"] = counted(sent)
+    report["moments"] = [asdict(moment) for moment in moments]
+    console.print(report["seen"])
+    OUT.write_text(json.dumps(report) + "\n")
+    draw(moments, sent, began, IMAGE)
+    console.print(f"written: {OUT}, {IMAGE}")
+
+
+def run(
+    clients: int, steps: int, scaling: dict[str, Any]
+) -> tuple[list[Moment], list[Sent], float]:
+    """One client, so many, and one again."""
+    folder = ROOT / "out" / "fleet-scale"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "bundle": str(DEMO_BUNDLE),
+        "cpus": 0.5,
+        "serve": ["--threads", "1"],
+        "templates": str(folder / "templates"),
+        "shared_templates": True,
+        "autoscaling": scaling,
+    }
+    with fleet_of(folder, 1, **settings) as fleet:
+        watch = Watch(fleet)
+        with steady([fleet.http, fleet.grpc], 0, steps=steps) as traffic:
+            for count, workers, seconds in (
+                (1, 1, CALM_S),
+                (clients, MOST, FULL_S),
+                (1, 1, CALM_S),
+            ):
+                watch.clients = count
+                traffic.clients(count)
+                watch.wait(workers)
+                time.sleep(seconds)
+        watch.close()
+        return watch.moments, traffic.sent, watch.began
+
+
+def draw(moments: Sequence[Moment], sent: Sequence[Sent], began: float, path: Path) -> None:
+    """Three rows over the same time: workers, requests and work, latency."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (workers, queue, latency) = plt.subplots(
+        3, 1, figsize=(9, 6), sharex=True, layout="constrained"
+    )
+    at = [moment.at for moment in moments]
+    workers.step(at, [m.live for m in moments], where="post", label="workers")
+    workers.step(at, [m.draining for m in moments], ":", where="post", label="draining")
+    workers.set(ylabel="workers", yticks=range(MOST + 1))
+    queue.plot(at, [m.running + m.waiting for m in moments], label="requests on the workers")
+    queue.plot(at, [m.work_s for m in moments], "--", label="predicted work, s")
+    queue.step(at, [m.clients for m in moments], ":", where="post", label="clients")
+    drawn = [each for each in sent if not each.error]
+    latency.scatter(
+        [each.ended - began for each in drawn], [each.ended - each.began for each in drawn], 6
+    )
+    latency.set(ylabel="seconds a picture", xlabel="seconds", ylim=(0, None))
+    for axes in (workers, queue):
+        axes.legend(fontsize=8)
+    lost = len(sent) - len(drawn)
+    figure.suptitle(f"A step of load: {len(drawn)} pictures, {lost} lost")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

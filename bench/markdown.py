@@ -1,0 +1,39 @@
+"""What tables of `bench.tables` are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench import report
+
+Row = Sequence[str]
+NOT_YET = "`python -m bench {}` has not been run on a quiet machine yet."
+
+
+def markdown(head: Row, rows: Sequence[Row]) -> str:
+    """A table."""
+    lines = [head, *rows]
+    first, *others = [f"| {' | '.join(line)} |".replace("  ", " ") for line in lines]
+    return "\n".join([first, f"|{'---|' * len(head)}", *others])
+
+
+def if_measured(name: str) -> dict[str, Any] | None:
+    """A report, if there is one."""
+    return report.read(name) if report.path_of(name).exists() else None
+
+
+def two(value: float) -> str:
+    """Two digits behind the point."""
+    return f"{value:.2f}"
+
+
+def ms(value: float) -> str:
+    """Whole milliseconds."""
+    return f"{value:.0f} ms"
+
+
+def spread(quartiles: Sequence[float], digits: int = 1) -> str:
+    """The median, with both other quartiles in brackets."""
+    low, middle, high = (f"{value:.{digits}f}" for value in quartiles)
+    return f"{middle} ({low}-{high})"

@@ -1,0 +1,112 @@
+"""The form of a report in `bench/results`: what was measured, where, when and by which command.
+
+    {"name": ..., "date": ..., "command": ..., "machine": {...}, "settings": {...}, "results": ...}
+
+`results` holds raw samples wherever the benchmark has any. Tables and figures are rendered from the
+file, never typed (`bench.tables`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.server import ROOT
+
+FOLDER = ROOT / "bench" / "results"
+FIELDS = ("name", "date", "command", "machine", "settings", "results")
+_LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy", "nvidia-pytriton")
+
+
+def path_of(name: str) -> Path:
+    """Where a report of this name is."""
+    return FOLDER / f"{name}.json"
+
+
+def write(
+    name: str,
+    settings: Mapping[str, Any],
+    results: Any,
+    *,
+    machine: Mapping[str, Any],
+    out: Path | None = None,
+) -> Path:
+    """Write a report; returns its file.
+
+    Args:
+        name: of the report and of its file.
+        settings: what decides the figures.
+        results: what was measured.
+        machine: what `describe_machine` said before.
+        out: another file.
+    """
+    file = out or path_of(name)
+    content = {
+        "name": name,
+        "date": date.today().isoformat(),
+        "command": command(),
+        "machine": dict(machine),
+        "settings": dict(settings),
+        "results": results,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(_written(content))
+    return file
+
+
+def _written(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each field, and for each of the results."""
+    lines = []
+    for name, value in content.items():
+        text = _compact(value)
+        if name == "results" and isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(map(_compact, value)) + "\n]"
+        elif name == "results" and isinstance(value, dict) and value:
+            pairs = (f"{json.dumps(key)}: {_compact(each)}" for key, each in value.items())
+            text = "{\n" + ",\n".join(pairs) + "\n}"
+        lines.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """A committed report.
+
+    Raises:
+        ValueError: it is not in the form.
+    """
+    content: dict[str, Any] = json.loads(path_of(name).read_text())
+    if tuple(content) != FIELDS:
+        raise ValueError(f"{path_of(name).name} has {list(content)}; accepted: {list(FIELDS)}")
+    return content
+
+
+def command() -> str:
+    """What this process was started as."""
+    program, *options = sys.argv
+    named = program.split() if program.startswith("bench ") else [f"bench.{Path(program).stem}"]
+    return shlex.join(["python", "-m", *named, *options])
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """The machine and library versions that the figures depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "threads": threads,
+        "load_average_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }

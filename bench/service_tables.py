@@ -1,0 +1,70 @@
+"""Tables of the gateway, and of what jobs foretell; see `bench.tables`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from bench.markdown import NOT_YET, if_measured, markdown, spread
+
+
+def gateway() -> str:
+    """What the gateway adds to a request."""
+    if (content := if_measured("gateway")) is None:
+        return NOT_YET.format("gateway")
+    found = content["results"]["overhead"]
+    sides = {
+        "SDK, ms": spread(found["sdk_ms"]),
+        "gateway, ms": spread(found["gateway_ms"]),
+        "difference within a round, ms": spread(found["difference_ms"]),
+        "processor time of the gateway, ms": f"{found['processor_ms']:.1f}",
+    }
+    run = f"{found['steps']} steps, {found['rounds']} rounds, {content['date']}"
+    return markdown(("run", *sides), [[run, *sides.values()]])
+
+
+def watched() -> str:
+    """What it costs a full batch to be watched."""
+    if (content := if_measured("gateway")) is None:
+        return NOT_YET.format("gateway")
+    found = content["results"]["watched"]
+    cells = [spread(found[name]) for name in ("tick_ms", "watched_tick_ms")]
+    return markdown(
+        ("connections", "tick, ms", "tick that is watched, ms", "ratio"),
+        [[str(found["connections"]), *cells, spread(found["ratio"], 2)]],
+    )
+
+
+def restarts() -> str:
+    """Until a server serves again whose processes were killed."""
+    if (content := if_measured("restarts")) is None:
+        return NOT_YET.format("restarts")
+    rows = [
+        [what, f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"]
+        for what, values in content["results"].items()
+    ]
+    return markdown(("", f"seconds, {content['settings']['runs']} rounds"), rows)
+
+
+def estimate() -> str:
+    """How far `seconds_left` is from the truth."""
+    if (content := if_measured("estimate")) is None:
+        return NOT_YET.format("estimate")
+    rows = [
+        [
+            found["jobs"],
+            str(found["answers"]),
+            spread([100 * error for error in found["relative_error"]], 0) + " %",
+        ]
+        for found in content["results"]
+    ]
+    return markdown(("jobs at once (8 have a slot)", "answers", "error, median (quartiles)"), rows)
+
+
+SERVICE_TABLES: dict[str, Callable[[], str]] = {
+    "gateway": gateway,
+    "watched": watched,
+    "restarts": restarts,
+    "estimate": estimate,
+}
+"""By the name in a text."""

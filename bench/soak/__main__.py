@@ -1,0 +1,118 @@
+"""`python -m bench.soak`, see `bench.soak`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.progress import Progress
+
+from bench.server import DEMO_BUNDLE, ROOT, Server, serving
+from bench.soak.clients import Clients
+from bench.soak.faults import Fault, Faults, mount, unmount
+from bench.soak.report import Soak, write
+from bench.soak.traffic import alone
+from bench.soak.watch import Watch, shared_memory
+from tessera_client import Client
+
+_DISK_MB = 96
+_BETWEEN_S = (6.0, 20.0)
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Run it; exit code 1 if a picture is wrong, a request hangs or something is left behind."""
+    parser = argparse.ArgumentParser(description="mixed traffic with faults")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--clients", type=int, default=3, help="processes")
+    parser.add_argument("--threads", type=int, default=2, help="requests at a time of each")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--calm", action="store_true", help="without faults")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak")
+    options = parser.parse_args()
+    soak = run(options)
+    write(soak, options.out, console)
+    console.print(f"written: {options.out}")
+    if soak.faulty or soak.left:
+        raise SystemExit(1)
+
+
+def run(options: argparse.Namespace) -> Soak:
+    """Serve, ask, do harm, look, end."""
+    folder: Path = options.out
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "templates").mkdir(parents=True)
+    with _own_disk(folder / "templates") as full, contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving(DEMO_BUNDLE, folder / "server.log"))
+        expected = alone(server.http)
+        watch = Watch(server)
+        watch.start()
+        began = time.monotonic()
+        with Clients(server, options, expected) as clients:
+            faults = Faults(server, folder / "templates", options.seed, full)
+            done, unhealed = _do_harm(faults, options)
+        ended = server.log.read_text().count("tritonserver has ended") - faults.kills
+        left = unhealed or _jobs_left(server)
+        watch.end()
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        stack.close()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        left += [f"process {each.pid}" for each in alive]
+        left += [str(path) for path in shared_memory(server)]
+    return Soak(options.minutes, began, clients.happened, done, watch.seen, left, full, ended)
+
+
+@contextlib.contextmanager
+def _own_disk(folder: Path) -> Iterator[bool]:
+    mounted = mount(folder, _DISK_MB)
+    if not mounted:
+        console.print("not allowed to mount a small disk: it will not be filled")
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            unmount(folder)
+
+
+def _do_harm(faults: Faults, options: argparse.Namespace) -> tuple[list[Fault], list[str]]:
+    """The faults, and what the server did not recover from: that ends the run."""
+    done: list[Fault] = []
+    rng = random.Random(options.seed)
+    begin = time.monotonic()
+    end = begin + 60 * options.minutes
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("soak", total=60 * options.minutes)
+        while (now := time.monotonic()) < end:
+            time.sleep(min(rng.uniform(*_BETWEEN_S), end - now))
+            if not options.calm and time.monotonic() < end:
+                try:
+                    done.append(faults.next())
+                except RuntimeError as error:
+                    return done, [str(error).splitlines()[0]]
+                progress.console.print(f"{done[-1].what}: whole after {done[-1].seconds:.1f} s")
+            progress.update(bar, completed=time.monotonic() - begin)
+    return done, []
+
+
+def _jobs_left(server: Server) -> list[str]:
+    """Jobs that the server still has, long after all clients have ended."""
+    end = time.monotonic() + 30
+    with Client(server.http, timeout=30) as client:
+        while True:
+            busy = client.capabilities().busy
+            if busy is None or not busy.running + busy.waiting:
+                return []
+            if time.monotonic() > end:
+                return [f"{busy.running} jobs that run, {busy.waiting} that wait"]
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

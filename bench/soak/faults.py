@@ -1,0 +1,172 @@
+"""What is done to a server during a soak."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.server import ALL_MODELS, Server
+from tessera.shared.processes import identity, model_processes
+
+_STOPPED_S = 3.0
+_FULL_S = 8.0
+_HEALS_WITHIN_S = 180.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        at: when it was done, as `time.monotonic` has it.
+        what: in words.
+        seconds: until every model was ready again.
+    """
+
+    at: float
+    what: str
+    seconds: float
+
+
+class Faults:
+    """Does them, one at a time.
+
+    Args:
+        server: a running server.
+        templates: its folder of templates.
+        seed: of the choices.
+        full: whether that folder is a file system of its own, small enough to be filled.
+
+    Attributes:
+        kills: how often tritonserver was killed.
+    """
+
+    def __init__(self, server: Server, templates: Path, seed: int, full: bool) -> None:
+        self._server, self._templates = server, templates
+        self._rng = random.Random(f"faults {seed}")
+        self._kinds: list[Callable[[], str]] = [
+            self._kill_model,
+            self._kill_model,
+            self._kill_server,
+            self._stop_model,
+            self._damage,
+        ]
+        if full:
+            self._kinds.append(self._fill)
+        self._left: list[Callable[[], str]] = []
+        self._replaced: set[str] = set()
+        self.kills = 0
+
+    def next(self) -> Fault:
+        """Do one, and wait until the server is whole. Every kind comes before one comes again.
+
+        Raises:
+            RuntimeError: the server does not come back.
+        """
+        if not self._left:
+            self._left = self._rng.sample(self._kinds, len(self._kinds))
+        at = time.monotonic()
+        what = self._left.pop()()
+        self._server.wait_ready(_HEALS_WITHIN_S, (*ALL_MODELS, "serving"))
+        return Fault(at, what, time.monotonic() - at)
+
+    def _triton(self) -> psutil.Process:
+        """Of tritonserver. It may just be starting again: it ends by itself at times, when a
+        process of a model was killed under it.
+        """
+        family = psutil.Process(self._server.process.pid)
+        self._server.wait_until(lambda: len(family.children()) == 1, _HEALS_WITHIN_S)
+        return family.children()[0]
+
+    def _model(self) -> tuple[int, str]:
+        """A process that works, and its model. Those that others have replaced do not: they only
+        wait for their last jobs, and nobody misses them.
+        """
+        found: list[tuple[int, str]] = []
+
+        def some() -> bool:
+            processes = model_processes(self._triton().pid)
+            working = {(p, m) for p, m in processes.items() if identity(p) not in self._replaced}
+            found[:] = sorted(working)
+            return bool(found)
+
+        self._server.wait_until(some, _HEALS_WITHIN_S)
+        return self._rng.choice(found)
+
+    def _kill_model(self) -> str:
+        process, model = self._model()
+        processes = model_processes(self._triton().pid)
+        self._replaced |= {identity(p) for p, m in processes.items() if m == model}
+        sentence = f"model {model} is back after"
+        before = self._server.log.read_text().count(sentence)
+        os.kill(process, signal.SIGKILL)
+        self._server.wait_until(
+            lambda: self._server.log.read_text().count(sentence) > before, _HEALS_WITHIN_S
+        )
+        return f"killed a process of {model}"
+
+    def _kill_server(self) -> str:
+        triton = self._triton()
+        triton.kill()
+        self.kills += 1
+        psutil.wait_procs([triton], timeout=_HEALS_WITHIN_S)
+        self._server.wait_until(lambda: not self._server.ready(), _HEALS_WITHIN_S)
+        return "killed tritonserver"
+
+    def _stop_model(self) -> str:
+        process, model = self._model()
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(_STOPPED_S)
+        os.kill(process, signal.SIGCONT)
+        return f"stopped {model} for {_STOPPED_S:g} s"
+
+    def _damage(self) -> str:
+        files = sorted(self._templates.glob("recordings/*/*.safetensors"))
+        if not files:
+            return "found no recording to damage"
+        chosen = self._rng.choice(files)
+        middle = chosen.stat().st_size // 2
+        with chosen.open("r+b") as file:
+            file.seek(middle)
+            file.write(bytes(64))
+        return "damaged a recording"
+
+    def _fill(self) -> str:
+        filler = self._templates / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(1 << 20))
+                    file.flush()
+            except OSError:
+                pass
+        time.sleep(_FULL_S)
+        filler.unlink()
+        return f"filled the disk of templates for {_FULL_S:g} s"
+
+
+def mount(folder: Path, megabytes: int) -> bool:
+    """Make a folder a file system of its own, in memory. Whether that was allowed: it takes root.
+
+    Args:
+        folder: exists, and is empty.
+        megabytes: its size.
+    """
+    line = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tessera-soak", str(folder)]
+    try:
+        return subprocess.run(line, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def unmount(folder: Path) -> None:
+    """Undo `mount`."""
+    subprocess.run(["umount", str(folder)], capture_output=True, check=True)

@@ -1,0 +1,148 @@
+"""Table, JSON and figure of a soak."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.soak.faults import Fault
+from bench.soak.traffic import FAULTY, Happened
+from bench.soak.watch import Seen, growth
+
+_QUARTERS = 8
+"""Looks that are needed to speak of growth."""
+
+
+@dataclass(frozen=True)
+class Soak:
+    """Everything that was found.
+
+    Attributes:
+        minutes: how long.
+        began: as `time.monotonic` has it.
+        happened: every request.
+        faults: every fault.
+        seen: every look.
+        left: what the server left behind when it had ended.
+        full: whether the disk was filled, too.
+        ended: how often tritonserver ended by itself.
+    """
+
+    minutes: float
+    began: float
+    happened: Sequence[Happened]
+    faults: Sequence[Fault]
+    seen: Sequence[Seen]
+    left: Sequence[str]
+    full: bool
+    ended: int = 0
+
+    @property
+    def faulty(self) -> list[Happened]:
+        """Requests that ended as none should."""
+        return [each for each in self.happened if each.outcome in FAULTY]
+
+    @property
+    def memory_growth(self) -> float | None:
+        """See `bench.soak.watch.growth`; `None` of a run too short to tell."""
+        if len(self.seen) < _QUARTERS:
+            return None
+        return growth([float(each.memory) for each in self.seen])
+
+
+def summary(soak: Soak) -> dict[str, Any]:
+    """What the table and the JSON say."""
+    grown = soak.memory_growth
+    return {
+        "date": date.today().isoformat(),
+        "minutes": soak.minutes,
+        "requests": len(soak.happened),
+        "outcomes": {
+            kind: dict(Counter(h.outcome for h in soak.happened if h.kind == kind))
+            for kind in sorted({h.kind for h in soak.happened})
+        },
+        "faulty": [asdict(each) for each in soak.faulty],
+        "faults": [
+            {"at": round(f.at - soak.began, 1), "what": f.what, "seconds": round(f.seconds, 1)}
+            for f in soak.faults
+        ],
+        "disk_filled": soak.full,
+        "ended_by_itself": soak.ended,
+        "memory_growth": None if grown is None else round(grown, 4),
+        "memory_mb": _range([s.memory / 1e6 for s in soak.seen]),
+        "open_files": _range([s.files for s in soak.seen]),
+        "processes": _range([s.processes for s in soak.seen]),
+        "shared_files": _range([s.shared for s in soak.seen]),
+        "left_behind": list(soak.left),
+    }
+
+
+def write(soak: Soak, folder: Path, console: Console) -> None:
+    """Print the table; write `soak.json` and `soak.png`."""
+    found = summary(soak)
+    (folder / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
+    outcomes = ("right", "denser", "unavailable", *FAULTY)
+    table = Table(title=f"{soak.minutes:g} minutes, {len(soak.faults)} faults")
+    for column in ("request", *outcomes):
+        table.add_column(column, justify="left" if column == "request" else "right")
+    for kind, counts in found["outcomes"].items():
+        table.add_row(kind, *(str(counts.get(outcome, 0)) for outcome in outcomes))
+    console.print(table)
+    for name in ("memory_mb", "open_files", "processes", "shared_files"):
+        console.print(f"{name.replace('_', ' ')}: {found[name]}")
+    if (grown := found["memory_growth"]) is not None:
+        console.print(f"memory, last quarter against second: {100 * grown:+.1f} %")
+    console.print(f"tritonserver ended by itself: {soak.ended} times")
+    for each in soak.faulty:
+        console.print(f"{each.kind}: {each.outcome}, {each.note}")
+    for what in soak.left:
+        console.print(f"left behind: {what}")
+    draw(soak, folder / "soak.png")
+
+
+def draw(soak: Soak, path: Path) -> None:
+    """Memory and requests over time, with the faults."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(9, 5))
+    above.plot([_minute(soak, s.at) for s in soak.seen], [s.memory / 1e9 for s in soak.seen])
+    above.set_ylabel("memory, GB")
+    for outcome in ("right", "denser", "unavailable", *FAULTY):
+        own = [h for h in soak.happened if h.outcome == outcome]
+        if own:
+            times = [_minute(soak, h.at) for h in own]
+            below.scatter(times, [h.seconds for h in own], s=4, label=outcome)
+    for fault in soak.faults:
+        for axes in (above, below):
+            axes.axvline(_minute(soak, fault.at), color="lightgrey", zorder=0)
+    below.set(yscale="log", ylabel="request, s", xlabel="minutes; grey: a fault")
+    below.legend(markerscale=3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _minute(soak: Soak, at: float) -> float:
+    return (at - soak.began) / 60
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {
+        "lowest": round(min(values)),
+        "median": round(statistics.median(values)),
+        "highest": round(max(values)),
+    }

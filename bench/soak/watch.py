@@ -1,0 +1,84 @@
+"""What a server uses while it works."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.server import Server
+
+_EVERY_S = 2.0
+_SHARED = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look at all processes of a server.
+
+    Attributes:
+        at: as `time.monotonic` has it.
+        memory: bytes, pages shared by several processes counted once.
+        files: open file descriptors.
+        processes: how many.
+        shared: files of the server in shared memory.
+    """
+
+    at: float
+    memory: int
+    files: int
+    processes: int
+    shared: int
+
+
+class Watch(threading.Thread):
+    """Looks every two seconds until it is told to end."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(daemon=True)
+        self._server = server
+        self._over = threading.Event()
+        self.seen: list[Seen] = []
+
+    def run(self) -> None:
+        """Look, and look again."""
+        while not self._over.wait(_EVERY_S):
+            self.seen.append(look(self._server))
+
+    def end(self) -> None:
+        """Stop looking."""
+        self._over.set()
+        self.join()
+
+
+def look(server: Server) -> Seen:
+    """What its processes use now. One that ends meanwhile is left out."""
+    memory = files = processes = 0
+    root = psutil.Process(server.process.pid)
+    for each in [root, *root.children(recursive=True)]:
+        try:
+            memory += each.memory_full_info().pss
+            files += each.num_fds()
+            processes += 1
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return Seen(time.monotonic(), memory, files, processes, len(shared_memory(server)))
+
+
+def shared_memory(server: Server) -> list[Path]:
+    """Its files in shared memory."""
+    return list(_SHARED.glob(f"tessera-run-*-{server.process.pid}-*"))
+
+
+def growth(values: Sequence[float]) -> float:
+    """How much larger the last quarter is than the second one, at the median: the first quarter
+    warms up.
+    """
+    quarter = len(values) // 4
+    before = statistics.median(values[quarter : 2 * quarter])
+    return statistics.median(values[-quarter:]) / before - 1.0

@@ -1,0 +1,3 @@
+"""Checks of TensorRT on a machine that has it: what `deploy/verify-tensorrt.sh` runs inside the
+image.
+"""
