@@ -21,7 +21,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Small]:
-    """Makes the `Small` of a variant, once per run; its bundle is kept for the next run."""
+    """Makes the `Small` of a name (see `make_small`), once per run; its bundle is kept for the next
+    run.
+    """
     made: dict[str, Small] = {}
 
     def make(variant: str) -> Small:

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tessera.plan import Plan
+from tessera.shared.settings import ServerSettings
+from tessera.shared.signing import ServerKey
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.samples.requests import inputs
 
@@ -17,11 +20,17 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"tessera.triton.{name}")
 
 
-def call(model: Any, arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
+def config_of_denoise(slots: int) -> dict[str, Any]:
+    """What `denoise` reads of its `config.pbtxt`."""
+    return {"parameters": {"slots": {"string_value": str(slots)}}}
+
+
+def call(
+    model: Any, arrays: dict[str, Any], parameters: dict[str, Any] | None = None
+) -> pb_utils.InferenceResponse:
     """What BLS does with a request for a plain model."""
-    response: pb_utils.InferenceResponse = model.execute([pb_utils.Request(called=True, **arrays)])[
-        0
-    ]
+    request = pb_utils.Request(called=True, parameters=parameters, **arrays)
+    response: pb_utils.InferenceResponse = model.execute([request])[0]
     return response
 
 
@@ -35,11 +44,25 @@ def run_to_end(models: dict[str, Any], arrays: dict[str, Any]) -> pb_utils.Infer
     raise AssertionError("never finished")
 
 
-def encoded(models: dict[str, Any], **values: Any) -> dict[str, Any]:
+def encoded(models: dict[str, Any], priority: int = 2, **values: Any) -> dict[str, Any]:
     """Inputs of `render` for a request."""
-    response = models["encode"].execute([pb_utils.Request(**inputs(**values))])[0]
+    parameters = {"job_priority": priority}
+    request = pb_utils.Request(parameters=parameters, **inputs(**values))
+    response = models["encode"].execute([request])[0]
     assert response.error is None, response.error
     return dict(response.arrays())
+
+
+def plan_in(arrays: dict[str, Any]) -> Plan:
+    """The plan among the outputs of `encode`."""
+    path = ServerSettings.from_environment().key
+    return Plan.from_json(ServerKey(path).verified(arrays["PLAN"][0, 0]))
+
+
+def signed(plan: Plan) -> np.ndarray[Any, Any]:
+    """The PLAN that `encode` would have made."""
+    text = ServerKey(ServerSettings.from_environment().key).sign(plan.to_json())
+    return np.array([[text]], object)
 
 
 def sequence(models: dict[str, Any], identity: int, **values: Any) -> pb_utils.Request:

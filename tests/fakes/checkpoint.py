@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -30,10 +31,13 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from tessera.variants import VARIANTS
 from tessera_build.demo.scenes import vocabulary
 from tessera_build.demo.tokenizer import build_tokenizer
+from tessera_build.parts import inpainting_pipeline
 
 SAMPLE_SIZE = 16
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _FOUR_LEVELS = {
     "block_out_channels": (32, 64, 64, 64),
@@ -103,9 +107,22 @@ TOPOLOGIES: dict[str, Callable[[], DiffusionPipeline]] = {"sd15": sd15, "sd21": 
 
 
 def topology(name: str) -> DiffusionPipeline:
-    """The pipeline of a variant, the same at every call."""
+    """The pipeline of a variant in float32, the same at every call.
+
+    `sd15-fp16` has the weights of `sd15` after they were in half precision, `sd15-inpainting` has
+    an inpainting UNet.
+    """
     torch.manual_seed(0)
-    return TOPOLOGIES[name]()
+    variant, _, kind = name.partition("-")
+    pipe = TOPOLOGIES[variant]()
+    if kind == "inpainting":
+        pipe.unet = randomised(UNet2DConditionModel(**dict(pipe.unet.config) | {"in_channels": 9}))
+        return getattr(diffusers, inpainting_pipeline(VARIANTS[variant])).from_pipe(pipe)
+    if kind:
+        for network in pipe.components.values():
+            if isinstance(network, nn.Module):
+                network.to(HALVES[kind]).float()
+    return pipe
 
 
 def controlnet(unet: UNet2DConditionModel, **config: Any) -> ControlNetModel:

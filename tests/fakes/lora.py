@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 
 from tessera.types import Tensors
+from tests.fakes.single_file import original_unet_name
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 EVERYTHING = ("",)
@@ -70,6 +71,20 @@ def kohya(pairs: Pairs, alpha: float = 2.0) -> Tensors:
         tensors[f"{name}.lora_down.weight"] = pair.down
         tensors[f"{name}.lora_up.weight"] = pair.up
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+def kohya_sgm(pairs: Pairs, unet: UNet2DConditionModel) -> Tensors:
+    """As kohya's scripts write them for XL: blocks as the original release names them."""
+    attends = ["CrossAttn" in kind for kind in unet.config.up_block_types]
+    tensors: Tensors = {}
+    for (part, module), pair in pairs.items():
+        written = kohya({(part, module): pair})
+        if part == "unet":
+            name = original_unet_name(f"{module}.weight", unet.config.layers_per_block, attends)
+            stem = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+            written = {f"{stem}.{key.partition('.')[2]}": t for key, t in written.items()}
+        tensors |= written
     return tensors
 
 

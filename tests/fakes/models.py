@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import triton_python_backend_utils as pb_utils
+from tests.fakes.calls import config_of_denoise
 from tests.samples.requests import inputs
 
 NAMES = ("encode", "denoise", "decode")
@@ -66,7 +67,7 @@ class Models:
             )
             self._identity += 1
             queued = np.array([[0]])
-            sequences.append(pb_utils.Request(self._identity, **encoded, QUEUED_TICK=queued))
+            sequences.append(pb_utils.Request(self._identity, True, **encoded, QUEUED_TICK=queued))
             plans.append(encoded["PLAN"])
         denoised = self._denoise(sequences)
         return [self._decode(plan, arrays) for plan, arrays in zip(plans, denoised, strict=True)]
@@ -110,7 +111,7 @@ def models_of(bundle: Path, board: Path, **environment: str) -> Iterator[Models]
         for name in NAMES:
             module = importlib.import_module(f"tessera.triton.{name}")
             loaded[name] = module.TritonPythonModel()
-            loaded[name].initialize({"model_config": json.dumps({"max_batch_size": SLOTS})})
+            loaded[name].initialize({"model_config": json.dumps(config_of_denoise(SLOTS))})
         yield Models(loaded)
         for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
             del sys.modules[name]

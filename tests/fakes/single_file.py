@@ -54,10 +54,10 @@ def write_single_file(pipe: DiffusionPipeline, path: Path) -> None:
     """Write UNet, VAE and text encoders into one safetensors file."""
     config = pipe.unet.config
     attends = ["CrossAttn" in kind for kind in config.up_block_types]
-    held = {
-        f"model.diffusion_model.{_unet_name(name, config.layers_per_block, attends)}": tensor
-        for name, tensor in pipe.unet.state_dict().items()
-    }
+    held = {}
+    for name, tensor in pipe.unet.state_dict().items():
+        new = original_unet_name(name, config.layers_per_block, attends)
+        held[f"model.diffusion_model.{new}"] = tensor
     levels = len(pipe.vae.config.block_out_channels)
     for name, tensor in pipe.vae.state_dict().items():
         new = _vae_name(name, levels)
@@ -72,7 +72,7 @@ def write_single_file(pipe: DiffusionPipeline, path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in held.items()}, path)
 
 
-def _unet_name(name: str, layers: int, attends: Sequence[bool]) -> str:
+def original_unet_name(name: str, layers: int, attends: Sequence[bool]) -> str:
     for ours, theirs in _UNET_ENDS.items():
         if name.startswith(f"{ours}."):
             return name.replace(ours, theirs, 1)

@@ -23,19 +23,20 @@ from tessera_build.examples import example_inputs
 from tests.fakes.checkpoint import TOPOLOGIES, randomised, topology
 
 DEMO = Path(__file__).resolve().parents[2] / "build" / "demo_model" / "base" / "unet"
-NAMES = (*TOPOLOGIES, "demo", "demo-padding-0")
+NAMES = (*TOPOLOGIES, "demo", "demo-padding-0", "demo-inpainting")
 MASKS = ("pixel", "full", "borders", "islands", "checkerboard")
 
 
 @cache
 def small_unet(name: str) -> UNet2DConditionModel:
     """The UNet of a topology, with random norms and biases; the same object at every call."""
-    if name in TOPOLOGIES:
+    if name.partition("-")[0] in TOPOLOGIES:
         return topology(name).unet
     torch.manual_seed(0)
     config = json.loads((DEMO / "config.json").read_text())
     config |= {"block_out_channels": (16, 32, 48), "norm_num_groups": 8, "cross_attention_dim": 24}
     config |= {"downsample_padding": 0 if name.endswith("padding-0") else 1}
+    config |= {"in_channels": 9 if name.endswith("inpainting") else 4}
     unet: UNet2DConditionModel = randomised(UNet2DConditionModel.from_config(config))
     return unet
 
@@ -88,7 +89,7 @@ def dense_pass(
         recording, _ = record(encoder, decoder, inputs, sites=sites)
     added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
     basic = [inputs[k] for k in ("sample", "timestep", "encoder_hidden_states")]
-    controls: dict[str, Any] = {}
+    controls: dict[str, Any] = {"timestep_cond": inputs.get("timestep_cond")}
     if residuals:
         controls["down_block_additional_residuals"] = tuple(residuals[:-1])
         controls["mid_block_additional_residual"] = residuals[-1]

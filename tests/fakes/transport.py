@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from tessera.errors import UnknownJob
+from tessera import contract
+from tessera.errors import InvalidInput, UnknownJob
 from tessera.types import Array
 from tessera_client.wire import Call
 
@@ -84,7 +85,29 @@ STATUS = {
     "total": 2,
     "cancelled": False,
     "seconds": 0.1,
+    "place": None,
+    "seconds_left": 0.1,
 }
+BUNDLE: dict[str, Any] = {
+    "name": "demo",
+    "digest": "0123456789abcdef",
+    "variant": "sd15",
+    "defaults": {
+        "steps": 20,
+        "guidance": 4.0,
+        "width": 8,
+        "height": 4,
+        "scheduler": "euler",
+        "lora_bound": 0.2,
+    },
+    "min_size": 4,
+    "max_size": 64,
+    "controlnets": ["edges"],
+    "sparse": True,
+    "schedulers": {n: spec.max_steps for n, spec in contract.SCHEDULERS.items() if not spec.edm},
+    "limits": contract.LIMITS,
+}
+LOAD = {"slots": 8, "running": [{"job": "a"}], "waiting": [{"job": "b"}, {"job": "c"}]}
 
 
 class FakeTransport:
@@ -95,13 +118,15 @@ class FakeTransport:
     def __init__(
         self,
         *failures: BaseException,
-        during: Callable[[], None] | None = None,
+        during: Callable[[], object] | None = None,
         unknown: int = 0,
     ) -> None:
         self.failures = list(failures)
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.parameters: list[dict[str, str]] = []
         self.closed = False
+        self.refuses_previews = False
+        self.preview_steps: Iterator[int | None] = iter((None, 1, 1))
         self._during = during
         self._unknown = unknown
         self._lock = threading.Lock()
@@ -115,7 +140,9 @@ class FakeTransport:
             if self._unknown > 0:
                 self._unknown -= 1
                 raise UnknownJob("j")
-            return {"RESULT": np.array([[json.dumps(STATUS).encode()]], object)}
+            return self._job(inputs)
+        if model == "adapters" and b"bundle" in inputs["ACTION"]:
+            return {"RESULT": np.array([[json.dumps(BUNDLE).encode()]], object)}
         if model == "adapters":
             return {"RESULT": np.array([[json.dumps({"adapters": ADAPTERS}).encode()]], object)}
         if model == "templates":
@@ -127,6 +154,19 @@ class FakeTransport:
             self._during()
         image = np.zeros((1, 4, 8, 3), np.uint8) if model == "generate" else inputs["IMAGE"]
         return {"IMAGE": image, "INFO": np.array([[json.dumps(INFO).encode()]], object)}
+
+    def _job(self, inputs: Any) -> dict[str, Array]:
+        if b"load" in inputs["ACTION"]:
+            return {"RESULT": np.array([[json.dumps(LOAD).encode()]], object)}
+        if b"preview" not in inputs["ACTION"]:
+            return {"RESULT": np.array([[json.dumps(STATUS).encode()]], object)}
+        if self.refuses_previews:
+            raise InvalidInput("ACTION", "preview", "status, cancel")
+        step = next(self.preview_steps, 2)
+        picture = {"picture_step": step, "decoder": "linear", "width": 16, "height": 8}
+        answer = json.dumps({**STATUS, **picture}).encode()
+        image = np.full((1, 1, 2, 3) if step else (1, 0, 0, 3), step or 0, np.uint8)
+        return {"RESULT": np.array([[answer]], object), "IMAGE": image}
 
     def ready(self, model: str | None = None, timeout: float = 5.0) -> bool:
         return model != "templates"

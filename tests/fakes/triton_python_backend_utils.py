@@ -7,15 +7,19 @@ need it. `BLS` maps a model's name to the function that answers calls to it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tessera.shared.settings import ServerSettings
+from tessera.shared.signing import ServerKey
+
 TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
 BLS: dict[str, Callable[[dict[str, Any]], InferenceResponse]] = {}
 TIMEOUTS: dict[str, int] = {}
+PARAMETERS: dict[str, dict[str, Any]] = {}
 """Of the last call to each model."""
 
 
@@ -85,7 +89,7 @@ class Request:
         timeout: int = 0,
         **inputs: np.ndarray[Any, Any],
     ) -> None:
-        self._parameters = (parameters or {}) | ({"tessera_called": True} if called else {})
+        self._parameters = (parameters or {}) | ({"tessera_called": word()} if called else {})
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
         self._correlation_id = correlation_id
         self._timeout = timeout
@@ -118,13 +122,19 @@ class InferenceRequest:
         parameters: dict[str, Any],
         timeout: int,
     ) -> None:
-        assert parameters["tessera_called"] is True
+        assert parameters["tessera_called"] == word()
         TIMEOUTS[model_name] = timeout
+        PARAMETERS[model_name] = parameters
         self._model = model_name
         self._inputs = inputs
 
     def exec(self) -> ReceivedResponse:
         return ReceivedResponse(BLS[self._model]({t.name(): t.as_numpy() for t in self._inputs}))
+
+
+def word() -> str:
+    """What models of the server say to each other."""
+    return ServerKey(ServerSettings.from_environment().key).word
 
 
 def get_output_tensor_by_name(response: ReceivedResponse, name: str) -> Tensor | None:
@@ -136,28 +146,44 @@ class Logger:
 
     @classmethod
     def log_warn(cls, message: str) -> None:
+        message.encode()  # the backend takes UTF-8 only
         cls.lines.append(message)
 
     @classmethod
     def log_error(cls, message: str) -> None:
+        message.encode()
         cls.lines.append(message)
 
 
+@dataclass
 class Metric:
-    def __init__(self) -> None:
-        self.value = 0.0
+    buckets: list[float]
+    value: float = 0.0
+    observed: list[float] = field(default_factory=list)
 
     def set(self, value: float) -> None:
         self.value = value
 
+    def increment(self, value: float) -> None:
+        assert value > 0
+        self.value += value
+
+    def observe(self, value: float) -> None:
+        assert self.buckets
+        self.observed.append(value)
+
+
+METRICS: dict[str, dict[tuple[str, ...], Metric]] = {}
+"""Of the server, by name and labels."""
+
 
 class MetricFamily:
-    GAUGE = "gauge"
+    COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
     def __init__(self, name: str, description: str, kind: str) -> None:
-        self.name = name
-        self.description = description
-        self.kind = kind
+        self._series = METRICS.setdefault(name, {})
 
-    def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802 - Triton's name
-        return Metric()
+    def Metric(  # noqa: N802 - Triton's name
+        self, labels: dict[str, str], buckets: Sequence[float] = ()
+    ) -> Metric:
+        return self._series.setdefault(tuple(labels.values()), Metric(list(buckets)))

@@ -69,13 +69,13 @@ def refit_and_back(engine: Engine, reference: GraphModule, inputs: Tensors) -> R
     return Refits(before, difference(expected, first), refitted, restored)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_torch_engine_on_cuda(small: Make, variant: str) -> None:
-    bundle = small(variant).bundle
+@pytest.mark.parametrize("name", [*VARIANTS, "sd15-fp16"])
+def test_the_torch_engine_on_cuda(small: Make, name: str) -> None:
+    bundle = small(name).bundle
     assert chosen_kind(bundle) == "torch"
-    for graph in (*VARIANTS[variant].text_encoders, *UNET, "vae_decoder"):
+    for graph in (*VARIANTS[small(name).variant].text_encoders, *UNET, "vae_decoder"):
         source = source_of(bundle, graph)
-        reference = open_module(source)
+        reference = open_module(source).float()
         engine = open_engine("torch", source)
         for rows, side in SIZES:
             inputs = inputs_of(bundle, reference, rows, side)

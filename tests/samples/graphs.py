@@ -44,7 +44,10 @@ def whole(
 ) -> torch.Tensor:
     added = {k: inputs[k] for k in ("text_embeds", "time_ids") if k in inputs}
     basic = [inputs[k] for k in ("sample", "timestep", "encoder_hidden_states")]
-    out: torch.Tensor = unet(*basic, added_cond_kwargs=added or None, **residuals).sample
+    guidance = inputs.get("timestep_cond")
+    out: torch.Tensor = unet(
+        *basic, added_cond_kwargs=added or None, timestep_cond=guidance, **residuals
+    ).sample
     return out
 
 

@@ -15,24 +15,38 @@ from tessera.denoise.canvas import TEMPLATE_SEED
 PROMPT = "a large blue star at the top on a green background"
 
 
-def by_diffusers(pipe: Any, image: Any, mask: Any, *, scheduler: str, **options: Any) -> Any:
-    """What diffusers' inpainting makes of the mean of the template's latents, pasted back."""
+def by_diffusers(
+    pipe: Any,
+    image: Any,
+    mask: Any,
+    /,
+    *,
+    scheduler: str,
+    seed: int = TEMPLATE_SEED,
+    **options: Any,
+) -> Any:
+    """What diffusers' inpainting makes of the mean of the template's latents, pasted back.
+
+    An inpainting UNet gets the mean of the masked picture's, too. With an `image` among the options
+    the pipeline encodes that.
+    """
     spec = SCHEDULERS[scheduler]
     kind = getattr(diffusers, spec.cls)
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **dict(spec.settings))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255 * 2 - 1
+    kept = pixels * torch.from_numpy(mask < 128)
     with torch.no_grad():
-        mean = pipe.vae.encode(pixels.float()).latent_dist.mean
-    clean = mean * pipe.vae.config.scaling_factor
+        means = [pipe.vae.encode(each.float()).latent_dist.mean for each in (pixels, kept)]
+    clean, masked = (mean * pipe.vae.config.scaling_factor for mean in means)
     height, width = mask.shape
+    if "image" not in options:
+        options |= {"image": clean, "masked_image_latents": masked}
     result = pipe(
-        PROMPT,
-        image=clean,
-        masked_image_latents=clean,
+        options.pop("prompt", PROMPT),
         mask_image=torch.from_numpy((mask >= 128).astype(np.float32))[None, None],
         width=width,
         height=height,
-        generator=torch.Generator("cpu").manual_seed(TEMPLATE_SEED),
+        generator=torch.Generator("cpu").manual_seed(seed),
         output_type="np",
         **options,
     )

@@ -37,7 +37,7 @@ class References:
         return self._draw(self._plain, seed=seed, **options)
 
     def controlled(self, controls: Sequence[Control], *, seed: int) -> Any:
-        """A picture with ControlNets, all of them `edges`."""
+        """A picture with ControlNets, all of them `edges`. The first says whether all guess."""
         network, several = self._small.control, len(controls) > 1
         pipe = self._pipeline(
             "ControlNet", controlnet=[network] * len(controls) if several else network
@@ -48,8 +48,23 @@ class References:
             "control_guidance_start": [c.start for c in controls],
             "control_guidance_end": [c.end for c in controls],
         }
+        guesses = {"guess_mode": controls[0].guess_mode}
         return self._draw(
-            pipe, seed=seed, **(values if several else {k: v[0] for k, v in values.items()})
+            pipe,
+            seed=seed,
+            **guesses,
+            **(values if several else {k: v[0] for k, v in values.items()}),
+        )
+
+    def united(self, control: Control, mode: int, *, seed: int) -> Any:
+        """A picture with the ControlNet-Union."""
+        pipe = self._pipeline("ControlNetUnion", controlnet=self._small.union)
+        return self._draw(
+            pipe,
+            seed=seed,
+            control_image=control.image,
+            control_mode=[mode],
+            controlnet_conditioning_scale=control.scale,
         )
 
     def inpainting(self) -> DiffusionPipeline:
@@ -58,6 +73,10 @@ class References:
         # As in the checkpoint: what another sampler's settings leave in a config is passed on.
         pipe.scheduler = type(self._own).from_config(self._own.config)
         return pipe
+
+    def controlled_inpainting(self) -> DiffusionPipeline:
+        """The pipeline for edits with the ControlNet `edges`."""
+        return self._pipeline("ControlNetInpaint", controlnet=self._small.control)
 
     def _pipeline(self, what: str, **networks: Any) -> DiffusionPipeline:
         kind = getattr(diffusers, self._kind.replace("Pipeline", f"{what}Pipeline"))

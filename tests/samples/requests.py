@@ -25,9 +25,11 @@ MANIFEST = Manifest(
 TYPES: dict[str, Any] = {
     "SEED": np.int64,
     "STEPS": np.int32,
+    "CLIP_SKIP": np.int32,
     "GUIDANCE": np.float32,
     "WIDTH": np.int32,
     "HEIGHT": np.int32,
+    "MASK_FEATHER": np.int32,
 }
 
 

@@ -22,7 +22,7 @@ def ended_whole(bundle: Path, log: Path, *flags: str) -> Iterator[Server]:
         assert len(family) > 10
         assert shared_memory_of(running)
     assert running.process.returncode == 0
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=300)
     assert not alive
     assert not shared_memory_of(running)
 

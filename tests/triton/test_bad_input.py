@@ -16,6 +16,7 @@ from bench.server import Server
 from tessera.contract import MAX_SEED
 from tessera.errors import InvalidInput
 from tessera_client import Client, Control, Lora
+from tests.samples.raw_requests import error_of
 
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "empty prompt": ("", {}, "PROMPT is ''; accepted: 1 to 2000 characters"),
@@ -53,20 +54,8 @@ def test_the_ends_of_the_seed_range_are_fine(client: Client, seed: int) -> None:
 
 
 def raw(server: Server, protocol: str, **arrays: np.ndarray[Any, Any]) -> InferenceServerException:
-    """The error of a request that our own client would not send."""
-    triton = tritonclient.http if protocol == "http" else tritonclient.grpc
-    port = server.http_port if protocol == "http" else server.grpc_port
-    tensors = []
-    for name, array in arrays.items():
-        tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    with (
-        triton.InferenceServerClient(f"localhost:{port}") as client,
-        pytest.raises(InferenceServerException) as caught,
-    ):
-        client.infer("generate", tensors)
-    return caught.value
+    """The error of a request to `generate`."""
+    return error_of(server, protocol, "generate", arrays)
 
 
 PROMPT = np.array([[b"a red circle"]], object)

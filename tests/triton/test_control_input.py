@@ -58,3 +58,29 @@ def test_bad_values_are_answered_with_field_value_and_what_is_accepted(
     with pytest.raises(InvalidInput) as caught:
         client.edit(IMAGE, (8, 8, 32, 32), "a", controls=controls)
     assert sentence in str(caught.value)
+
+
+def test_what_an_edits_mask_hides_from_a_controlnet_does_not_matter(client: Client) -> None:
+    mask = np.zeros(IMAGE.shape[:2], np.uint8)
+    mask[16:40, 24:72] = 255
+    inside, outside = IMAGE.copy(), IMAGE.copy()
+    inside[mask > 0] = 255 - inside[mask > 0]
+    outside[mask == 0] = 255 - outside[mask == 0]
+    pictures = [
+        client.edit(
+            IMAGE,
+            mask,
+            "a star",
+            steps=3,
+            seed=1,
+            mode="dense",
+            controls=[Control("edges", image, preprocess="inpaint")],
+        )
+        for image in (IMAGE, inside, outside)
+    ]
+    assert pictures[0].info.controls[0]["preprocess"] == "inpaint"
+    first, same, other = (np.asarray(picture.image, np.int16) for picture in pictures)
+    assert np.array_equal(first, same)
+    assert np.abs(first - other).max() > 5
+    with pytest.raises(InvalidInput, match="'inpaint'; accepted: another word, unless"):
+        client.generate("a", controls=[Control("edges", IMAGE, preprocess="inpaint")], **SIZE)

@@ -4,7 +4,6 @@ company, cancelled, and refused.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +18,7 @@ from tessera.errors import Cancelled, InvalidInput
 from tessera_client import Client
 from tests.samples.images import island, largest, ramp
 from tests.samples.inpainting import PROMPT, by_diffusers
-from tests.samples.jobs import unique, wait_for_step
+from tests.samples.jobs import in_company, unique, wait_for_step
 
 BEFORE = "a large red circle in the center on a yellow background"
 
@@ -94,21 +93,26 @@ def test_edits_and_generations_share_ticks_and_do_not_change_each_other(
         lambda: http_client.generate(PROMPT, seed=7, steps=24, guidance=1.0),
     ]
     alone = [np.asarray(job().image, np.int16) for job in jobs]
-    with ThreadPoolExecutor(len(jobs)) as pool:
+    with in_company(http_client, 2), ThreadPoolExecutor(len(jobs)) as pool:
         together = [future.result() for future in [pool.submit(job) for job in jobs]]
     for result, expected in zip(together, alone, strict=True):
         assert largest(result, expected) <= 2
-    assert max(result.info.mean_batch for result in together) > 2
+    assert min(result.info.mean_batch for result in together) > 2
 
 
 def test_a_cancelled_edit_ends(http_client: Client) -> None:
     job = unique("edit")
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(
-            http_client.edit, ramp(), island(), PROMPT, job_id=job, steps=500, strength=0.8
+            http_client.edit,
+            *(ramp(), island(), PROMPT),
+            job_id=job,
+            steps=1000,
+            strength=0.8,
+            mode="dense",  # else 1000 steps are recorded when the server is idle, and others wait
         )
         status = wait_for_step(http_client, job, 2)
-        assert status.total == 400
+        assert status.total == 800
         http_client.cancel(job)
         with pytest.raises(Cancelled, match=rf"job {job} was cancelled after \d+ steps"):
             future.result()
@@ -119,24 +123,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"mask": np.zeros((128, 128), np.uint8)},
         "MASK has no pixel of 128 or more; accepted: 128 to 255 where the image is edited",
     ),
-    "mask of another size": (
-        {"mask": np.full((128, 64), 255, np.uint8)},
-        "MASK has 64 x 128 pixels; accepted: the size of the image, 128 x 128 pixels",
-    ),
     "unknown template": ({"image": None, "template": "abc"}, "TEMPLATE is 'abc'; accepted: "),
     "no image": ({"image": None}, "IMAGE is missing, and so is TEMPLATE; accepted: one"),
     "too large": (
         {"image": ramp(512, 128), "mask": np.full((128, 512), 255, np.uint8)},
-        "IMAGE has 512 x 128 pixels; accepted: sides that are multiples of 8 from 64 to 256",
-    ),
-    "not a multiple": (
-        {"image": ramp(100, 128), "mask": np.full((128, 100), 255, np.uint8)},
-        "IMAGE has 100 x 128 pixels; accepted: sides that are multiples of 8",
+        "IMAGE has 512 x 128 pixels; accepted: sides of 1 to 256 pixels, or PADDING_MASK_CROP",
     ),
     "strength 0": ({"strength": 0.0}, "STRENGTH is 0.0; accepted: a number above 0 and up to 1"),
     "strength 1.5": ({"strength": 1.5}, "STRENGTH is 1.5; accepted: a number above 0"),
     "strength NaN": ({"strength": float("nan")}, "STRENGTH is nan; accepted: a number above 0"),
     "mode": ({"mode": "fast"}, "MODE is 'fast'; accepted: auto, sparse, dense"),
+    "quality": ({"quality": "good"}, "EDIT_QUALITY is 'good'; accepted: fast, balanced, best"),
 }
 
 
@@ -145,8 +142,6 @@ def test_bad_edits_are_answered_with_field_value_and_what_is_accepted(
     client: Client, values: dict[str, Any], sentence: str
 ) -> None:
     wanted = {"image": ramp(), "mask": island(), **values}
-    began = time.monotonic()
     with pytest.raises(InvalidInput) as caught:
         client.edit(wanted.pop("image"), wanted.pop("mask"), PROMPT, **wanted)
     assert str(caught.value).startswith(sentence)
-    assert time.monotonic() - began < 30

@@ -16,14 +16,18 @@ from PIL import Image
 from bench.server import ROOT, Server
 from tessera.types import Array
 from tessera_client import Client, Lora
+from tests.samples.gateways import gateway
 
 EXAMPLES = ROOT / "examples"
 TESTED = {
     "README.md",
     "curl.sh",
     "edit.py",
+    "openai_images.py",
+    "repaint.py",
     "sdk.py",
     "sdk_async.py",
+    "spans.py",  # by test_spans.py
     "tritonclient_grpc.py",
     "tritonclient_http.py",
 }
@@ -118,6 +122,35 @@ def test_edit(server: Server, http_client: Client, tmp_path: Path) -> None:
     assert not changed[~inside].any()
     assert changed[inside].mean() > 0.25
     assert "25 % edited, sparse" in printed
+
+
+def test_repaint(server: Server, http_client: Client, tmp_path: Path) -> None:
+    picture, printed = run("repaint.py", server.http, tmp_path / "picture.png")
+    before, after = parts(picture, 2)
+    assert_same([before], [http_client.generate(CIRCLE, seed=1, steps=STEPS).image])
+    (box,) = json.loads(printed.rpartition("anew: ")[2])
+    x, y, width, height = box
+    inside = np.zeros(before.shape[:2], bool)
+    inside[y : y + height, x : x + width] = True
+    changed = (before != after).any(axis=-1)
+    assert not changed[~inside].any()
+    assert changed[inside].mean() > 0.25
+    red = (before[..., 0] > 120) & (before[..., 1] < 90)
+    assert inside[red].mean() > 0.95, "the circle is in the box"
+
+
+def test_openai_images(server: Server, http_client: Client, tmp_path: Path) -> None:
+    with gateway(server.grpc, tmp_path / "log") as running:
+        picture, printed = run("openai_images.py", running.url, tmp_path / "picture.png")
+    before, after = parts(picture, 2)
+    drawn = http_client.generate(CIRCLE, seed=1, steps=STEPS).image
+    edited = http_client.edit(drawn, (8, 32, 64, 64), SQUARE, seed=4, steps=STEPS).image
+    assert_same([before], [drawn])
+    outside = np.ones(after.shape[:2], bool)
+    outside[32:96, 8:72] = False
+    assert (before[outside] == after[outside]).all()
+    assert np.abs(after - np.asarray(edited, np.int16)).mean() < 10  # its recording may be there
+    assert "256 image tokens, seed 4" in printed
 
 
 def test_the_reference_has_the_fields_of_info(server: Server, tmp_path: Path) -> None:

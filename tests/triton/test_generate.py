@@ -17,7 +17,8 @@ from bench.server import DEMO_CHECKPOINT
 from tessera.contract import MAX_SEED, SCHEDULERS
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_client import Client, Info, Result
-from tests.samples.jobs import unique, wait_for_step
+from tests.samples.jobs import LONG_TICKS, in_company
+from tests.samples.waiting import again_until
 
 PROMPTS = [describe(scene) for scene in held_out_scenes(10, seed=5)]
 
@@ -46,7 +47,8 @@ def by_diffusers(
     base = StableDiffusionPipeline.load_config(DEMO_CHECKPOINT)
     assert base["scheduler"][1] == "EulerDiscreteScheduler"
     config = diffusers.EulerDiscreteScheduler.load_config(DEMO_CHECKPOINT, subfolder="scheduler")
-    pipe.scheduler = kind.from_config(config, **dict(spec.settings))
+    seeded = {"noise_sampler_seed": seed} if spec.base == "dpmpp_sde" else {}
+    pipe.scheduler = kind.from_config(config, **dict(spec.settings), **seeded)
     result = pipe(
         prompt,
         negative_prompt=negative_prompt,
@@ -57,6 +59,13 @@ def by_diffusers(
         generator=torch.Generator("cpu").manual_seed(seed),
     )
     return np.asarray(result.images[0], np.int16)
+
+
+def with_generator(
+    pipe: StableDiffusionPipeline, generator: torch.Generator, eta: float
+) -> dict[str, object]:
+    """What a pipeline gives to a scheduler's step, with eta as the scheduler has it."""
+    return {"generator": generator}
 
 
 def difference(
@@ -86,12 +95,23 @@ def test_equals_diffusers(
     assert mean <= 0.1
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "unipc", "lcm"])
+OTHERS = """ddim dpmpp_2m unipc lcm heun kdpm2 dpmpp_sde lms pndm tcd heun_karras dpmpp_2m_sde_beta
+dpmpp_sde_exponential euler_trailing"""
+
+
+@pytest.mark.filterwarnings("ignore:Should have t[ab]")  # torchsde, of the last digit
+@pytest.mark.parametrize("scheduler", OTHERS.split())
 def test_the_other_schedulers_equal_diffusers(
-    http_client: Client, pipeline: StableDiffusionPipeline, scheduler: str
+    http_client: Client,
+    pipeline: StableDiffusionPipeline,
+    scheduler: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if scheduler == "tcd":  # diffusers' pipelines turn its noise off by default
+        monkeypatch.setattr(StableDiffusionPipeline, "prepare_extra_step_kwargs", with_generator)
     expected = by_diffusers(pipeline, PROMPTS[0], seed=3, scheduler=scheduler, steps=9)
     result = http_client.generate(PROMPTS[0], seed=3, scheduler=scheduler, steps=9)
+    assert result.info.ticks == SCHEDULERS[scheduler].count(9)
     largest, mean = difference(result, expected)
     assert largest <= 2
     assert mean <= 0.1
@@ -153,11 +173,20 @@ def test_dropped_tokens_are_reported(http_client: Client) -> None:
     fits = http_client.generate("a red circle", steps=1)
     assert fits.info.prompt_tokens_dropped == 0
     long = http_client.generate("red " * 100, steps=1)
-    assert long.info.prompt_tokens_dropped == 102 - 77
+    assert long.info.prompt_tokens_dropped == 0
+    longest = http_client.generate("red " * 310, steps=1)
+    assert longest.info.prompt_tokens_dropped == 310 - 4 * 75
+    plain = http_client.generate("red " * 100, steps=1, prompt_syntax="plain")
+    assert plain.info.prompt_tokens_dropped == 102 - 77
 
 
-def test_a_request_in_company_equals_the_request_alone(http_client: Client) -> None:
-    wanted = {"seed": 42, "steps": 20, "scheduler": "euler_ancestral"}
+BESIDE = ("euler", "heun", "dpmpp_sde_karras", "pndm", "lms_beta", "tcd", "kdpm2_exponential")
+"""Samplers of the requests that run beside another one."""
+
+
+@pytest.mark.parametrize("scheduler", ["euler_ancestral", "dpmpp_sde", "tcd"])
+def test_a_request_in_company_equals_the_request_alone(http_client: Client, scheduler: str) -> None:
+    wanted = {"seed": 42, "steps": 20, "scheduler": scheduler}
     alone = http_client.generate(PROMPTS[2], **wanted)  # type: ignore[arg-type]
     rng = random.Random(0)
     started = threading.Event()
@@ -171,10 +200,10 @@ def test_a_request_in_company_equals_the_request_alone(http_client: Client) -> N
             steps=10 + 3 * index,
             guidance=1.0 if index == 2 else 3.0 + index,
             width=192 if index == 4 else 128,
-            scheduler=list(SCHEDULERS)[index],
+            scheduler=BESIDE[index],
         )
 
-    with ThreadPoolExecutor(8) as pool:
+    with in_company(http_client), ThreadPoolExecutor(8) as pool:
         others = [pool.submit(company, i) for i in range(7)]
         started.wait()
         together = pool.submit(lambda: http_client.generate(PROMPTS[2], **wanted)).result()  # type: ignore[arg-type]
@@ -183,37 +212,24 @@ def test_a_request_in_company_equals_the_request_alone(http_client: Client) -> N
     assert together.info.mean_batch > 1.5
     largest, _ = difference(together, np.asarray(alone.image, np.int16))
     assert largest <= 1
+    again = http_client.generate(PROMPTS[2], **wanted)  # type: ignore[arg-type]
+    assert again.image.tobytes() == alone.image.tobytes()
 
 
 def test_a_newcomer_starts_at_the_next_tick_and_overtakes(http_client: Client) -> None:
     """Which tick is the next one is read a moment before the request is on its way; so a machine
-    that stops for a tick's time at that place may say one too early, and the test tries again.
+    that stops for a tick's time at that place may say one too early, and another one is drawn. It
+    overtakes: its company is still there when it has ended.
     """
-    at_once, whole, tries = False, False, 0
-    while not (at_once and whole) and tries < 4:
-        info, tries = _newcomer(http_client), tries + 1
-        at_once = info.first_tick - info.queued_tick <= 2  # the tick under way, then its own
-        whole = info.mean_batch == 5.0
-    assert at_once
-    assert whole
 
+    def drawn() -> Info:
+        info = http_client.generate(PROMPTS[5], seed=5, steps=5).info
+        assert info.last_tick - info.first_tick == 4
+        return info
 
-def _newcomer(client: Client) -> Info:
-    """The INFO of one that comes while four others are under way and ends before they do."""
-    with ThreadPoolExecutor(5) as pool:
-        names = [unique("long") for _ in range(4)]
-        long = [
-            pool.submit(client.generate, PROMPTS[i], seed=i, steps=80, job_id=name)
-            for i, name in enumerate(names)
-        ]
-        for name in names:
-            wait_for_step(client, name, 10)
-        short = client.generate(PROMPTS[5], seed=5, steps=5)
-        assert not any(f.done() for f in long)
-        finished = [f.result() for f in long]
-    info = short.info
-    assert info.last_tick - info.first_tick == 4
-    for other in finished:
-        assert other.info.first_tick < info.first_tick
-        assert info.last_tick < other.info.last_tick
-    return info
+    def at_once(info: Info) -> bool:
+        """In the tick after the one under way, with all four of its size."""
+        return info.first_tick - info.queued_tick <= 2 and info.mean_batch == 5.0
+
+    with in_company(http_client, 4), in_company(http_client, 2, **LONG_TICKS):
+        again_until(drawn, at_once, 120)

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,13 @@ from bench.gpu.environment import HERE, ROOT
 SLEEPER = "--step=sleeper:1:sleep 600"
 
 
-def script(name: str, out: Path, *arguments: str) -> tuple[str, dict[str, dict[str, Any]]]:
+def script(
+    name: str, out: Path, *arguments: str, seconds: int
+) -> tuple[str, dict[str, dict[str, Any]]]:
     """What a script prints, and the outcomes of its steps by name."""
     environment = os.environ | {"PYTHON": sys.executable, "OUT": str(out)}
     line = [str(HERE / f"{name}.sh"), "--tiny", SLEEPER, *arguments]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=400)
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=seconds)
     assert done.returncode == 1, "a step that hangs is a failure\n" + done.stderr
     found = json.loads((out / f"{name}.json").read_text())
     return done.stdout, {outcome["name"]: outcome for outcome in found}
@@ -37,9 +38,8 @@ def script(name: str, out: Path, *arguments: str) -> tuple[str, dict[str, dict[s
 def test_a_script_runs_through(
     tmp_path: Path, name: str, steps: tuple[str, ...], seconds: int
 ) -> None:
-    began = time.monotonic()
-    printed, outcomes = script(name, tmp_path, f"--only={','.join(steps)}")
-    assert time.monotonic() - began < seconds
+    """Within what it may take on a borrowed machine."""
+    printed, outcomes = script(name, tmp_path, f"--only={','.join(steps)}", seconds=seconds)
     assert outcomes.pop("sleeper")["state"] == "timed out"
     assert {n: o["state"] for n, o in outcomes.items()} == dict.fromkeys(steps, "ok"), printed
     assert all(outcome["result"]["rows"] for outcome in outcomes.values())

@@ -16,7 +16,7 @@ from bench.server import Server
 from tessera.errors import InvalidInput
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_build.demo.styles import STYLES, shows
-from tessera_client import Client, Lora
+from tessera_client import Client, Lora, Result
 from tests.fakes import lora
 from tests.samples.served_loras import FILES, OPTIONS, PROMPT, apart, by_diffusers, draw, pipeline
 
@@ -85,14 +85,73 @@ def test_the_policy_passes_through_the_ensemble(client: Client, files: Path) -> 
         client.generate(PROMPT, loras=[Lora("test-a")], lora_policy="lazy", **OPTIONS)
 
 
-def test_an_edit_with_loras_is_dense(client: Client, files: Path) -> None:
+def test_a_sparse_edit_of_the_whole_picture_is_the_dense_one(
+    http_client: Client, files: Path
+) -> None:
+    """Every token is active, so nothing of the recording is read."""
+    image = ((90 + np.indices((128, 128)).sum(0)) % 256).astype(np.uint8)[..., None].repeat(3, 2)
+    everywhere, loras = np.full((128, 128), 255, np.uint8), [Lora("test-a"), Lora("test-c", 0.5)]
+
+    def edit(mode: str, *chosen: Lora) -> Result:
+        options: Any = {"seed": 1, "quality": "fast", **OPTIONS}
+        return http_client.edit(image, everywhere, PROMPT, mode=mode, loras=chosen, **options)
+
+    before, sparse, dense = edit("sparse"), edit("sparse", *loras), edit("dense", *loras)
+    assert (sparse.info.mode, sparse.info.lora_path) == ("sparse", "refit")
+    assert apart(sparse.image, dense.image) <= 1
+    assert apart(sparse.image, before.image) > 20, "no effect would prove nothing"
+    after = edit("sparse")
+    assert apart(after.image, before.image) <= 1  # the engine's weights were packed before
+    assert edit("sparse", *loras).image.tobytes() == sparse.image.tobytes()
+    assert edit("sparse").image.tobytes() == after.image.tobytes()
+
+
+def test_edits_say_whether_their_loras_were_recorded(http_client: Client, files: Path) -> None:
     image, where = np.full((128, 128, 3), 90, np.uint8), (32, 32, 40, 40)
-    edited = client.edit(image, where, PROMPT, loras=[Lora("test-a")], seed=1, **OPTIONS)
-    plain = client.edit(image, where, PROMPT, mode="dense", seed=1, **OPTIONS)
-    assert edited.info.mode == "dense"
-    assert edited.image.tobytes() != plain.image.tobytes()
-    with pytest.raises(InvalidInput, match="MODE is 'sparse'"):
-        client.edit(image, where, PROMPT, mode="sparse", loras=[Lora("test-a")], **OPTIONS)
+    chosen: Any = {"loras": [Lora("test-b")], **OPTIONS}
+    schedule = {"steps": OPTIONS["steps"], "scheduler": OPTIONS["scheduler"]}
+
+    def recorded(quality: str) -> tuple[str, str | None, bool | None]:
+        options: Any = {"mode": "sparse", "quality": quality, "seed": 1, **chosen}
+        info = http_client.edit(image, where, PROMPT, **options).info
+        return info.mode, info.recording, info.recorded_loras
+
+    http_client.register_template(image, **schedule)
+    assert recorded("fast") == ("sparse", "empty", False)
+    made = http_client.register_template(image, prompt=PROMPT, loras=[Lora("test-b")], **schedule)
+    assert made.loras == [{"name": "test-b", "weight": 1.0}]
+    assert recorded("balanced") == ("sparse", "own", True)
+    with pytest.raises(InvalidInput, match="'test-d'"):
+        http_client.register_template(image, loras=[Lora("test-d")], **schedule)
+
+
+def test_sparse_and_dense_edits_with_different_loras_equal_their_solo_runs(
+    http_client: Client, files: Path
+) -> None:
+    image, where = np.full((128, 128, 3), 90, np.uint8), (32, 32, 40, 40)
+    kinds = [
+        ("sparse", ()),
+        ("sparse", ("test-a",)),
+        ("sparse", ("test-b",)),
+        ("dense", ("test-a",)),
+        ("dense", ("test-b",)),
+        ("dense", ()),
+        ("sparse", ("test-a",)),
+        ("sparse", ()),
+    ]
+
+    def edit(number: int) -> Result:
+        mode, names = kinds[number]
+        options: Any = {"seed": number, "quality": "fast", **OPTIONS}
+        loras = [Lora(name) for name in names]
+        return http_client.edit(image, where, PROMPT, mode=mode, loras=loras, **options)
+
+    alone = [edit(number) for number in range(len(kinds))]
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        together = list(pool.map(edit, range(len(kinds))))
+    for one, other in zip(alone, together, strict=True):
+        assert one.info.mode == other.info.mode
+        assert apart(one.image, other.image) <= 1
 
 
 def test_unknown_names_and_broken_files(client: Client, files: Path) -> None:
@@ -122,7 +181,7 @@ def styled_pictures(client: Client, *loras: Lora) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def without_styles(server: Server) -> list[Any]:
-    with Client(server.http, timeout=120) as client:
+    with Client(server.http, timeout=300) as client:
         return styled_pictures(client)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from bench.server import Server
+from tests.samples.raw_requests import error_of
 
 PROMPT = np.array([[b"a red circle"]], object)
 IMAGE = np.full((1, 64, 64, 3), 99, np.uint8)
@@ -39,6 +40,24 @@ BAD: dict[str, tuple[str, Arrays, dict[str, Any], list[str]]] = {
         {"PROMPT": PROMPT, "MASK": MASK, "IMAGE": IMAGE, "TEMPLATE": TEMPLATE},
         {},
         ["IMAGE is given as well as TEMPLATE; accepted: one of the two"],
+    ),
+    "MASK of another size": (
+        "edit",
+        {"PROMPT": PROMPT, "IMAGE": IMAGE, "MASK": MASK[:, :32]},
+        {},
+        ["MASK has 64 x 32 pixels; accepted: the size of the image, 64 x 64 pixels"],
+    ),
+    "sides that are no multiples, and another MASK": (
+        "edit",
+        {"PROMPT": PROMPT, "IMAGE": np.zeros((1, 100, 64, 3), np.uint8), "MASK": MASK},
+        {},
+        ["MASK has 64 x 64 pixels; accepted: the size of the image, 64 x 100 pixels"],
+    ),
+    "three sides": (
+        "edit",
+        {"PROMPT": PROMPT, "IMAGE": IMAGE, "EXTEND": np.array([[8, 8, 8]], np.int32)},
+        {},
+        ["EXTEND"],
     ),
     "MASK of a generation": ("generate", {"PROMPT": PROMPT, "MASK": MASK}, {}, ["MASK"]),
     "IMAGE of a generation": ("generate", {"PROMPT": PROMPT, "IMAGE": IMAGE}, {}, ["IMAGE"]),
@@ -71,25 +90,6 @@ BAD: dict[str, tuple[str, Arrays, dict[str, Any], list[str]]] = {
 }
 
 
-def answer(
-    server: Server, protocol: str, model: str, arrays: Arrays, parameters: dict[str, Any]
-) -> InferenceServerException:
-    """The error of a request."""
-    triton: Any = tritonclient.http if protocol == "http" else tritonclient.grpc
-    port = server.http_port if protocol == "http" else server.grpc_port
-    tensors = []
-    for name, array in arrays.items():
-        tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    with (
-        triton.InferenceServerClient(f"localhost:{port}") as client,
-        pytest.raises(InferenceServerException) as caught,
-    ):
-        client.infer(model, tensors, parameters=parameters)
-    return caught.value
-
-
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize(("model", "arrays", "parameters", "parts"), BAD.values(), ids=BAD.keys())
 def test_it_is_answered_as_invalid(
@@ -100,7 +100,7 @@ def test_it_is_answered_as_invalid(
     parameters: dict[str, Any],
     parts: list[str],
 ) -> None:
-    error = answer(server, protocol, model, arrays, parameters)
+    error = error_of(server, protocol, model, arrays, parameters=parameters)
     assert str(error.status()) in ("400", "StatusCode.INVALID_ARGUMENT"), error.message()
     for part in parts:
         assert part in error.message()

@@ -10,30 +10,37 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as grpc
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
-from bench.server import free_ports, plain_serving, serving
-from tessera.manifest import SCHEMA
+from bench.server import Server, free_ports, plain_serving, serving
+from tessera.errors import TesseraError
+from tessera.manifest import SCHEMA, read_manifest
 from tessera.serve.run_folder import run_folder
 from tessera.serve.tritonserver import Ports, command, environment, find_server, model_repository
-from tessera.shared.board import sweep_boards
 from tessera.shared.processes import model_processes
-from tessera_client import Client, Control
-from tests.samples.images import noise_blocks
+from tessera.shared.sweep import sweep_boards
+from tessera_client import Cancelled, Client, Control
+from tests.samples.images import noise_blocks, ramp
+from tests.samples.jobs import in_company, wait_for_step
 from tests.samples.servers import family_of, shared_memory_of
+from tests.samples.waiting import again_until, comes
 
 SERVE = str(Path(sys.executable).parent / "tessera-serve")
 
 
 def refused(*arguments: str) -> str:
-    done = subprocess.run([SERVE, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([SERVE, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -52,7 +59,7 @@ def test_a_bundle_of_another_schema_is_refused(bundle: Path, tmp_path: Path) -> 
     copy = shutil.copytree(bundle, tmp_path / "copy")
     content = json.loads((copy / "bundle.json").read_text())
     (copy / "bundle.json").write_text(json.dumps(content | {"schema": 0}))
-    assert f"has schema 0, this Tessera reads {SCHEMA}" in refused(str(copy))
+    assert f"has schema 0, this Tessera reads {SCHEMA - 1} and {SCHEMA}" in refused(str(copy))
 
 
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
@@ -77,7 +84,7 @@ def test_killed_outright_it_leaves_no_process_and_its_memory_to_the_next(
         kept = shared_memory_of(server)
         assert len([path for path in kept if path.is_file()]) > 10, "the regions of the models"
         server.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=300)
     assert not alive
     with run_folder():
         assert not [path for path in kept if path.exists()]
@@ -99,7 +106,7 @@ def test_a_plain_tritonserver_serves_a_bundle_and_the_models_written_for_its_con
             guided = client.generate("a", seed=1, steps=4, controls=controls)
             assert guided.info.control_ticks == 2
         kept = list(Path("/dev/shm").glob(f"tessera-board-*-{server.process.pid}-*"))
-        assert {"", ".activity", ".costs"} <= {path.suffix for path in kept}
+        assert {"", ".activity", ".costs", ".key"} <= {path.suffix for path in kept}
     sweep_boards()
     assert not [path for path in kept if path.exists()]
 
@@ -121,31 +128,92 @@ def test_threads_and_address_reach_the_server_and_an_interrupt_ends_it(
     bundle: Path, tmp_path: Path
 ) -> None:
     """Only `tessera-serve` may load and unload models: a model may be any code."""
-    log = tmp_path / "log"
-    with serving(bundle, log, "--threads=1", "--host=127.0.0.2") as server:
+    log, flags = tmp_path / "log", ("--threads=1", "--drain-seconds=0.5", "--log-format=json")
+    with serving(bundle, log, "--host=127.0.0.2", *flags) as server:
         (triton,) = psutil.Process(server.process.pid).children()
         assert triton.environ()["TESSERA_THREADS"] == "1"
+        checked = json.loads(Path(triton.environ()["TESSERA_BOARD"] + ".checked").read_text())
+        assert checked["files"].keys() == read_manifest(bundle).files.keys()
         assert not server.ready(), "it listens at other addresses, too"
         for protocol, port in ((http, server.http_port), (grpc, server.grpc_port)):
             with contextlib.closing(protocol.InferenceServerClient(f"127.0.0.2:{port}")) as client:
-                for change in (client.unload_model, client.load_model):
+                closed: list[Callable[[], Any]] = [
+                    partial(client.unload_model, "jobs"),
+                    partial(client.load_model, "jobs"),
+                    partial(client.update_log_settings, {"log_info": False}),
+                    client.get_log_settings,
+                    client.get_trace_settings,
+                    client.get_system_shared_memory_status,
+                ]
+                for ask in closed:
                     with pytest.raises(InferenceServerException, match="restricted"):
-                        change("jobs")
+                        ask()
                 assert client.is_model_ready("jobs")
         victim = next(p for p, m in model_processes(triton.pid).items() if m == "jobs")
         os.kill(victim, signal.SIGKILL)
-        end = time.monotonic() + 30
-        while "model jobs is back after" not in log.read_text() and time.monotonic() < end:
-            time.sleep(0.05)
+        comes(lambda: "model jobs is back after" in log.read_text())
         with Client(f"http://127.0.0.2:{server.http_port}") as client:
             assert client.generate("a", steps=1, job_id="after").info.ticks == 1
             assert client.status("after").phase == "done"
         family = family_of(server)
         assert len(family) > 10
         assert shared_memory_of(server)
-        server.process.send_signal(signal.SIGINT)  # for SIGTERM see `ended_whole`
-        assert server.process.wait(150) == 0
-        _, alive = psutil.wait_procs(family, timeout=60)
+        interrupt_while_it_draws(server, f"http://127.0.0.2:{server.http_port}")
+        assert "are cancelled: they have not ended within 0.5 s" in log.read_text()
+        _, alive = psutil.wait_procs(family, timeout=300)
     assert not alive
     assert not shared_memory_of(server)
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    ends = [(line["job_id"], line["outcome"], line["steps"]) for line in lines]
+    assert ends == [("after", "done", 1), ("long", "cancelled", 1000)]
     assert os.environ.get("TESSERA_THREADS") is None
+
+
+def interrupt_while_it_draws(server: Server, url: str) -> None:
+    """A picture of so many steps does not end in the time that it is given."""
+    with Client(url) as client, ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(client.generate, "a", job_id="long", steps=1000)
+        wait_for_step(client, "long", 1)
+        server.process.send_signal(signal.SIGINT)  # for SIGTERM see `ended_whole`
+        assert isinstance(drawn.exception(150), Cancelled)
+        assert server.process.wait(150) == 0
+
+
+def test_a_tritonserver_that_has_ended_is_started_again(bundle: Path, tmp_path: Path) -> None:
+    """On the same ports, with the templates that it had, and with the pictures that it drew."""
+    log = tmp_path / "log"
+    with (
+        serving(bundle, log, f"--templates={tmp_path / 'templates'}") as server,
+        Client(server.http) as client,
+    ):
+        before = client.generate("a red circle", seed=1, steps=2)
+        template = client.register_template(ramp(), steps=2).template
+        seen: list[str | None] = [before.info.worker]
+        for number in range(2):
+            (triton,) = psutil.Process(server.process.pid).children()
+            shared = set(shared_memory_of(server))
+            triton.kill()
+            triton.wait(120)
+            again = partial(_worker, client)
+            seen.append(again_until(again, lambda worker: worker not in (None, *seen)))
+            comes(lambda: server.ready("serving"))  # it draws before its first pictures end
+            assert log.read_text().count("tritonserver has ended by signal 9") == number + 1
+            assert not shared & set(shared_memory_of(server))
+        after = client.generate("a red circle", seed=1, steps=2)
+        assert np.array_equal(np.asarray(before.image), np.asarray(after.image))
+        assert [kept["template"] for kept in client.templates()["templates"]] == [template]
+        assert server.ready("serving")
+        with in_company(client):
+            server.process.send_signal(signal.SIGTERM)
+            comes(lambda: not server.ready("serving"))
+            assert server.ready(), "it lives as long as a job runs"
+        assert server.process.wait(150) == 0
+        assert not shared_memory_of(server)
+
+
+def _worker(client: Client) -> str | None:
+    """Who draws, or `None` while nobody does."""
+    try:
+        return client.generate("a", steps=1).info.worker
+    except TesseraError:
+        return None

@@ -10,8 +10,8 @@ import pytest
 
 from bench.server import Server
 from tessera.errors import TimedOut, UnknownJob
-from tessera_client import AsyncClient, Client, aio, wire
-from tessera_client import client as sync
+from tessera_client import AsyncClient, Client, aio_connection, client, wire
+from tessera_client import connection as sync
 from tests.samples.jobs import unique
 
 SENTENCE = "waited in a queue of the server for longer than its timeout"
@@ -21,7 +21,7 @@ SENTENCE = "waited in a queue of the server for longer than its timeout"
 def gone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server takes every caller to be gone after a microsecond."""
     monkeypatch.setattr(wire, "GRACE_S", 1.5e-6 - sync.JOB_TIMEOUT)
-    for module in (sync, aio):
+    for module in (sync, aio_connection, client):
         monkeypatch.setattr(module, "COMES_WITHIN_S", 0.0)
 
 

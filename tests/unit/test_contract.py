@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from tritonclient.grpc import model_config_pb2
 
 import tessera
 from tessera import contract
+from tessera.contract.limits import DEFAULT_PRIORITY, PRIORITIES
+from tessera.requests.framing import GEOMETRY
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -47,7 +48,7 @@ ENSEMBLES = [name for name in MODELS if config(name).platform == "ensemble"]
 
 def test_encode_takes_what_edit_takes_and_a_generation_has_no_mask() -> None:
     encode, edit = specs(config("encode").input), specs(config("edit").input)
-    assert [replace(t, optional=t.optional or t.name == "MASK") for t in edit] == encode
+    assert [t for t in edit if t.name not in GEOMETRY] == encode
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
@@ -85,11 +86,13 @@ def test_no_sequence_model_is_a_member_of_an_ensemble(name: str) -> None:
     assert not [m for m in members if config(m).HasField("sequence_batching")]
 
 
-def test_render_has_a_few_slots_more_than_denoise_has_places() -> None:
-    """They are for requests that wait for ControlNets."""
-    slots = sum(group.count for group in config("render").instance_group)
+def test_denoise_has_room_for_whatever_render_and_edit_hold() -> None:
+    """More than it has slots: for requests that wait for ControlNets, or for a slot."""
+    holding = {name: config(name).instance_group for name in ("render", "edit")}
+    processes = {name: sum(g.count for g in groups) for name, groups in holding.items()}
     denoise = config("denoise")
-    assert slots == denoise.max_batch_size + 4
+    assert processes["render"] == int(denoise.parameters["slots"].string_value) + 4
+    assert denoise.max_batch_size == processes["render"] + processes["edit"]
     assert denoise.max_batch_size == denoise.sequence_batching.oldest.max_candidate_sequences
     assert denoise.sequence_batching.iterative_sequence
 
@@ -101,7 +104,7 @@ def test_render_hands_denoise_its_inputs_and_one_more() -> None:
     assert specs(config("render").output) == specs(config("denoise").output)
 
 
-@pytest.mark.parametrize("name", ["edit", "encode", "render"])
+@pytest.mark.parametrize("name", ["edit", "render"])
 def test_a_request_leaves_the_queues_when_its_timeout_is_over(name: str) -> None:
     policy = config(name).dynamic_batching.default_queue_policy
     assert policy.allow_timeout_override
@@ -123,3 +126,10 @@ def test_model_files_only_re_export(name: str) -> None:
 def test_the_version_is_said_once_and_everywhere_the_same() -> None:
     assert f'version = "{tessera.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert f"## [{tessera.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["render", "edit"])
+def test_every_queue_knows_the_priorities(name: str) -> None:
+    batching = config(name).dynamic_batching
+    assert batching.priority_levels == PRIORITIES
+    assert batching.default_priority_level == DEFAULT_PRIORITY

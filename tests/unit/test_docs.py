@@ -15,8 +15,13 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 import tessera_build.cli
 import tessera_client
 import tessera_client.cli
+import tessera_gateway.cli
+import tessera_gateway.fleet.cli
+import tessera_gateway.fleet.picker
+from bench.__main__ import BENCHES
 from tessera import contract, errors
 from tessera.serve.cli import serve
+from tessera.shared.metrics import PREFIX, TABLE
 from tessera_client.terminal import fail
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +55,9 @@ def _serve() -> Command:
 COMMANDS = {
     "tessera": _command(tessera_client.cli.app),
     "tessera-build": _command(tessera_build.cli.app),
+    "tessera-fleet": _command(tessera_gateway.fleet.cli.app),
+    "tessera-gateway": _command(tessera_gateway.cli.app),
+    "tessera-picker": _command(tessera_gateway.fleet.picker.app),
     "tessera-serve": _serve(),
 }
 
@@ -166,14 +174,17 @@ def test_make_targets_and_modules_exist(path: Path) -> None:
     for _, *words in _calls(path, "make"):
         assert {word for word in words if "=" not in word} <= targets
     for _, *words in _calls(path, "python"):
-        if words[:1] == ["-m"]:
+        if words[:2] == ["-m", "bench"]:
+            assert {"NAME", "quick", "all", *BENCHES}.issuperset(words[2:3]), words
+        elif words[:1] == ["-m"]:
             assert (ROOT / f"{words[1].replace('.', '/')}.py").exists(), words[1]
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=_name)
 def test_files_and_folders_that_code_names_exist(path: Path) -> None:
     """Those from the checkout's root; what a run writes is not there yet."""
-    known = "python_backend|build/tessera_build|build/demo_model|client|bench|tests|examples|docs"
+    roots = "python_backend|build/tessera_build|build/demo_model|client|gateway"
+    known = f"{roots}|bench|tests|examples|docs"
     for span in SPAN.findall(FENCE.sub("", path.read_text())):
         match = re.match(rf"(?:python )?((?:{known})/[\w./-]+)", span)
         if match and not match[1].startswith("bench/results"):
@@ -237,10 +248,46 @@ def test_the_reference_has_every_field_of_a_jobs_status() -> None:
     assert named == [f.name for f in dataclasses.fields(contract.JobStatus)]
 
 
-def test_the_reference_has_the_schedulers_of_the_contract() -> None:
-    text = _section(DOCS / "user" / "api.md", "generate")
-    row = next(row for row in _rows(text) if row[0] == "`SCHEDULER`")
-    assert SPAN.findall(row[-1]) == list(contract.SCHEDULERS)
+def test_the_page_of_samplers_has_those_of_the_contract() -> None:
+    page = DOCS / "user" / "samplers.md"
+    specs = contract.SCHEDULERS
+    table = list(_rows(page.read_text().split("\n## ")[0]))[2:]
+    rows = {row[0].strip("`"): row[1:] for row in table}
+    assert list(rows) == [name for name, spec in specs.items() if not spec.spread]
+    for name, (cls, evaluations, noise, title) in rows.items():
+        spec = specs[name]
+        assert (cls, title) == (f"`{spec.cls}`", spec.title)
+        assert {"n": 9, "2n - 1": 17, "n + 1": 10}[evaluations] == spec.count(9)
+        assert bool(noise) == (name in _NOISY)
+    ends = list(_rows(_section(page, "How noise levels are spread")))[2:]
+    assert [row[0] for row in ends] == [f"`_{spread}`" for spread in contract.SPREADS]
+    every = SPAN.findall(ends[0][2])
+    for spread in contract.SPREADS:
+        more = ["euler_ancestral", "ddim"] if spread == "trailing" else []
+        has = [spec.base for spec in specs.values() if spec.spread == spread]
+        assert sorted(has) == sorted(every + more)
+
+
+def test_the_page_of_metrics_has_the_table() -> None:
+    first = (DOCS / "metrics.md").read_text().split("\n## ")[0]
+    rows = [[cell.strip("`") for cell in row] for row in _rows(first)]
+    documented = {row[0]: row[1:] for row in rows if row[0].startswith(PREFIX)}
+    assert documented == {
+        f"{PREFIX}{name}": [
+            m.kind,
+            ", ".join(f"`{label}`" for label in m.labels).strip("`"),
+            m.text,
+        ]
+        for name, m in TABLE.items()
+    }
+    labels: dict[str, set[str]] = {}
+    for metric in TABLE.values():
+        for label, values in metric.labels.items():
+            labels.setdefault(label, set()).update(values)
+    assert {row[0]: set(row[1].split(", ")) for row in rows if row[0] in labels} == labels
+
+
+_NOISY = ("euler_ancestral", "lcm", "dpmpp_2m_sde", "dpmpp_sde", "tcd")
 
 
 def _kinds(base: type[errors.TesseraError]) -> Iterator[type[errors.TesseraError]]:
@@ -273,9 +320,10 @@ def test_every_error_is_documented_with_its_codes() -> None:
     ("title", "command"),
     [
         ("tessera-serve", COMMANDS["tessera-serve"]),
+        ("tessera-gateway", COMMANDS["tessera-gateway"]),
         ("tessera-build bundle", _subcommand(COMMANDS["tessera-build"], "bundle")),
     ],
-    ids=["serve", "bundle"],
+    ids=["serve", "gateway", "bundle"],
 )
 def test_configuration_has_every_option(title: str, command: Command) -> None:
     text = _section(DOCS / "user" / "configuration.md", title)
@@ -287,3 +335,15 @@ def test_configuration_has_every_variable() -> None:
     sources = (ROOT / "python_backend").rglob("*.py")
     used = {v for p in sources for v in re.findall(r"\bTESSERA_[A-Z_]+\b", p.read_text())}
     assert _first_cells(text) == used
+
+
+def test_every_case_of_the_red_team_has_a_test() -> None:
+    rows = [r for r in _rows((DOCS / "internals" / "hardening.md").read_text()) if r[0][:1] == "O"]
+    cases = {int(number) for row in rows for number in re.findall(r"O(\d+)", row[0])}
+    assert cases == set(range(1, 30))
+    for row in rows:
+        folder = ROOT / "tests"
+        for name in re.findall(r"`([\w/]+\.py)`", row[4]):
+            folder = (ROOT / "tests" / name).parent if "/" in name else folder
+            assert (folder / Path(name).name).is_file(), name
+        assert folder != ROOT / "tests" or row[4] == "same", row[0]

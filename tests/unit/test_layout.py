@@ -12,9 +12,9 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("python_backend", "build/tessera_build", "client", "bench", "tests")
+SOURCES = ("python_backend", "build/tessera_build", "client", "gateway", "bench", "tests")
 FILES = sorted(p for source in SOURCES for p in (ROOT / source).rglob("*.py"))
-PACKAGES = ("tessera", "tessera_build", "tessera_client")
+PACKAGES = ("tessera", "tessera_build", "tessera_client", "tessera_gateway")
 
 
 def test_git_does_not_ignore_the_build_folder() -> None:
@@ -115,3 +115,19 @@ def test_light_imports_stay_light(package: str) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_client_imports_few_packages() -> None:
+    """What the extra `client` installs, and of the dependencies of those nothing by itself."""
+    code = (
+        "import importlib, pathlib, sys, tessera_client; "
+        "folder = pathlib.Path(tessera_client.__file__).parent; "
+        "names = [p.stem for p in folder.glob('*.py') if p.stem != 'grpc_transport']; "
+        "[importlib.import_module(f'tessera_client.{name}') for name in names]; "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(out.stdout.split())
+    heavy = {"tritonclient", "grpc", "google", "gevent", "cuda", "pydantic", "torch", "ml_dtypes"}
+    assert not heavy & loaded
+    assert {"aiohttp", "numpy", "PIL", "rich", "typer"} <= loaded

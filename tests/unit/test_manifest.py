@@ -45,6 +45,25 @@ def test_reads_what_was_written(bundle: Path) -> None:
     check_files(bundle, manifest)
 
 
+def test_the_last_schema_is_read_and_becomes_the_present_one(bundle: Path) -> None:
+    """Its bundles are in float32, and a graph shares the weights of at most one other."""
+    expected = whole(bundle)
+    file = bundle / "bundle.json"
+    content = json.loads(file.read_text())
+    del content["precision"]
+    content["graphs"]["b"] = content["graphs"]["a"] | {"shares": "a"}
+    content["graphs"]["a"]["shares"] = ""
+    file.write_text(json.dumps(content | {"schema": 3}))
+    manifest = read_manifest(bundle)
+    assert manifest.precision == "fp32"
+    assert manifest.graphs["a"] == expected.graphs["a"]
+    assert manifest.graphs["b"].shares == ("a",)
+    assert manifest.files_of("b") == 2 * ["graphs/a.onnx"]
+    write_manifest(bundle, manifest)
+    assert json.loads(file.read_text())["schema"] == module.SCHEMA
+    assert read_manifest(bundle).graphs == manifest.graphs
+
+
 def test_the_digest_follows_the_files(bundle: Path) -> None:
     before = read_manifest(bundle)
     other = dataclasses.replace(before, files={"graphs/a.onnx": FileEntry(5, "0" * 64)})
@@ -68,9 +87,9 @@ def test_an_interrupted_write_leaves_the_old_manifest(
     [
         ("{", "cannot be read"),
         ("[]", "has schema None"),
-        ('{"schema": 99}', "has schema 99, this Tessera reads 3; build the bundle again"),
+        ('{"schema": 99}', "has schema 99, this Tessera reads 3 and 4; build the bundle again"),
         ('{"schema": 3}', "is damaged"),
-        ('{"schema": 3, "defaults": {"stepz": 1}}', "is damaged"),
+        ('{"schema": 4, "defaults": {"stepz": 1}}', "is damaged"),
     ],
     ids=["not JSON", "a list", "another schema", "fields missing", "fields unknown"],
 )

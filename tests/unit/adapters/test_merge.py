@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.adapters.formats import Update
 from tessera.adapters.merge import BASE, AdapterSet, Patchable, Patcher, merge
 from tessera.adapters.store import Adapter
+from tessera.adapters.updates import LowRank, Update
 from tessera.engines.base import Engine
 from tessera.engines.onnxruntime import OnnxRuntimeEngine
 from tessera.engines.torch import TorchEngine
-from tessera.errors import InternalError, Unavailable
+from tessera.errors import InternalError, InvalidInput, Unavailable
 from tessera.networks.modules import GraphModule
 from tessera.plan import AdapterUse
 from tessera_build.export import Signature, export_graph
@@ -55,11 +55,11 @@ def adapter(name: str, seed: int, names: tuple[str, ...] = NAMES, rank: int = 2)
     """A random LoRA for the network."""
     torch.manual_seed(seed)
     weights = dict(network().named_parameters())
-    updates = {}
+    updates: dict[str, Update] = {}
     for target in names:
         shape = weights[target].shape
         up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2))
-        updates[target] = Update(torch.randn(rank, *shape[1:]) * 0.3, up, 0.5)
+        updates[target] = LowRank(torch.randn(rank, *shape[1:]) * 0.3, up, 0.5)
     return Adapter(name, name, "peft", (rank, rank), {"unet": len(names)}, {"unet": updates})
 
 
@@ -113,6 +113,7 @@ def expected(chosen: AdapterSet) -> torch.Tensor:
     for use in chosen:
         for name, update in ADAPTERS[use.name].updates["unet"].items():
             weight = module.get_parameter(name)
+            assert isinstance(update, LowRank)
             product = update.up.double().flatten(1) @ update.down.double().flatten(1)
             weight.add_((use.weight * update.scale * product).reshape(weight.shape).float())
     return run(TorchEngine(module))
@@ -207,6 +208,23 @@ def test_a_lora_that_cannot_be_loaded_changes_nothing() -> None:
     assert len(fake.refits) == 1
 
 
+def test_a_weight_that_an_engine_has_and_cannot_replace_is_an_error() -> None:
+    """One that the graph does not have has no effect."""
+    base = {n: p.detach().clone() for n, p in network().named_parameters()}
+    fixed = frozenset(NAMES) - {"conv.weight"}
+    for stored in (True, False):
+        fake = FakeEngine(lambda inputs: {})
+        patchable = Patchable(fake, fixed, base.__getitem__, lambda n, stored=stored: stored)  # type: ignore[misc]
+        switching = Patcher("unet", [patchable], budget=0)
+        if stored:
+            with pytest.raises(InvalidInput, match=r"LORAS change unet\.conv\.weight; accepted"):
+                switching.apply(wanted(("a", 1.0)), load)
+            assert (switching.current, fake.refits) == (BASE, [])
+        else:
+            switching.apply(wanted(("a", 1.0)), load)
+            assert {name for refit in fake.refits for name in refit} == fixed
+
+
 def test_after_a_failed_refit_every_weight_in_doubt_is_replaced() -> None:
     fake = FakeEngine(lambda inputs: {})
     switching = patcher(fake)
@@ -234,7 +252,8 @@ def test_a_merged_weight_lies_in_memory_as_the_base_does() -> None:
 
 def test_half_precision_files_are_merged_in_float32() -> None:
     update = ADAPTERS["a"].updates["unet"]["first.weight"]
-    half = Update(update.down.half(), update.up.half(), update.scale)
+    assert isinstance(update, LowRank)
+    half = LowRank(update.down.half(), update.up.half(), update.scale)
     base = network().get_parameter("first.weight").detach()
     exact = base + 0.7 * half.scale * half.up.float() @ half.down.float()
     torch.testing.assert_close(merge(base, [(half, 0.7)]), exact, atol=1e-6, rtol=0)

@@ -14,15 +14,18 @@ from tessera.adapters.path_chooser import LoraPathChooser
 from tessera.adapters.side import SidePath
 from tessera.adapters.switch import AdapterSwitch
 from tessera.adapters.turns import Turns
+from tessera.engines.devices import Device, Devices
 from tessera.errors import Unavailable
 from tessera.plan import AdapterUse
 from tessera.shared.settings import LoraPath
 from tests.samples.plans import plan, running
 
+ONE = Devices([Device("cpu", "cpu")])
+
 
 def side_path(open_halves: Callable[[], Any]) -> SidePath:
     factors: Any = SimpleNamespace(get=lambda own: [], ranks=lambda own: (1, 1))
-    return SidePath(open_halves, factors, max_rows=2, max_rank=8, background=False)
+    return SidePath(open_halves, factors, ONE, max_rows=2, max_rank=8, background=False)
 
 
 @pytest.mark.parametrize("setting", [LoraPath.SIDE, LoraPath.AUTO])
@@ -45,7 +48,7 @@ def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
         raise Unavailable("its file has gone")
 
     factors: Any = SimpleNamespace(get=lost, ranks=lambda own: (1, 1))
-    side = SidePath(lambda: [], factors, max_rows=2, max_rank=8, background=False)
+    side = SidePath(lambda: [], factors, ONE, max_rows=2, max_rank=8, background=False)
     side._opening = Future()
     side._opening.set_result(SimpleNamespace(predict=None))  # type: ignore[arg-type]
     store: Any = SimpleNamespace(touch=lambda digest: None, reading=lambda digest: False)

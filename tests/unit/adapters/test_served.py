@@ -14,6 +14,7 @@ from tessera.engines.bundle import Bundle
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.models import Models, Picture, Refused, models_of
 from tests.samples.adapters import COMMON, FILES, apart, by_diffusers, loras
+from tests.samples.bundles import IN_HALF
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def sd15(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("variant", ["sd15", "sdxl"])
+@pytest.mark.parametrize("variant", ["sd15", "sdxl", *IN_HALF])
 def test_pictures_equal_diffusers(
     folders: Callable[[str], Path], variant: str, tmp_path: Path
 ) -> None:
@@ -94,7 +95,8 @@ def test_info_says_what_was_done(sd15: Models) -> None:
     info = sd15.generate(**COMMON, LORAS=loras(("a", 0.25, 0.75))).info
     digest = info["loras"][0].pop("digest")
     assert len(digest) == 16
-    assert info["loras"] == [{"name": "a", "weight": 0.25, "text_weight": 0.75}]
+    what = {"kinds": ["lora"], "skipped": []}
+    assert info["loras"] == [{"name": "a", "weight": 0.25, "text_weight": 0.75, **what}]
     assert info["refit_ms"] > 0
     assert (info["switches"], info["passed_over"], info["adapted_at"]) == (1, 0, 0)
     assert sd15.generate(**COMMON, LORAS=loras(("a", 0.25, 0.75))).info["switches"] == 0
@@ -202,6 +204,28 @@ def test_an_overview_of_the_library(
         assert row["bytes"] == (folder / f"{name}.safetensors").stat().st_size
         assert set(row["targets"]) == {"unet", "text_encoder"}
         assert row["family"] == "Stable Diffusion 1.x"
+
+
+def test_a_list_of_many_files_reads_some_at_a_time(
+    own: tuple[Models, Path], folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tessera.adapters import overview
+
+    _, folder = own
+    shutil.copytree(folders("sd15") / "adapters", folder)
+    (folder / "torn.safetensors").write_bytes(b"")
+    monkeypatch.setattr(overview, "_FILES", 2)
+    listed = overview.Overview(Bundle(folder.parent))
+
+    def known() -> list[str]:
+        rows = listed.rows()
+        assert [row["name"] for row in rows] == ["a", "b", "c", "torn"]
+        return [row["name"] for row in rows if row["family"] or row["problem"]]
+
+    assert known() == ["a", "b"]
+    monkeypatch.setattr(overview, "_BYTES", 1)
+    assert known() == ["a", "b", "c"]
+    assert known() == ["a", "b", "c", "torn"]
 
 
 def test_a_lora_of_another_family(own: tuple[Models, Path], folders: Callable[[str], Path]) -> None:

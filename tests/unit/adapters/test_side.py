@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +17,10 @@ from tessera.adapters.side import SET, _Half
 from tessera.errors import Unavailable
 from tessera.networks.slots import FACTORS
 from tessera.plan import AdapterUse
+from tests.fakes.engine import FakeEngine
 from tests.fakes.models import Models, models_of
 from tests.samples.adapters import COMMON, apart, by_diffusers, loras
+from tests.samples.bundles import IN_HALF
 from tests.samples.plans import plan, running
 
 SETS: list[Any] = [
@@ -39,7 +40,7 @@ def aside(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("variant", ["sd15", "sdxl"])
+@pytest.mark.parametrize("variant", ["sd15", "sdxl", *IN_HALF])
 def test_pictures_equal_diffusers(
     folders: Callable[[str], Path], variant: str, tmp_path: Path
 ) -> None:
@@ -161,7 +162,7 @@ def test_a_lora_that_goes_fails_its_requests_only(
 def test_batches_are_forgotten_when_they_do_not_come_again() -> None:
     factors = {name: torch.ones(1, 3) for name in FACTORS}
     a, b, c = ((AdapterUse(name, "0" * 16, 1.0),) for name in "abc")
-    engine: Any = SimpleNamespace(run=dict)
+    engine = FakeEngine(dict)
     half = _Half(engine, lambda: [(own, [factors]) for own in (a, b, c)], 0, 8)
     for numbers in ([0, 1], [2, 2]):
         half.run({SET: torch.tensor(numbers)})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tessera.adapters.targets import Targets
 from tessera.errors import InvalidInput, Unavailable
 from tessera.plan import AdapterUse
 from tests.fakes import lora
+from tests.samples.waiting import comes
 
 TARGETS = Targets({"unet": {"proj.weight": (8, 8)}}, "a small network")
 FILE_BYTES = 2 * 2 * 8 * 4
@@ -50,6 +52,56 @@ def test_names_are_stems_of_safetensors_files(tmp_path: Path) -> None:
     entries = library.entries()
     assert list(entries) == ["a", "b"]
     assert entries["b"].path.parent.name == "one"
+
+
+def test_names_of_any_letters_endings_and_folders(tmp_path: Path) -> None:
+    for name in ("A:B", "café", "cafe\u0301 noir", "sub/style", "sub/deeper/style", ".hidden/x"):
+        write(tmp_path, name)
+    write(tmp_path, "X").rename(tmp_path / "X.SAFETENSORS")
+    names = ["A:B", "X", "café", "café noir", "sub/deeper/style", "sub/style"]
+    assert list(Library([tmp_path]).entries()) == sorted(names)
+    kept = store(tmp_path)
+    for name in (*names, "cafe\u0301", "cafe\u0301 noir"):
+        assert kept.load(name).targets == {"unet": 1}
+    with pytest.raises(InvalidInput, match="one of the 6 installed LoRAs; close: café noir"):
+        kept.load("cafè noi")
+
+
+def test_letters_beyond_ascii_whatever_the_locale_is(tmp_path: Path) -> None:
+    """Triton's Python processes have ASCII, and other bytes of paths as surrogates."""
+    write(tmp_path, "café")
+    code = (
+        "import sys; from pathlib import Path; from tessera.adapters.library import Library\n"
+        "entries = Library([Path(sys.argv[1])]).entries()\n"
+        "print(sys.getfilesystemencoding(), ascii(list(entries)))\n"
+        "print(entries['caf\\xe9'].path.read_bytes()[8:9])"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ascii_only},
+    )
+    assert ended.stdout.splitlines() == ["ascii ['caf\\xe9']", "b'{'"], ended.stderr
+
+
+def test_names_that_cannot_be_used_are_listed_with_the_reason(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    write(tmp_path, "b").rename(tmp_path / "a.SAFETENSORS")
+    os.rename(os.fsencode(write(tmp_path, "c")), os.fsencode(tmp_path) + b"/\xff.safetensors")
+    entries = Library([tmp_path]).entries()
+    assert {name: entry.problem for name, entry in entries.items()} == {
+        "a": "",
+        "a.safetensors": "has the same name as a.SAFETENSORS; rename one of them",
+        "\ufffd": "has a name that is not UTF-8; rename it",
+    }
+    kept = store(tmp_path)
+    for name in ("a.safetensors", "\ufffd"):
+        with pytest.raises(InvalidInput, match=r"this file has .* name .*; rename"):
+            kept.load(name)
+        assert kept.refusal(name) == entries[name].problem
+    assert kept.reads == 0
 
 
 def test_a_library_has_the_bundle_s_folder_and_further_ones(tmp_path: Path) -> None:
@@ -94,6 +146,17 @@ def test_a_file_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path) -> Non
     assert kept.reads == 3
 
 
+def test_a_file_is_read_again_when_peft_s_configuration_changes(tmp_path: Path) -> None:
+    write(tmp_path / "mine", "adapter_model")
+    config = tmp_path / "mine" / "adapter_config.json"
+    kept = store(tmp_path)
+    digests = [kept.load("mine/adapter_model").digest]
+    for alpha in (8, 16):
+        config.write_text(f'{{"lora_alpha": {alpha}, "r": 2}}')
+        digests += [kept.load("mine/adapter_model").digest for _ in range(2)]
+    assert kept.reads == len(set(digests)) == 3
+
+
 def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
     for name in "abc":
         write(tmp_path, name, float(ord(name)))
@@ -127,9 +190,7 @@ def test_reading_ahead(tmp_path: Path) -> None:
     kept = store(tmp_path)
     kept.read_ahead("a", digest)
     kept.read_ahead("missing", "0")
-    deadline = time.monotonic() + 10
-    while (kept.reading(digest) or kept.reading("0")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    comes(lambda: not (kept.reading(digest) or kept.reading("0")))
     assert kept.reads == 1
     assert kept.load_digest("a", digest).digest == digest
     assert kept.reads == 1
@@ -140,9 +201,9 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Files called `slow...` are read once this is set."""
     go = threading.Event()
 
-    def read(path: Path, **options: Any) -> Any:
+    def read(path: Path, targets: Targets) -> Any:
         assert not path.stem.startswith("slow") or go.wait(60)
-        return read_adapter(path, **options)
+        return read_adapter(path, targets)
 
     monkeypatch.setattr("tessera.adapters.store.read_adapter", read)
     yield go
@@ -210,7 +271,7 @@ def test_hints_reach_the_listener_of_their_server(tmp_path: Path) -> None:
         stranger.sendto(b"nonsense", _address(tmp_path / "board"))
         stranger.sendto(b"[1]", _address(tmp_path / "board"))
     send_prefetch(tmp_path / "board", uses)
-    assert told.wait(10)
+    assert told.wait(300)
     listener.close()
     assert got == [uses]
 

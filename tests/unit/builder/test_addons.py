@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tessera_build.bundle as module
 from tessera.errors import BundleError
-from tessera_build.addons import AddOns, install_loras, open_controlnet, read_controlnets
+from tessera_build.addons import AddOns, install_loras, keep_adapters, read_controlnets
 from tessera_build.bundle import build_bundle
 from tessera_build.cli import app
+from tessera_build.controlnets import Network, open_controlnet
 from tessera_build.graphs import latents_of
 from tests.fakes.checkpoint import controlnet, topology
 from tests.samples.bundles import CHOICES, OPTIONS, Small
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "control"
 
 
-def opened(name: str, path: Path, variant: str = "sd15") -> ControlNetModel:
+def opened(name: str, path: Path, variant: str = "sd15") -> Network:
     pipe = topology(variant)
     return open_controlnet(name, path, pipe.unet, latents_of(pipe))
 
@@ -68,13 +68,13 @@ def test_another_family_is_refused_by_the_first_mismatch(
     ("changes", "sentence"),
     [
         (
-            {"_class_name": "ControlNetUnionModel"},
-            "is a ControlNetUnionModel; accepted: ControlNetM",
+            {"_class_name": "SD3ControlNetModel"},
+            "is a SD3ControlNetModel; accepted: ControlNetModel, ControlNetUnionModel",
         ),
-        ({"global_pool_conditions": True}, "has global_pool_conditions True; accepted:"),
+        ({"mid_block_scale_factor": 2}, "has mid_block_scale_factor 2; accepted: 1"),
         ({"block_out_channels": "wide"}, "cannot be read from"),
     ],
-    ids=["union", "pooled", "nonsense"],
+    ids=["transformer", "scaled", "nonsense"],
 )
 def test_kinds_that_are_not_supported(folder: Path, changes: dict[str, Any], sentence: str) -> None:
     config = json.loads((folder / "config.json").read_text())
@@ -95,7 +95,7 @@ def test_a_single_file_in_diffusers_names(folder: Path) -> None:
     found = opened("depth", next(folder.glob("*.safetensors"))).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    with pytest.raises(BundleError, match=r"ControlNet depth cannot be read from .*safetensors: "):
+    with pytest.raises(BundleError, match=r"is of another family .* its block_out_channels is"):
         opened("depth", next(folder.glob("*.safetensors")), "sdxl")
 
 
@@ -144,6 +144,9 @@ def test_files_that_are_no_controlnets(tmp_path: Path, folder: Path) -> None:
 
 def test_files_that_are_no_loras(tmp_path: Path, lora: Path) -> None:
     AddOns(loras=[lora]).check()
+    for end in ("hada_w1_a", "lokr_w1", "ia3_l", "diff", "w_norm"):
+        save_file({f"unet.conv_in.{end}": torch.ones(1)}, tmp_path / f"{end}.SAFETENSORS")
+        AddOns(loras=[tmp_path / f"{end}.SAFETENSORS"]).check()
     save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(lora.read_bytes()[:20])
     (tmp_path / "again").mkdir()
@@ -204,3 +207,19 @@ def test_a_lora_that_does_not_fit_on_the_disk(
     with pytest.raises(BundleError, match=r"adapters could not be written: No space left"):
         install_loras(tmp_path, [lora])
     assert not list((tmp_path / "adapters").iterdir())
+
+
+def test_adapters_of_an_older_bundle_are_kept_whole(tmp_path: Path) -> None:
+    kept = {"a.safetensors": "1", "B.SAFETENSORS": "2", "by me/c.safetensors": "3"}
+    kept |= {"peft/adapter_model.safetensors": "4", "peft/adapter_config.json": "5"}
+    for name, text in kept.items():
+        file = tmp_path / "old" / "adapters" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "old" / "adapters" / "link.safetensors").symlink_to("a.safetensors")
+    (tmp_path / "new").mkdir()
+    keep_adapters(tmp_path / "old", tmp_path / "new")
+    keep_adapters(tmp_path / "none", tmp_path / "new")
+    folder = tmp_path / "new" / "adapters"
+    assert {name: (folder / name).read_text() for name in kept} == kept
+    assert (folder / "link.safetensors").readlink() == Path("a.safetensors")

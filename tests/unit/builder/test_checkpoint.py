@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from tessera.errors import BundleError
 from tessera_build.checkpoint import find_checkpoint, open_checkpoint, variant_of
 from tessera_build.cli import app
-from tests.samples.graphs import Make
+from tests.samples.checkpoints import Saved
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,10 @@ XL = {"in_channels": 4, "cross_attention_dim": 2048, "addition_embed_type": "tex
         ("StableDiffusionPipeline", UNET | {"use_linear_projection": True}, "sd15"),
         ("StableDiffusionPipeline", UNET | {"cross_attention_dim": 1024}, "sd21"),
         ("StableDiffusionXLPipeline", XL, "sdxl"),
+        ("StableDiffusionInpaintPipeline", UNET | {"in_channels": 9}, "sd15"),
+        ("StableDiffusionXLInpaintPipeline", XL | {"in_channels": 9}, "sdxl"),
     ],
-    ids=["1.5", "1.5 with linear layers", "2.1", "XL"],
+    ids=["1.5", "1.5 with linear layers", "2.1", "XL", "inpainting", "XL inpainting"],
 )
 def test_rows_of_the_table(pipeline: str, unet: dict[str, object], variant: str) -> None:
     assert variant_of(pipeline, unet) == variant
@@ -78,11 +81,11 @@ def test_rows_of_the_table(pipeline: str, unet: dict[str, object], variant: str)
     ("pipeline", "unet", "sentence"),
     [
         ("StableDiffusion3Pipeline", {}, "is a StableDiffusion3Pipeline"),
-        ("StableDiffusionPipeline", UNET | {"in_channels": 9}, "a UNet of 9 input channels"),
+        ("StableDiffusionPipeline", UNET | {"in_channels": 8}, "a UNet of 8 input channels"),
         ("StableDiffusionPipeline", UNET | {"class_embed_type": "timestep"}, "conditions its"),
         ("StableDiffusionXLPipeline", UNET, "StableDiffusionXLPipeline with addition_embed_type"),
     ],
-    ids=["transformer", "inpainting", "unclip", "odd XL"],
+    ids=["transformer", "image editing", "unclip", "odd XL"],
 )
 def test_unsupported_kinds_are_told_what_is(
     pipeline: str, unet: dict[str, object], sentence: str
@@ -92,9 +95,9 @@ def test_unsupported_kinds_are_told_what_is(
     assert "supported: Stable Diffusion 1.x (sd15)" in str(raised.value)
 
 
-def test_a_refiner_is_told_so(small: Make, tmp_path: Path) -> None:
+def test_a_refiner_is_told_so(saved: Callable[[str], Saved], tmp_path: Path) -> None:
     folder = tmp_path / "refiner"
-    shutil.copytree(small("sdxl").checkpoint, folder)
+    shutil.copytree(saved("sdxl").folder, folder)
     index = json.loads((folder / "model_index.json").read_text())
     index["text_encoder"] = [None, None]
     (folder / "model_index.json").write_text(json.dumps(index))

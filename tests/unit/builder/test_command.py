@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tessera.manifest import Verification
 from tessera.terminal.console import Console
 from tessera_build import cli, options
-from tessera_build.compile import PRECISIONS
+from tessera_build.precision import PRECISIONS
 from tessera_build.reports import verification_table
 
 NARROW = {"COLUMNS": "80", "TERMINAL_WIDTH": "80"}

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from bench.server import DEMO_CHECKPOINT
-from tessera_build.addons import AddOns, open_controlnet
+from tessera_build.addons import AddOns
 from tessera_build.cli import app
+from tessera_build.controlnets import open_controlnet
 from tessera_build.demo import controlnet_training
 from tessera_build.demo.controlnet_training import new_controlnet
 from tessera_build.demo.controls import CONTROLS, Judged, overlap

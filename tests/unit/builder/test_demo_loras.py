@@ -10,11 +10,13 @@ from diffusers import StableDiffusionPipeline
 
 from bench.server import DEMO_CHECKPOINT
 from tessera.adapters.formats import read_adapter
+from tessera.adapters.updates import LowRank
 from tessera_build.demo import lora_training
 from tessera_build.demo.draw import render
 from tessera_build.demo.lora_training import RECIPES, LoraRecipe
 from tessera_build.demo.scenes import held_out_scenes
 from tessera_build.demo.styles import STYLES, shows
+from tests.samples.targets import targets
 
 FOLDER = DEMO_CHECKPOINT.parent / "loras"
 MAX_BYTES = 2_000_000
@@ -41,11 +43,13 @@ def test_files_are_small() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.style)
 def test_files_have_their_layout_and_targets(recipe: LoraRecipe) -> None:
-    adapter = read_adapter(FOLDER / f"{recipe.style}.safetensors")
+    pipe = StableDiffusionPipeline.from_pretrained(DEMO_CHECKPOINT)
+    adapter = read_adapter(FOLDER / f"{recipe.style}.safetensors", targets(pipe))
     assert adapter.layout == recipe.layout
     assert set(adapter.updates) == {"unet", "text_encoder"} if recipe.text else {"unet"}
     for name, update in adapter.updates["unet"].items():
         assert name.removesuffix(".weight").endswith(recipe.targets)
+        assert isinstance(update, LowRank)
         assert (update.rank, update.scale) == (recipe.rank, 1.0)
 
 

@@ -28,7 +28,6 @@ def test_halves_with_low_rank_inputs_share_the_weights_of_the_others(
     manifest, graph = read_manifest(made), f"{half}{LOWRANK}"
     data = f"graphs/{half}.onnx.data"
     assert manifest.files_of(graph) == [f"graphs/{graph}.onnx", f"graphs/{half}.onnx", data]
-    assert manifest.files[f"graphs/{graph}.onnx"].bytes < manifest.files[data].bytes / 2
     held = {i.name: i for i in _initializers(made, graph)}
     for initializer in _initializers(made, half):
         if initializer.name.endswith(".weight") and initializer.external_data:

@@ -24,6 +24,7 @@ from tessera_build.cli import app
 from tessera_build.graphs import GraphSpec, graphs_of
 from tests.fakes.single_file import write_single_file
 from tests.samples.bundles import OPTIONS, Small
+from tests.samples.checkpoints import Saved
 
 Make = Callable[[str], Small]
 CONV = "model.diffusion_model.input_blocks.0.0.weight"
@@ -43,26 +44,35 @@ def several_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def single(small: Make, tmp_path: Path) -> Callable[[str], Path]:
+def single(saved: Callable[[str], Saved], tmp_path: Path) -> Callable[[str], Path]:
     def make(variant: str) -> Path:
-        write_single_file(small(variant).pipe, tmp_path / f"{variant}.safetensors")
+        write_single_file(saved(variant).pipe, tmp_path / f"{variant}.safetensors")
         return tmp_path / f"{variant}.safetensors"
 
     return make
 
 
-@pytest.mark.parametrize("variant", ["sd15", "sdxl"])
+@pytest.mark.parametrize("variant", ["sd15", "sdxl", "sdxl-inpainting"])
 def test_a_single_file_is_the_same_checkpoint(
-    small: Make, single: Callable[[str], Path], variant: str
+    saved: Callable[[str], Saved], single: Callable[[str], Path], variant: str
 ) -> None:
-    made = small(variant)
-    pipe, found = open_checkpoint(single(variant), config=made.checkpoint)
-    assert found == variant
-    for name in ("unet", "vae", *VARIANTS[variant].text_encoders):
+    made = saved(variant)
+    pipe, found = open_checkpoint(single(variant), config=made.folder)
+    assert found == variant.partition("-")[0]
+    for name in ("unet", "vae", *VARIANTS[found].text_encoders):
         held, expected = (getattr(p, name).state_dict() for p in (pipe, made.pipe))
         assert held.keys() == expected.keys()
         assert all(torch.equal(held[key], expected[key]) for key in expected), name
-    assert np.array_equal(picture(pipe), picture(open_checkpoint(made.checkpoint)[0]))
+    if pipe.unet.config.in_channels == 4:
+        assert np.array_equal(picture(pipe), picture(open_checkpoint(made.folder)[0]))
+
+
+def test_the_configuration_is_of_the_same_input(
+    saved: Callable[[str], Saved], single: Callable[[str], Path]
+) -> None:
+    sentence = "has a UNet of 9 input channels, and that of .* has 4; accepted: the same"
+    with pytest.raises(BundleError, match=sentence):
+        open_checkpoint(single("sd15-inpainting"), config=saved("sd15").folder)
 
 
 @pytest.mark.parametrize("variant", ["sd15", "sdxl"])
@@ -99,10 +109,10 @@ def test_its_bundle_is_the_folders(
     ("weights", "sentence"),
     [
         ({"double_blocks.0.weight": (2, 2)}, "has no UNet in the layout of the original releases"),
-        ({CONV: (32, 9, 3, 3)}, "has a UNet of 9 input channels"),
+        ({CONV: (32, 8, 3, 3)}, "has a UNet of 8 input channels"),
         ({CONV: (32, 4, 3, 3), "conditioner.embedders.0.model.ln": (2,)}, "as refiners do"),
     ],
-    ids=["transformer", "inpainting", "refiner"],
+    ids=["transformer", "image editing", "refiner"],
 )
 def test_unsupported_kinds_are_told_what_is(
     tmp_path: Path, weights: dict[str, tuple[int, ...]], sentence: str
@@ -113,8 +123,58 @@ def test_unsupported_kinds_are_told_what_is(
         open_checkpoint(path)
 
 
-def test_a_truncated_file_is_one_sentence(small: Make, single: Callable[[str], Path]) -> None:
-    path, config = single("sd15"), small("sd15").checkpoint
+def test_a_text_encoder_in_the_form_of_novelai(small: Make, single: Callable[[str], Path]) -> None:
+    """Without `text_model.` in its names."""
+    made, path = small("sd15"), single("sd15")
+    held = {name.replace("text_model.", ""): t for name, t in load_file(path).items()}
+    positions = "cond_stage_model.transformer.embeddings.position_ids"
+    save_file(held | {positions: torch.arange(77)[None]}, path)
+    pipe, _ = open_checkpoint(path, config=made.checkpoint)
+    found, expected = pipe.text_encoder.state_dict(), made.pipe.text_encoder.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    pictures = (picture(p).astype(int) for p in (pipe, open_checkpoint(made.checkpoint)[0]))
+    assert np.abs(np.subtract(*pictures)).max() <= 1
+    lacking = held.copy()
+    del lacking["cond_stage_model.transformer.final_layer_norm.bias"]
+    save_file(lacking, path)
+    with pytest.raises(BundleError, match="lacks 1 tensors of its text encoder, first final_lay"):
+        open_checkpoint(path, config=made.checkpoint)
+
+
+@pytest.mark.parametrize("names", ["prefix", "bare", "diffusers"])
+def test_a_unet_alone_takes_the_rest_from_its_base(
+    small: Make, single: Callable[[str], Path], names: str, tmp_path: Path
+) -> None:
+    made, whole = small("sdxl"), single("sdxl")
+    stem = "model.diffusion_model."
+    held = {n: 2 * t for n, t in load_file(whole).items() if n.startswith(stem)}
+    if names == "bare":
+        held = {name.removeprefix(stem): t for name, t in held.items()}
+    elif names == "diffusers":
+        held = {name: 2 * t for name, t in made.pipe.unet.state_dict().items()}
+    path = tmp_path / "unet.safetensors"
+    save_file(held, path)
+    for base in (made.checkpoint, whole):
+        pipe, variant = open_checkpoint(path, base=base, config=made.checkpoint)
+        assert variant == "sdxl"
+        for name, weight in pipe.unet.state_dict().items():
+            assert torch.equal(weight, 2 * made.pipe.unet.state_dict()[name]), name
+        for name, weight in pipe.vae.state_dict().items():
+            assert torch.equal(weight, made.pipe.vae.state_dict()[name]), name
+    with pytest.raises(BundleError, match=r"holds a UNet alone; accepted: .* with --base"):
+        open_checkpoint(path)
+    with pytest.raises(BundleError, match=r"has another UNet than the base: .* has shape|lacks "):
+        open_checkpoint(path, base=small("sd15").checkpoint)
+    save_file(held | {f"{stem if names == 'prefix' else ''}alien": torch.zeros(1)}, path)
+    with pytest.raises(BundleError, match=r"has 1 tensors that the base's UNet does not have"):
+        open_checkpoint(path, base=made.checkpoint)
+
+
+def test_a_truncated_file_is_one_sentence(
+    saved: Callable[[str], Saved], single: Callable[[str], Path]
+) -> None:
+    path, config = single("sd15"), saved("sd15").folder
     whole = path.read_bytes()
     for size in (4, 1000, len(whole) - 10):
         path.write_bytes(whole[:size])
@@ -123,10 +183,12 @@ def test_a_truncated_file_is_one_sentence(small: Make, single: Callable[[str], P
         assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_file_without_a_part_is_one_sentence(small: Make, single: Callable[[str], Path]) -> None:
-    path, config = single("sd15"), small("sd15").checkpoint
+def test_a_file_with_half_of_a_part_is_one_sentence(
+    saved: Callable[[str], Saved], single: Callable[[str], Path]
+) -> None:
+    path, config = single("sd15"), saved("sd15").folder
     held = load_file(path)
-    save_file({n: t for n, t in held.items() if not n.startswith("first_stage_model")}, path)
+    save_file({n: t for n, t in held.items() if "first_stage_model.decoder" not in n}, path)
     with pytest.raises(BundleError, match=r"sd15\.safetensors cannot be read: "):
         open_checkpoint(path, config=config)
 

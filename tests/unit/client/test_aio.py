@@ -72,8 +72,8 @@ def test_progress_ends_with_its_job_though_a_cancellation_is_lost() -> None:
     async def session() -> None:
         client = AsyncClient(transport=CancelLosing())
         seen: list[JobStatus] = []
-        async with asyncio.timeout(10):
-            result = await client.generate("a", on_progress=seen.append)
+        drawing = client.generate("a", on_progress=seen.append)
+        result = await asyncio.wait_for(drawing, 10)
         assert result.info.seed == 7
         count = len(seen)
         assert count == 1, "the one question that was under way"

@@ -1,29 +1,42 @@
-"""The async transport around a fake of tritonclient."""
+"""The async transport around a fake of aiohttp."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 
-from tessera.types import Array
-from tessera_client.aio_transport import AsyncHttpTransport
+from tessera_client.address import address_of
+from tessera_client.aio_http_transport import AsyncHttpTransport
 from tessera_client.messages import job_call
+
+ANSWER = json.dumps(
+    {"outputs": [{"name": "RESULT", "datatype": "BYTES", "shape": [1, 1], "data": ["{}"]}]}
+).encode()
 
 
 class AnswerLater:
-    """Stands in for tritonclient: answers when told to."""
+    """Stands in for aiohttp's session, and its answer: comes when told to."""
+
+    status = 200
+    headers: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         self.answer = asyncio.get_running_loop().create_future()
 
-    async def infer(self, **arguments: Any) -> Any:
-        return await self.answer
+    def request(self, *arguments: Any, **more: Any) -> Any:
+        return self
 
-    async def is_server_ready(self) -> Any:
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+    async def read(self) -> Any:
         return await self.answer
 
 
@@ -36,12 +49,13 @@ class AnswerLater:
 def test_a_cancellation_that_comes_with_the_answer_is_not_lost(
     ask: Callable[[AsyncHttpTransport], Awaitable[Any]], later: int
 ) -> None:
-    async def session() -> None:
-        transport = AsyncHttpTransport("localhost:1")
-        transport._opened = triton = AnswerLater()
+    async def talk() -> None:
+        transport = AsyncHttpTransport(address_of("http://localhost:1"))
+        session: Any = AnswerLater()
+        transport._opened = session
         task = asyncio.ensure_future(ask(transport))
         await asyncio.sleep(0.01)
-        triton.answer.set_result(InferResult)
+        session.answer.set_result(ANSWER)
         for _ in range(later):
             await asyncio.sleep(0)
         if task.cancel():
@@ -51,12 +65,4 @@ def test_a_cancellation_that_comes_with_the_answer_is_not_lost(
             assert later  # it was done before
             assert await task
 
-    asyncio.run(session())
-
-
-class InferResult:
-    """An answer of tritonclient."""
-
-    @staticmethod
-    def as_numpy(name: str) -> Array:
-        return np.zeros(1)
+    asyncio.run(talk())

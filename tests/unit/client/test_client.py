@@ -18,8 +18,9 @@ from tessera.errors import (
     TimedOut,
     Unavailable,
 )
-from tessera_client import AsyncClient, Client, Lora, aio, client
+from tessera_client import AsyncClient, Client, Lora, aio_connection, connection
 from tests.fakes.transport import AsyncFakeTransport, FakeTransport
+from tests.samples.waiting import until
 
 
 def test_only_what_is_given_is_sent() -> None:
@@ -36,7 +37,9 @@ def test_only_what_is_given_is_sent() -> None:
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(TypeError, match="unknown option 'stepz'; known: negative_prompt, seed"):
+    with pytest.raises(
+        TypeError, match="unknown option 'stepz'; known: negative_prompt, prompt_syntax, clip_skip"
+    ):
         Client(transport=FakeTransport()).generate("a", stepz=3)  # type: ignore[call-arg]
 
 
@@ -44,12 +47,13 @@ def test_templates_are_recorded_listed_and_evicted() -> None:
     transport = FakeTransport()
     image = np.zeros((8, 16, 3), np.uint8)
     with Client(transport=transport) as opened:
-        assert opened.register_template(image, steps=4).bytes == 5_000_000
+        done = opened.register_template(image, steps=4, copies=2, prompt="a", clip_skip=1)
+        assert (done.bytes, done.copies) == (5_000_000, 1)
         assert opened.templates()["disk"]["budget"] == 10_000_000
         assert opened.evict_template("abc") == 7
     register, listing, evict = transport.sent("templates")
-    assert set(register) == {"ACTION", "IMAGE", "STEPS"}
-    assert register["STEPS"] == 4
+    assert set(register) == {"ACTION", "IMAGE", "STEPS", "COPIES", "PROMPT", "CLIP_SKIP"}
+    assert (register["STEPS"], register["COPIES"]) == (4, 2)
     assert listing == {"ACTION": b"list"}
     assert evict == {"ACTION": b"evict", "TEMPLATE": b"abc"}
 
@@ -125,7 +129,7 @@ def test_a_caller_who_stops_waiting_cancels_the_job(reason: BaseException) -> No
 def test_a_job_that_is_on_its_way_is_cancelled_when_it_comes(
     monkeypatch: pytest.MonkeyPatch, within: float, questions: int
 ) -> None:
-    for module in (client, aio):
+    for module in (connection, aio_connection):
         monkeypatch.setattr(module, "COMES_WITHIN_S", within)
     transport = FakeTransport(TimedOut("late"), unknown=3)
     with pytest.raises(TimedOut):
@@ -156,19 +160,13 @@ def test_a_job_is_not_waited_for_before_its_request_is_sent_again() -> None:
 
 def test_progress_is_reported_while_the_job_runs() -> None:
     seen: list[Any] = []
-    transport = FakeTransport(during=lambda: _until(lambda: len(seen) >= 3))
+    transport = FakeTransport(during=lambda: until(lambda: len(seen) >= 3))
     Client(transport=transport).generate("a", on_progress=seen.append)
     assert seen[0].phase == "denoising"
     assert (seen[0].step, seen[0].total) == (1, 2)
     count = len(seen)
     time.sleep(0.05)
     assert len(seen) == count
-
-
-def _until(condition: Any) -> None:
-    end = time.monotonic() + 10
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
 
 
 def test_health_names_what_is_not_ready() -> None:

@@ -4,14 +4,17 @@ terminal, options and their panels.
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
-from tessera.contract import LoraPolicy, Mode, Scheduler
-from tessera_client import cli, client
-from tests.fakes.transport import FakeTransport
+from tessera.contract import SCHEDULERS, SPREADS, EditQuality, LoraPolicy, Mode, Scheduler
+from tessera_client import cli, connection
+from tests.fakes.transport import INFO, FakeTransport
 
 run = CliRunner()
 NARROW = {"COLUMNS": "80", "TERMINAL_WIDTH": "80"}
@@ -21,7 +24,7 @@ STRANGE = ["[/x]", "[red]x[/red]", "a:bread:b", "{x}", "[[y]]", "[link=z]w", "\\
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch) -> FakeTransport:
     fake = FakeTransport()
-    monkeypatch.setattr(client, "connect", lambda url: fake)
+    monkeypatch.setattr(connection, "connect", lambda address: fake)
     return fake
 
 
@@ -62,8 +65,13 @@ def test_tables_are_whole_at_80_columns(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("option", "names"),
-    [("--scheduler", Scheduler), ("--lora-policy", LoraPolicy), ("--mode", Mode)],
-    ids=["scheduler", "policy", "mode"],
+    [
+        ("--scheduler", Scheduler),
+        ("--lora-policy", LoraPolicy),
+        ("--mode", Mode),
+        ("--quality", EditQuality),
+    ],
+    ids=["scheduler", "policy", "mode", "quality"],
 )
 def test_options_that_are_choices(
     transport: FakeTransport, tmp_path: Path, option: str, names: type[Mode]
@@ -86,4 +94,52 @@ def test_help_is_grouped(command: str) -> None:
     shown = run.invoke(cli.app, [command, "--help"], env=NARROW).output
     for panel in ("Picture", "Sampling", "LoRAs and ControlNets", "Server and output"):
         assert f"─ {panel} ─" in shown
-    assert all(name in " ".join(shown.replace("│", " ").split()) for name in Scheduler)
+    words = " ".join(shown.replace("│", " ").split())
+    assert all(name in words for name in {spec.base for spec in SCHEDULERS.values()})
+    assert all(f"_{spread}" in words for spread in SPREADS)
+
+
+def test_formats_are_checked_before_anything_is_drawn(
+    transport: FakeTransport, tmp_path: Path
+) -> None:
+    for out, more, sentence in (
+        (tmp_path / "x.foo", [], "accepted: a name like out.png"),
+        (tmp_path, [], "which is a folder"),
+        (Path("-"), ["--json"], "exclude each other"),
+        (Path("-"), ["--n", "2"], "exclude each other"),
+    ):
+        done = run.invoke(cli.app, ["generate", "a", "-o", str(out), *more])
+        assert done.exit_code == 2
+        assert sentence in done.stderr
+    assert not transport.calls
+
+
+def test_a_picture_on_standard_output(transport: FakeTransport) -> None:
+    done = run.invoke(cli.app, ["generate", "a", "-o", "-"])
+    assert done.exit_code == 0
+    with Image.open(io.BytesIO(done.stdout_bytes)) as picture:
+        assert picture.size == (8, 4)
+    assert "seed 7" in done.stderr
+
+
+def test_what_was_cut_from_a_prompt_is_said(
+    transport: FakeTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INFO, "prompt_tokens_dropped", 5)
+    done = run.invoke(cli.app, ["generate", "a", "-o", str(tmp_path / "o.png")])
+    assert "the last 5 of the prompt's tokens had no effect" in done.stderr
+
+
+def test_info(transport: FakeTransport) -> None:
+    shown = run.invoke(cli.app, ["info"], env={"COLUMNS": "300"}).stdout
+    for text in (
+        "demo (sd15)",
+        "steps 20",
+        "dpmpp_2m_karras",
+        "ink",
+        "edges",
+        "2 waiting, 8 slots",
+    ):
+        assert text in shown
+    assert "edm_euler" not in shown
+    assert json.loads(run.invoke(cli.app, ["info", "--json"]).stdout)["model"] == "demo"

@@ -17,6 +17,7 @@ import pytest
 
 from tessera.errors import InternalError, TimedOut, Unavailable, UnknownJob
 from tessera_client import Client
+from tessera_client.address import address_of
 from tessera_client.transport import HttpTransport
 from tessera_client.wire import Call
 from tests.fakes.transport import INFO, STATUS
@@ -83,7 +84,7 @@ def triton() -> Iterator[type[_Triton]]:
 
 @pytest.fixture
 def transport(triton: Any) -> Iterator[HttpTransport]:
-    opened = HttpTransport(f"127.0.0.1:{triton.port}")
+    opened = HttpTransport(address_of(f"http://127.0.0.1:{triton.port}"))
     yield opened
     opened.close()
 
@@ -111,7 +112,7 @@ def test_calls_at_a_time_have_a_connection_each(triton: Any, transport: HttpTran
         while len(triton.peers) < 3 and not any(a.done() for a in answers):
             time.sleep(0.01)
         triton.waits.set()
-        assert [answer.result(60)["RESULT"].item() for answer in answers] == ["{}"] * 3
+        assert [answer.result(60)["RESULT"].item() for answer in answers] == [b"{}"] * 3
     transport.infer(PING, 5.0)
     assert len(triton.peers) == 3
 
@@ -163,7 +164,7 @@ def test_an_answer_that_breaks_off(triton: Any, transport: HttpTransport) -> Non
 def test_no_server_had_no_effect() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        transport = HttpTransport(f"127.0.0.1:{taken.getsockname()[1]}")
+        transport = HttpTransport(address_of(f"http://127.0.0.1:{taken.getsockname()[1]}"))
         with pytest.raises(Unavailable) as caught:
             transport.infer(PING, 5.0)
         assert not transport.ready()

@@ -9,14 +9,13 @@ import pytest
 from PIL import Image
 
 from tessera_client import Control, Lora
-from tessera_client.messages import generate_call
+from tessera_client.orders import generation
 
 
 def test_types_and_shapes_on_the_wire() -> None:
     picture = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
-    arrays = generate_call(
+    wish = generation(
         "é",
-        "j",
         {
             "steps": 3,
             "guidance": 2.5,
@@ -26,7 +25,8 @@ def test_types_and_shapes_on_the_wire() -> None:
                 Control("depth", Image.fromarray(picture), preprocess="canny", low=5.0),
             ],
         },
-    ).inputs
+    )
+    arrays = wish.order("j").call.inputs
     assert arrays["PROMPT"][0, 0] == "é".encode()
     assert arrays["STEPS"].dtype == np.int32
     assert arrays["GUIDANCE"].dtype == np.float32
@@ -45,14 +45,14 @@ def test_types_and_shapes_on_the_wire() -> None:
 
 
 def test_without_controlnets_nothing_is_sent_of_them() -> None:
-    assert set(generate_call("a", "j", {"controls": []}).inputs) == {"PROMPT", "JOB_ID"}
+    assert set(generation("a", {"controls": []}).order("j").call.inputs) == {"PROMPT", "JOB_ID"}
 
 
 @pytest.mark.parametrize(
     ("images", "kind", "sentence"),
     [
         ([(64, 48), (32, 48), (64, 48)], ValueError, "these have 48 x 32 and 48 x 64 pixels"),
-        ([(64, 48, 1)], TypeError, r"an image is an array .* not \(64, 48, 1, 3\)"),
+        ([(64, 48, 1)], TypeError, r"controls\[0\].image is an array \(64, 48, 1, 3\)"),
     ],
     ids=["sizes", "shape"],
 )
@@ -61,4 +61,4 @@ def test_images_of_controlnets_that_cannot_be_sent(
 ) -> None:
     controls = [Control("edges", np.zeros((*size, 3), np.uint8)) for size in images]
     with pytest.raises(kind, match=sentence):
-        generate_call("a", "j", {"controls": controls})
+        generation("a", {"controls": controls}).order("j")

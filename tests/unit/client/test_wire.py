@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tritonclient.utils import InferenceServerException
 
 from tessera.errors import (
     Cancelled,
@@ -14,11 +13,12 @@ from tessera.errors import (
     Unavailable,
     UnknownJob,
 )
-from tessera_client.wire import received, split_url
+from tessera_client.address import split_url
+from tessera_client.wire import ErrorAnswer, received
 
 
-def triton_error(message: str, status: str) -> InferenceServerException:
-    return InferenceServerException(msg=message, status=status)
+def triton_error(message: str, status: str) -> ErrorAnswer:
+    return ErrorAnswer(message, status)
 
 
 STEPS = "STEPS is 0; accepted: 1"
@@ -38,16 +38,16 @@ REFUSED = "no server answers at host:1: refused"
     ("error", "kind", "sentence"),
     [
         (triton_error(f"in ensemble 'generate', {STEPS}", "400"), InvalidInput, STEPS),
-        (triton_error(STEPS, "StatusCode.INVALID_ARGUMENT"), InvalidInput, STEPS),
+        (triton_error(STEPS, "INVALID_ARGUMENT"), InvalidInput, STEPS),
         (triton_error(JOB, "404"), UnknownJob, JOB),
         (triton_error("job x was cancelled", "400"), Cancelled, "job x was cancelled"),
-        (triton_error("cancelled", "StatusCode.CANCELLED"), Cancelled, "cancelled"),
+        (triton_error("cancelled", "CANCELLED"), Cancelled, "cancelled"),
         (triton_error("try again", "503"), Unavailable, "try again"),
         (triton_error("in ensemble 'generate', " + EXPIRED, "503"), TimedOut, QUEUED),
-        (triton_error(EXPIRED, "StatusCode.UNAVAILABLE"), TimedOut, QUEUED),
+        (triton_error(EXPIRED, "UNAVAILABLE"), TimedOut, QUEUED),
         (triton_error("internal error ab", "500"), InternalError, "internal error ab"),
         (triton_error("Stub process 'x' is not healthy.", "500"), Unavailable, RESTARTING),
-        (triton_error("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED"), TimedOut, LATE),
+        (triton_error("Deadline Exceeded", "DEADLINE_EXCEEDED"), TimedOut, LATE),
         (TimeoutError("timed out"), TimedOut, LATE),
         (ConnectionRefusedError("refused"), Unavailable, REFUSED),
         (KeyError("odd"), InternalError, "talking to host:1 failed: KeyError: 'odd'"),
@@ -81,19 +81,23 @@ def test_invalid_input_keeps_its_parts_on_the_way() -> None:
 @pytest.mark.parametrize(
     ("url", "parts"),
     [
-        ("http://host", ("http", "host:8000")),
-        ("grpc://host", ("grpc", "host:8001")),
-        ("http://host:1234/", ("http", "host:1234")),
-        ("grpc://[::1]:9", ("grpc", "[::1]:9")),
+        ("http://host", ("http", "host:8000", "")),
+        ("grpc://host", ("grpc", "host:8001", "")),
+        ("http://host:1234/", ("http", "host:1234", "")),
+        ("grpc://[::1]:9", ("grpc", "[::1]:9", "")),
+        ("https://host", ("https", "host:443", "")),
+        ("grpcs://host", ("grpcs", "host:443", "")),
+        ("https://host/a/b/", ("https", "host:443", "/a/b")),
     ],
 )
-def test_urls(url: str, parts: tuple[str, str]) -> None:
+def test_urls(url: str, parts: tuple[str, str, str]) -> None:
     assert split_url(url) == parts
 
 
 @pytest.mark.parametrize(
-    "url", ["host:8000", "https://host", "http://", "http://host:x", "http://host/v2"]
+    "url",
+    ["host:8000", "ftp://host", "http://", "http://host:x", "http://host?a=1", "grpc://host/a"],
 )
 def test_bad_urls_are_named(url: str) -> None:
-    with pytest.raises(InvalidInput, match=r"accepted: http://host\[:port\]"):
+    with pytest.raises(InvalidInput, match=r"accepted: http\[s\]://host\[:port\]"):
         split_url(url)

@@ -76,6 +76,7 @@ def test_ids_are_those_of_transformers(name: str, prompts: list[str]) -> None:
     assert light.encode(prompts) == theirs.encode(prompts)
     for prompt in prompts:
         assert light.dropped(prompt) == theirs.dropped(prompt)
+        assert light.count(prompt) == theirs.count(prompt)
 
 
 def test_a_window_is_filled_and_what_lies_beyond_is_counted() -> None:

@@ -19,7 +19,8 @@ from tessera.denoise.tick import tick
 from tessera.denoise.unet import UNet
 from tessera.engines.torch import TorchEngine
 from tessera.errors import InternalError, Unavailable
-from tessera.networks.modules import ControlNet, ControlNetHint, UNetDecoder, UNetEncoder
+from tessera.networks.controlnets import ControlNet, ControlNetHint
+from tessera.networks.modules import UNetDecoder, UNetEncoder
 from tessera.plan import ControlUse
 from tests.fakes.checkpoint import controlnet, topology
 from tests.samples.plans import plan
@@ -214,12 +215,12 @@ def test_nobody_waits_for_a_process_that_has_died() -> None:
     guided, plain, over = running(EDGES, seed=1), running(seed=2), threading.Event()
 
     def ask(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        over.wait(60)
+        over.wait(300)
         return torch.zeros(1)
 
     began = time.monotonic()
     tick([guided, plain], unet().predict, 1, controls=FanOut(ask, lambda name: False))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 200
     over.set()
     assert "the controlnet_edges model is being restarted" in str(guided.error)
     assert (plain.error, plain.step) == (None, 1)
@@ -235,7 +236,7 @@ def test_residuals_of_another_size_are_an_error_not_a_wrong_picture() -> None:
 
 def test_controlnets_run_at_the_same_time_and_beside_the_encoder_half() -> None:
     """Each waits until all three have begun: run one after the other they would never end."""
-    models, begun, network = Models(), threading.Barrier(3, timeout=20), unet()
+    models, begun, network = Models(), threading.Barrier(3, timeout=120), unet()
 
     def ask(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if "SAMPLE" in inputs:

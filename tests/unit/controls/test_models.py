@@ -1,16 +1,13 @@
-"""ControlNets as Triton models: the configurations as Triton parses them, where they run."""
+"""ControlNets as Triton models: the configurations as Triton parses them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from tessera.controls.models import Placement, read_placements, write_models
-from tessera.errors import BundleError, TesseraError
-from tessera_build.addons import AddOns
+from tessera.controls.models import write_models
 
 
 def config(folder: Path, name: str) -> model_config_pb2.ModelConfig:
@@ -20,7 +17,7 @@ def config(folder: Path, name: str) -> model_config_pb2.ModelConfig:
 
 
 def test_each_has_a_model_that_triton_can_read(tmp_path: Path) -> None:
-    places = {"edges": Placement("gpu:3"), "depth": Placement("cpu")}
+    places = {"edges": "gpu:3", "depth": "cpu"}
     write_models(tmp_path, ["edges", "depth", "pose"], places, half=True)
     kinds = model_config_pb2.ModelInstanceGroup
     wanted = {
@@ -43,24 +40,3 @@ def test_each_has_a_model_that_triton_can_read(tmp_path: Path) -> None:
 def test_residuals_are_float32_where_engines_are(tmp_path: Path) -> None:
     write_models(tmp_path, ["edges"], {})
     assert config(tmp_path, "edges").output[0].data_type == model_config_pb2.TYPE_FP32
-
-
-@pytest.mark.parametrize(
-    ("pair", "sentence"),
-    [
-        ("edges", "--place is 'edges'; accepted: NAME=cpu or NAME=gpu:N"),
-        ("edges=gpu", "--place is 'edges=gpu'; accepted"),
-        ("edges=gpu:0,gpu:1", "accepted: NAME=cpu or NAME=gpu:N"),
-        ("lines=cpu", "--place names the ControlNet 'lines'; accepted: depth, edges"),
-    ],
-)
-def test_bad_placements(pair: str, sentence: str) -> None:
-    with pytest.raises(TesseraError, match=sentence):
-        read_placements([pair], ["edges", "depth"])
-    with pytest.raises(BundleError, match=sentence):
-        AddOns({"edges": Path("a"), "depth": Path("b")}, placements=[pair]).places  # noqa: B018
-
-
-def test_the_last_placement_of_a_name_holds() -> None:
-    found = read_placements(["edges=cpu", "edges=gpu:2"], ["edges"])
-    assert found == {"edges": Placement("gpu:2")}

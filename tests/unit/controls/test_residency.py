@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tessera.controls.residency import loaded
 from tessera.errors import Cancelled, InvalidInput, Unavailable
 from tests.fakes.residency import Open, give_up_after, holders, is_moving, take, until
 
@@ -17,6 +18,20 @@ def test_the_longest_unused_leaves(opened: Open) -> None:
         residency.take([name])
         residency.give_back([name])
     assert models.moves == ["+a", "+b", "-b", "+c"]
+
+
+def test_which_are_loaded_shows_without_the_lock(opened: Open, tmp_path: Path) -> None:
+    residency, models = opened()
+    assert loaded(residency._path) == []
+    seen: list[list[str]] = []
+    load = models.load
+    models.load = lambda name: (seen.append(loaded(residency._path)), load(name))  # type: ignore
+    for names in (["b"], ["a"], ["c"]):
+        residency.take(names)
+        residency.give_back(names)
+    assert seen == [[], ["b"], ["a"]]  # one that is moving is not loaded
+    assert loaded(residency._path) == ["a", "c"]
+    assert loaded(tmp_path / "none") == []
 
 
 def test_several_at_once_and_the_same_twice(opened: Open) -> None:

@@ -24,7 +24,7 @@ def unet(max_rows: int = 16) -> UNet:
 
 def alone(wanted: Plan) -> torch.Tensor:
     request, network = running(wanted), unet()
-    for number in range(1, wanted.steps + 1):
+    for number in range(1, len(wanted.evaluations) + 1):
         tick([request], network.predict, number)
     assert request.finished
     return request.latents
@@ -54,8 +54,9 @@ def test_a_request_in_company_equals_the_request_alone(seed: int) -> None:
     assert len(done) == 12
     for request in done:
         assert request.error is None
-        assert request.stats.ticks == request.plan.steps
-        assert request.stats.last_tick - request.stats.first_tick + 1 == request.plan.steps
+        evaluations = len(request.plan.evaluations)
+        assert request.stats.ticks == evaluations
+        assert request.stats.last_tick - request.stats.first_tick + 1 == evaluations
         torch.testing.assert_close(request.latents, alone(request.plan), atol=1e-5, rtol=0)
 
 
@@ -110,21 +111,37 @@ def test_a_failing_network_call_fails_its_group_only() -> None:
     assert narrow.step == 1
 
 
-def test_when_a_batch_fails_each_of_its_requests_is_tried_alone() -> None:
-    """One whose conditions fit nobody else's, or a batch that the memory does not suffice for."""
-    network = unet()
-    odd, well, other = running(plan()), running(plan(seed=2)), running(plan(seed=3))
-    width = {k: v.shape[-1] for k, v in well.conditions.items()}
-    odd.conditions = {k: v[..., :-1] for k, v in odd.conditions.items()}
+def test_texts_of_different_lengths_do_not_share_a_call() -> None:
+    network, calls = unet(), []
+    long, short, other = running(plan()), running(plan(seed=2)), running(plan(seed=3))
+    long.conditions = {k: torch.cat([v, v], 1) for k, v in long.conditions.items()}
 
     def predict(
         sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, join: Join | None
     ) -> torch.Tensor:
-        assert {k: v.shape[-1] for k, v in conditions.items()} == width, "of another width"
+        calls.append((len(sample), *(v.shape[1] for v in conditions.values())))
+        return network.predict(sample, timestep, conditions, join)
+
+    tick([short, long, other], predict, 1)
+    (tokens,) = (v.shape[1] for v in short.conditions.values())
+    assert calls == [(4, tokens), (2, 2 * tokens)]
+    assert [r.step for r in (long, short, other)] == [1, 1, 1]
+
+
+def test_when_a_batch_fails_each_of_its_requests_is_tried_alone() -> None:
+    """One whose conditions no network takes, or a batch that the memory does not suffice for."""
+    network = unet()
+    odd, well, other = running(plan()), running(plan(seed=2)), running(plan(seed=3))
+    odd.conditions = {k: torch.full_like(v, torch.nan) for k, v in odd.conditions.items()}
+
+    def predict(
+        sample: torch.Tensor, timestep: torch.Tensor, conditions: Conditions, join: Join | None
+    ) -> torch.Tensor:
+        assert all(v.isfinite().all() for v in conditions.values()), "not finite"
         return network.predict(sample, timestep, conditions, join)
 
     tick([odd, well, other], predict, 1)
-    assert str(odd.error).startswith("of another width")
+    assert str(odd.error).startswith("not finite")
     assert [(r.error, r.step, r.stats.mean_batch) for r in (well, other)] == [(None, 1, 1)] * 2
     expected = running(plan(seed=2))
     tick([expected], unet().predict, 1)

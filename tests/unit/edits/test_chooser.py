@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.edits import chooser as module
 from tessera.edits.chooser import Kinds, Line, Size, Step, StepChooser, measure, optimum
+from tessera.shared import average
 
 TIMES = st.floats(0, 10)
 STEPS = st.lists(st.builds(Step, TIMES, TIMES, TIMES), min_size=1, max_size=8)
@@ -99,7 +99,7 @@ class TestPlanner:
         assert chooser.cost("sparse", (10, 10), 30) == pytest.approx(300, rel=0.01)
         assert not prefers_sparse(chooser, (10, 10), 30)
         with monkeypatch.context() as later:
-            later.setattr(module, "FRESH_S", 0.0)
+            later.setattr(average, "FRESH_S", 0.0)
             assert chooser.cost("sparse", (10, 10), 30) == pytest.approx(55)
             assert prefers_sparse(chooser, (10, 10), 30)
         chooser.observe("sparse", (10, 10), 30, 300.0)  # it was tried, and still is

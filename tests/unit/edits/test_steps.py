@@ -8,31 +8,52 @@ from pathlib import Path
 import pytest
 import torch
 
+from tessera.contract import SCHEDULERS
 from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera.denoise.tick import tick
 from tessera.edits import steps
+from tessera.edits.chooser import Line, StepChooser
+from tessera.edits.quality import Policy
+from tessera.edits.state import SparseState
 from tessera.templates import recorder as recorder_module
 from tessera.templates.memory import DeviceMemory, StepMemory
 from tessera.templates.storage import CHOICES, Storage
 from tessera.templates.store import Recording, TemplateStore
 from tessera.types import Tensors
-from tests.samples.edits import DENSE, EMPTY, FULL, PART, STEPS, World, canvas, edit, mask, run
+from tests.samples.edits import (
+    DENSE,
+    EMPTY,
+    FULL,
+    PART,
+    STEPS,
+    World,
+    canvas,
+    edit,
+    mask,
+    only,
+    run,
+)
 
 
-@pytest.mark.parametrize("scheduler", ["euler", "ddim", "dpmpp_2m", "euler_ancestral"])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["euler", "ddim", "dpmpp_2m", "euler_ancestral", "heun", "kdpm2", "dpmpp_sde", "pndm"],
+)
 def test_with_every_latent_active_sparse_is_dense(world: World, scheduler: str) -> None:
     """Whatever has been recorded: everything is live."""
     world.recorder.ensure(world.key(scheduler=scheduler))
     sparse = edit(world, FULL, scheduler=scheduler)
     dense = edit(None, FULL, scheduler=scheduler)
-    run([sparse], world)
-    run([dense])
-    assert sparse.stats.sparse_ticks == STEPS
+    ticks = SCHEDULERS[scheduler].count(STEPS)
+    run([sparse], world, ticks=ticks)
+    run([dense], ticks=ticks)
+    assert sparse.finished
+    assert sparse.stats.sparse_ticks == ticks
     torch.testing.assert_close(sparse.latents, dense.latents, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("first", [0, 2])
-@pytest.mark.parametrize("scheduler", ["euler", "ddim", "dpmpp_2m_karras", "lcm"])
+@pytest.mark.parametrize("scheduler", ["euler", "ddim", "dpmpp_2m_karras", "lcm", "heun", "pndm"])
 def test_the_recording_is_of_the_same_noise_level(world: World, scheduler: str, first: int) -> None:
     """With the template's own noise and prompt a first step is exact."""
     world.recorder.ensure(world.key(scheduler=scheduler))
@@ -46,6 +67,51 @@ def test_the_recording_is_of_the_same_noise_level(world: World, scheduler: str, 
     torch.testing.assert_close(sparse.latents, dense.latents, atol=1e-4 * scale, rtol=0)
 
 
+def test_branches_have_recordings_of_their_own(world: World) -> None:
+    """With the template's own noise a first step is exact, guided, too."""
+    own, key = "0" * 16, world.key()
+    prompt = torch.randn(1, 7, 24, generator=torch.Generator().manual_seed(3))
+    world.store.texts.put(
+        key.with_text(own).digest, {"hidden": prompt[0], "pooled": torch.zeros(1)}
+    )
+    for each in (key, key.with_text(own)):
+        assert world.recorder.ensure(each)[1]
+    text = torch.cat([EMPTY, prompt])
+    sparse = edit(world, PART, seed=TEMPLATE_SEED, text=text, texts=("", own))
+    dense = edit(None, PART, seed=TEMPLATE_SEED, text=text)
+    other = edit(world, PART, seed=2)
+    run([sparse, other], world, ticks=1)
+    run([dense], ticks=1)
+    assert isinstance(sparse.sparse, SparseState)
+    assert sparse.sparse.chosen.nearness == "own"
+    assert [r.key.text for r in sparse.sparse.recordings] == ["", own]
+    assert sparse.stats.mean_batch == 2  # shared with one whose branches share a recording
+    scale = float(dense.latents.abs().max())
+    torch.testing.assert_close(sparse.latents, dense.latents, atol=1e-4 * scale, rtol=0)
+
+
+def test_the_cheapest_policy_is_taken(world: World) -> None:
+    """By the costs of steps here: a wide margin where tokens cost little, else dense steps."""
+    world.recorder.ensure(world.key())
+    wide, often = Policy(margin=3), Policy(margin=0, every=2)
+    world.steps.policies = only(often, wide)
+    cheap_tokens = StepChooser(Line(0.0, 1.0), Line(50.0, 0.1))
+    dear_tokens = StepChooser(Line(0.0, 1.0), Line(0.0, 3.0))
+    for chooser, margin, planned in (
+        (cheap_tokens, 3, [True] * STEPS),
+        (dear_tokens, 0, [False, True] * 2 + [False]),
+    ):
+        state = edit(world, PART, chooser=chooser).sparse
+        assert isinstance(state, SparseState)
+        assert (state.margin, list(state.planned)) == (margin, planned)
+        assert state.kinds == state.planned
+    too_dear = StepChooser(Line(0.0, 1.0), Line(1000.0, 0.0))
+    assert edit(world, PART, chooser=too_dear).sparse is None
+    forced = edit(world, PART, chooser=cheap_tokens, mode="sparse").sparse
+    assert isinstance(forced, SparseState)
+    assert forced.margin == 0  # the first, whatever it costs
+
+
 def test_inactive_latents_stay_the_templates(world: World) -> None:
     world.recorder.ensure(world.key())
     sparse = edit(world, PART)
@@ -57,7 +123,7 @@ def test_the_noisiest_steps_are_dense_and_the_mask_is_computed_with_a_margin(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "WARM_UP", 0.3)
-    monkeypatch.setattr(steps, "MARGIN", 1)
+    world.steps.policies = only(Policy(margin=1))
     world.recorder.ensure(world.key())
     whole, late, dense = edit(world, PART), edit(world, PART, first=3), edit(None, PART)
     assert whole.sparse is not None
@@ -76,7 +142,7 @@ def test_masks_share_a_call_when_little_is_padding(world: World) -> None:
     masks = [mask((0, 0, 5, 4)), mask((3, 2, 6, 3)), mask((0, 0, 16, 12)), mask((7, 7, 4, 5))]
     together = [edit(world, m, seed=i) for i, m in enumerate(masks)]
     run(together, world)
-    assert world.engine.batches == [2, 6] * STEPS or world.engine.batches == [6, 2] * STEPS
+    assert world.engines[0].batches == [2, 6] * STEPS or world.engines[0].batches == [6, 2] * STEPS
     assert sorted(r.stats.mean_batch for r in together) == [1, 3, 3, 3]
     for i, m in enumerate(masks):
         alone = edit(world, m, seed=i)
@@ -103,11 +169,11 @@ def test_the_next_steps_inputs_are_ready_before_they_are_needed(world: World) ->
     world.recorder.ensure(world.key())
     request = edit(world, PART)
     run([request], world, ticks=1)
-    (call,) = world.steps._calls.values()
-    assert set(call.ready) == {(0,), (1,)}
+    ((ready,),) = world.steps._calls.values()
+    assert set(ready.inputs) == {(0,), (1,)}
     assert world.steps.memory.counters.misses <= 1
     run([request], world, ticks=1)
-    assert set(call.ready) == {(1,), (2,)}
+    assert set(ready.inputs) == {(1,), (2,)}
 
 
 class SlowStore(TemplateStore):

@@ -153,7 +153,7 @@ def affine() -> Affine:
 @pytest.mark.parametrize("graphs", [0, 4], ids=["eager", "captured"])
 def test_a_refit_is_seen_by_the_next_run_and_undone_exactly(affine: Affine, graphs: int) -> None:
     capturer = FakeRecorder()
-    engine = TorchEngine(affine, graphs=graphs, capturer=lambda: capturer)
+    engine = TorchEngine(affine, graphs=graphs, capturer=lambda device: capturer)
     sample = {"sample": torch.randn(3, 4)}
     before = [engine.run(sample)["prediction"] for _ in range(3)][-1]
     weight = affine.layer.weight.detach().clone()

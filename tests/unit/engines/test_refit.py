@@ -19,11 +19,12 @@ from tessera.types import Tensors
 from tessera.variants import VARIANTS
 from tessera_build.examples import decoder_inputs, example_inputs, run
 from tests.fakes.engine import FakeEngine
-from tests.samples.bundles import Small
+from tests.samples.bundles import IN_HALF, Small
 
 Make = Callable[[str], Small]
 GRAPHS = [(v, g) for v in VARIANTS for g in ("unet_encoder", "unet_decoder")]
 GRAPHS += [(v, g) for v in VARIANTS for g in VARIANTS[v].text_encoders]
+GRAPHS += [(name, g) for name in IN_HALF for g in ("unet_encoder", "text_encoder")]
 
 
 def opened(small: Make, variant: str, graph: str) -> tuple[Engine, GraphModule, Tensors]:
@@ -33,10 +34,11 @@ def opened(small: Make, variant: str, graph: str) -> tuple[Engine, GraphModule, 
     source = Source.of(bundle, manifest, graph)
     torch.manual_seed(0)
     encoder = "unet_encoder" if graph == "unet_decoder" else graph
-    module = open_module(Source.of(bundle, manifest, encoder))
+    module = open_module(Source.of(bundle, manifest, encoder)).float()
     inputs = example_inputs(module, manifest.latents, rows=2, height=16, width=16)
     if graph == "unet_decoder":
-        inputs, module = decoder_inputs(inputs, run(module, inputs)), open_module(source)
+        inputs = decoder_inputs(inputs, run(module, inputs))
+        module = open_module(source).float()
     return open_engine("onnxruntime", source), module, inputs
 
 

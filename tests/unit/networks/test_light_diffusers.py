@@ -5,14 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-import torch
-from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
-
 from tessera.contract import SCHEDULERS
 from tessera.networks import light_diffusers
-from tests.fakes import lora
-from tests.fakes.checkpoint import topology
 
 
 def run(code: str, **variables: str) -> str:
@@ -42,22 +36,20 @@ def test_whoever_compiles_gets_what_diffusers_wants() -> None:
     assert run(code, TESSERA_TORCH_COMPILE="1") == "True"
 
 
+def test_statistics_are_imported_when_a_sampler_needs_them() -> None:
+    assert run(
+        "import sys\n"
+        "from tessera.networks.schedulers import new_scheduler\n"
+        "new_scheduler('euler', {})\n"
+        "print('scipy.stats._distn_infrastructure' in sys.modules)\n"
+        "new_scheduler('euler_beta', {}).set_timesteps(3)\n"
+        "import scipy.stats\n"
+        "print(scipy.stats.norm.cdf(0), sys.modules['scipy.stats'] is scipy.stats)\n"
+    ).split() == ["False", "0.5", "True"]
+
+
 def test_schedulers_are_those_of_diffusers() -> None:
     import diffusers
 
     for spec in SCHEDULERS.values():
         assert light_diffusers.scheduler_class(spec.cls) is getattr(diffusers, spec.cls)
-
-
-@pytest.mark.parametrize("variant", ["sd15", "sdxl"])
-@pytest.mark.parametrize("layout", lora.LAYOUTS)
-def test_names_are_converted_as_diffusers_loader_does(variant: str, layout: str) -> None:
-    modules = lora.ATTENTION if layout == "diffusers-old" else lora.EVERYTHING
-    tensors = lora.LAYOUTS[layout](lora.random_pairs(topology(variant), modules=modules))
-    layers = 2 if variant == "sdxl" else None
-    config = topology(variant).unet.config if layers else None
-    theirs = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=config)
-    state, alphas = light_diffusers.lora_state_dict(tensors, layers_per_block=layers)
-    assert list(state) == list(theirs[0])
-    assert all(torch.equal(state[name], theirs[0][name]) for name in state)
-    assert alphas == (theirs[1] or {})

@@ -12,21 +12,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera import contract
 from tessera.contract import MAX_CONTROL_SIDE
 from tessera.errors import InvalidInput
-from tessera.manifest import Graph
+from tessera.manifest import ControlKind, Graph
 from tessera.plan import ControlUse, Plan
 from tessera.requests.controls import prepared
 from tessera.requests.request import Request, read_request
 from tests.samples.requests import MANIFEST, inputs
 
-GRAPHS = [f"controlnet_{name}{part}" for name in ("edges", "depth") for part in ("", "_hint")]
+GRAPHS = [
+    f"controlnet_{name}{part}" for name in ("edges", "depth", "all") for part in ("", "_hint")
+]
 WITH_CONTROLS = dataclasses.replace(
-    MANIFEST, graphs={name: Graph("a.onnx", "config.json") for name in GRAPHS}
+    MANIFEST,
+    graphs={name: Graph("a.onnx", "config.json") for name in GRAPHS},
+    control_kinds={"all": ControlKind(modes=6), "depth": ControlKind(pooled=True)},
 )
 IMAGE = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
 
@@ -96,20 +102,57 @@ def test_an_edit_keeps_its_mode() -> None:
     assert wanted.edit.mode == "auto"
 
 
+def test_an_edits_mask_hides_pixels_of_an_image_to_inpaint() -> None:
+    mask = np.zeros((1, 128, 128), np.uint8)
+    mask[:, :40, :50], mask[:, 60:, 60:] = contract.EDITED, contract.EDITED - 1
+    edit = {"IMAGE": IMAGE[None], "MASK": mask}
+    elements = [{"name": "edges", "preprocess": "inpaint"}, {"name": "edges"}]
+    wanted = read(elements, **edit)
+    assert wanted.controls[0].preparation.report == {"preprocess": "inpaint"}
+    first, second = prepared(wanted.controls, 128, 128, mask[0])
+    assert (first[..., :3] == IMAGE).all()
+    assert (second[..., :3] == IMAGE).all()
+    assert (first[:40, :50, 3] == 255).all()
+    assert (first[..., 3] > 0).sum() == 40 * 50, "as `mask > 0.5` in diffusers' documentation"
+    assert not second[..., 3].any()
+    assert prepared(read(elements[1:], **edit).controls, 128, 128, mask[0]).shape[3] == 3
+
+
+@pytest.mark.parametrize(("mode", "number"), [("canny", 3), ("openpose", 0), (5, 5), (0, 0)])
+def test_a_union_has_a_mode(mode: str | int, number: int) -> None:
+    (control,) = read([{"name": "all", "mode": mode}]).controls
+    assert control.use == ControlUse("all", 1.0, 0.0, 1.0, mode=number)
+    assert control.use.report["mode"] == number
+
+
+def test_guess_mode_and_pooled_ones_guide_the_prompt_only() -> None:
+    elements = [{"name": "edges", "guess_mode": True, "scale": 0.5}, {"name": "depth"}]
+    guessing, pooled = (control.use for control in read(elements).controls)
+    assert guessing.of_prompt_only
+    assert pooled.of_prompt_only
+    expected = (0.5 * torch.logspace(-1, 0, 13)).tolist()
+    assert guessing.scales(13) == pytest.approx(expected, rel=1e-6)
+    assert pooled.scales(2) == [1.0, 1.0]
+    assert guessing.report["guess_mode"] is True
+    assert "guess_mode" not in pooled.report
+    assert "mode" not in pooled.report
+    assert not read([{"name": "edges"}]).controls[0].use.of_prompt_only
+
+
 def one(**settings: Any) -> dict[str, Any]:
     return {"controls": [{"name": "edges", **settings}]}
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "name": (one(name="pose"), r"CONTROLS\[0\].name is 'pose'; accepted: depth, edges"),
-    "close name": (one(name="edgse"), "one of the 2 installed ControlNets; close: edges"),
+    "name": (one(name="pose"), r"CONTROLS\[0\].name is 'pose'; accepted: all, depth, edges"),
+    "close name": (one(name="edgse"), "one of the 3 installed ControlNets; close: edges"),
     "no name": (
         {"controls": [{}], "images": [IMAGE]},
         r"CONTROLS\[0\].name is missing; accepted: a text",
     ),
     "second": (
         {"controls": [{"name": "edges"}, {"name": "x"}]},
-        r"CONTROLS\[1\].name is 'x'; accepted: depth, edges",
+        r"CONTROLS\[1\].name is 'x'; accepted: all, depth, edges",
     ),
     "many": ({"controls": [{"name": "edges"}] * 5}, "CONTROLS has 5 elements; .* at most 4"),
     "no JSON": ({"controls": "[{", "images": [IMAGE]}, r"CONTROLS is '\[{'; accepted: a JSON list"),
@@ -142,6 +185,20 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "high is 2041; accepted: .*to 2040",
     ),
     "low above high": (one(preprocess="canny", low=201), "low is 201.0; .* high, which is 200"),
+    "mode of none": (one(mode=1), r"CONTROLS\[0\].mode is 1; accepted: nothing, since edges is no"),
+    "no mode": (
+        one(name="all"),
+        r"CONTROLS\[0\].mode is missing; accepted: openpose, depth, .* number from 0 to 5",
+    ),
+    "mode beyond": (one(name="all", mode="tile"), "mode is 'tile'; accepted: openpose"),
+    "number beyond": (one(name="all", mode=6), "mode is 6; accepted: openpose"),
+    "mode negative": (one(name="all", mode=-1), "mode is -1; accepted: openpose"),
+    "mode whole": (one(name="all", mode=1.5), "mode is 1.5; accepted: an integer or a text"),
+    "guess_mode": (one(guess_mode=1), r"CONTROLS\[0\].guess_mode is 1; accepted: true or false"),
+    "inpaint without a mask": (
+        one(preprocess="inpaint"),
+        "preprocess is 'inpaint'; accepted: another word, unless the request is an edit",
+    ),
     "image left out": (
         one() | {"images": []},
         "CONTROL_IMAGES is missing; accepted: one image for each .*, which has 1",
@@ -177,6 +234,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "image huge": (
         one(resize="fit") | {"images": [np.zeros((1, MAX_CONTROL_SIDE + 1, 3), np.uint8)]},
         "CONTROL_IMAGES has 8193 x 1 pixels",
+    ),
+    "too many pixels": (
+        one(resize="fit") | {"images": [np.zeros((4096, 4097, 3), np.uint8)]},
+        "CONTROL_IMAGES has 16781312 pixels; accepted: at most 16777216 pixels in all images",
     ),
 }
 

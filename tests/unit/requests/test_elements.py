@@ -128,7 +128,7 @@ def test_the_names_of_a_control_s_ways_are_listed() -> None:
     with pytest.raises(InvalidInput) as caught:
         elements_of(inputs(CONTROLS=text), "CONTROLS", ControlElement, 4)
     assert str(caught.value) == (
-        "CONTROLS[0].preprocess is None; accepted: none, canny, grey, invert"
+        "CONTROLS[0].preprocess is None; accepted: none, canny, grey, invert, inpaint"
     )
 
 

@@ -56,7 +56,7 @@ BAD = {
         {"SEED": -1},
         "SEED is -1; accepted: an integer from 0 to 9223372036854775807",
     ),
-    "scheduler": ({"SCHEDULER": "heun"}, "SCHEDULER is 'heun'; accepted: euler, euler_ancestral"),
+    "scheduler": ({"SCHEDULER": "deis"}, "SCHEDULER is 'deis'; accepted: euler, dpmpp_2m, .* lms "),
     "job id empty": ({"JOB_ID": ""}, "JOB_ID is ''; accepted: 1 to 64 printable ASCII"),
     "job id long": ({"JOB_ID": "x" * 65}, "JOB_ID is"),
     "job id not ASCII": ({"JOB_ID": "jöb"}, "JOB_ID is"),

@@ -75,7 +75,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
         return 0
 
     monkeypatch.setattr(Launch, "run", remember)
-    monkeypatch.setattr(cli, "_check_ports", lambda ports, host: None)
+    monkeypatch.setattr(cli, "_check_ports", lambda ports, host, gateway: None)
     return kept
 
 
@@ -104,12 +104,15 @@ def test_options_become_settings(
         "--templates": str(tmp_path / "t"),
         "--template-disk": "0.25",
         "--trace": str(tmp_path / "trace.json"),
+        "--drain-seconds": "12.5",
+        "--stall-seconds": "7",
     }
     words = [word for pair in options.items() for word in pair]
     environment = {"TESSERA_TORCH_COMPILE": "1"}
     done = run.invoke(app, [str(small("sd15").bundle), *words], env=environment)
     assert done.exit_code == 0, done.output
     settings = launched[0].settings
+    assert (launched[0].drain_seconds, launched[0].stall_seconds) == (12.5, 7)
     assert (settings.threads, settings.engine) == (3, EngineKind.TORCH)
     assert settings.torch_compile
     assert settings.trace == tmp_path / "trace.json"
@@ -159,3 +162,11 @@ def test_ports_are_looked_at_before_anything_is_started(
     done = run.invoke(app, [str(small("sd15").bundle)])
     assert done.exit_code == 1
     assert done.stderr.endswith("tessera-serve: --http-port 1 cannot be used: it is taken\n")
+
+
+@pytest.mark.parametrize("option", ["--start-timeout", "--drain-seconds", "--stall-seconds"])
+@pytest.mark.parametrize("value", ["inf", "nan", "-1"])
+def test_seconds_are_numbers_that_end(option: str, value: str) -> None:
+    done = run.invoke(app, ["bundle", option, value])
+    assert done.exit_code == 2
+    assert option in done.stderr

@@ -14,7 +14,8 @@ from tessera.errors import Unavailable
 from tessera.serve import drain as module
 from tessera.serve.drain import QUIET_S, drain, unsent
 from tessera.shared.activity import Activity
-from tessera.shared.board import Board, Phase
+from tessera.shared.board import Board
+from tessera.shared.rows import Phase
 
 
 @pytest.fixture
@@ -27,17 +28,19 @@ def activity_of(board: Path) -> Path:
     return Path(f"{board}.activity")
 
 
-def timed(board: Path, *, hurry: bool = False) -> tuple[float, list[str]]:
+def timed(
+    board: Path, *, hurry: bool = False, allowed: float = module.DRAIN_S
+) -> tuple[float, list[str]]:
     """Seconds that draining took, and what it said."""
     said: list[str] = []
     began = time.monotonic()
-    drain(board, activity_of(board), (), lambda: hurry, said.append)
+    drain(board, activity_of(board), (), lambda: hurry, said.append, seconds=allowed)
     return time.monotonic() - began, said
 
 
 def test_an_idle_server_ends_at_once_and_takes_no_jobs(board: Path) -> None:
     seconds, said = timed(board)
-    assert QUIET_S <= seconds < QUIET_S + 5
+    assert QUIET_S <= seconds < module.DRAIN_S
     assert not said
     with pytest.raises(Unavailable, match="the server is being stopped; try again later"):
         Board(board).open("b", 20)
@@ -47,21 +50,41 @@ def test_a_server_that_never_had_a_board_has_nothing_to_end(tmp_path: Path) -> N
     assert not timed(tmp_path / "board")[1]
 
 
-def test_a_request_may_end_and_a_pause_between_its_steps_is_no_end(board: Path) -> None:
-    activity, began = Activity(activity_of(board)), time.monotonic()
+class Answering:
+    """Time that passes only in `sleep`, while a request has four steps with pauses between."""
 
-    def answer() -> None:
-        for _ in range(4):
-            with activity.busy():
-                time.sleep(0.3)
-            time.sleep(0.05)
+    STEP_S, PAUSE_S = 0.3, 0.05
 
-    thread = threading.Thread(target=answer)
-    thread.start()
-    time.sleep(0.05)
-    timed(board)
-    assert time.monotonic() - began > 4 * 0.3 + 3 * 0.05 + QUIET_S / 2
-    thread.join()
+    def __init__(self, activity: Activity) -> None:
+        self._activity = activity
+        self._step = contextlib.ExitStack()
+        self.now = 0.0
+        self.sleep(0.0)
+
+    @property
+    def ends(self) -> float:
+        """When it does."""
+        return 4 * self.STEP_S + 3 * self.PAUSE_S
+
+    def monotonic(self) -> float:
+        """As `time.monotonic`."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """As `time.sleep`."""
+        self.now += seconds
+        self._step.close()
+        if self.now < self.ends and self.now % (self.STEP_S + self.PAUSE_S) < self.STEP_S:
+            self._step.enter_context(self._activity.busy())
+
+
+def test_a_request_may_end_and_a_pause_between_its_steps_is_no_end(
+    board: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = Answering(Activity(activity_of(board)))
+    monkeypatch.setattr(module, "time", answering)
+    drain(board, activity_of(board), (), lambda: False, lambda said: None)
+    assert answering.ends + QUIET_S - 0.1 < answering.now < answering.ends + QUIET_S + 0.1
 
 
 def test_clients_that_try_again_and_again_keep_no_server_alive(tmp_path: Path) -> None:
@@ -78,23 +101,29 @@ def test_clients_that_try_again_and_again_keep_no_server_alive(tmp_path: Path) -
                 time.sleep(0.01)
 
     clients = [threading.Thread(target=try_again) for _ in range(3)]
-    threading.Timer(0.5, lambda: Board(board).close(slot, ticket, Phase.DONE)).start()
+    closed = threading.Event()
+
+    def close() -> None:
+        closed.set()
+        Board(board).close(slot, ticket, Phase.DONE)
+
+    threading.Timer(0.5, close).start()
     for client in clients:
         client.start()
     seconds, _ = timed(board)
     ended.set()
     for client in clients:
         client.join()
-    assert 0.5 + module.REFUSALS_S - 0.1 <= seconds < module.DRAIN_S
+    assert closed.is_set()
+    assert module.REFUSALS_S <= seconds < module.DRAIN_S
 
 
 def test_what_takes_too_long_is_cancelled(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DRAIN_S", 0.3)
     monkeypatch.setattr(module, "CANCEL_S", 0.3)
     monkeypatch.setattr(module, "_TELL_S", 0.1)
     with Activity(activity_of(board)).busy():
-        seconds, said = timed(board)
-    assert 0.6 <= seconds < 6
+        seconds, said = timed(board, allowed=0.3)
+    assert 0.6 <= seconds < module.DRAIN_S
     assert len(said) == 2
     assert "cancelled" in said[1]
     assert Board(board).status("a").cancelled
@@ -102,7 +131,7 @@ def test_what_takes_too_long_is_cancelled(board: Path, monkeypatch: pytest.Monke
 
 def test_a_second_signal_does_not_wait(board: Path) -> None:
     with Activity(activity_of(board)).busy():
-        assert timed(board, hurry=True)[0] < 3
+        assert timed(board, hurry=True)[0] < module.DRAIN_S
 
 
 def test_what_a_client_has_not_got_yet_is_unsent() -> None:

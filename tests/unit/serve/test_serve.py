@@ -22,6 +22,7 @@ from tessera.errors import TesseraError
 from tessera.serve import run_folder as module
 from tessera.serve import tritonserver
 from tessera.serve.cli import check_lora_path
+from tessera.serve.repository import Repository
 from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
@@ -176,9 +177,23 @@ def test_a_server_that_cannot_make_a_picture_says_so(triton: tuple[int, type[_Tr
         warm_up(f"http://127.0.0.1:{port}", 64)
 
 
+def test_first_pictures_wait_for_room_in_the_queue(triton: tuple[int, type[_Triton]]) -> None:
+    """With a small --max-queue there is less room than they need."""
+    port, handler = triton
+    full = (503, b'{"error": "in ensemble \'generate\', the queue is full: 1 jobs wait"}')
+    answers = iter([full] * SLOTS)
+    handler.answer = property(lambda self: next(answers, (200, b"{}")))  # type: ignore[assignment]
+    warm_up(f"http://127.0.0.1:{port}", 64)
+    assert len(handler.bodies) == 3 * SLOTS
+
+
 def test_no_server_at_all_is_one_sentence() -> None:
     with pytest.raises(TesseraError, match="the first picture failed"):
         warm_up("http://127.0.0.1:1", 64)
+
+
+def repository(port: int) -> Repository:
+    return Repository(f"http://127.0.0.1:{port}", {"key": "secret"})
 
 
 def test_a_model_that_cannot_be_loaded_again_is_tried_again(
@@ -187,7 +202,7 @@ def test_a_model_that_cannot_be_loaded_again_is_tried_again(
     port, handler = triton
     said: list[str] = []
     with subprocess.Popen(["sleep", "60"]) as process:
-        supervisor = Supervisor([], {}, f"http://127.0.0.1:{port}", said.append, {"key": "secret"})
+        supervisor = Supervisor([], {}, repository(port), said.append)
         supervisor._process = process
         handler.answer = (500, b"")
         supervisor._heal("denoise")
@@ -225,7 +240,7 @@ def test_a_model_that_takes_long_to_reload_holds_up_no_other(
     handler.slow = (path, answer)
     said: list[str] = []
     process = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    supervisor = Supervisor([], {}, f"http://127.0.0.1:{port}", said.append, {"key": "secret"})
+    supervisor = Supervisor([], {}, repository(port), said.append)
     supervisor._process = process
     supervisor._heal("controlnet_large")
     _load_until(supervisor, lambda: path in handler.paths)

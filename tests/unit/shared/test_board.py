@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,29 @@ import pytest
 
 from tessera.errors import InvalidInput, Unavailable, UnknownJob
 from tessera.shared import board as module
-from tessera.shared import settings
-from tessera.shared.board import Board, Phase, sweep_boards
+from tessera.shared import ends, rows
+from tessera.shared.board import Board
+from tessera.shared.rows import Phase
 from tessera.shared.settings import default_board
 
 
 @pytest.fixture
 def board(tmp_path: Path) -> Board:
     return Board(tmp_path / "board")
+
+
+def test_a_step_of_two_evaluations_counts_whole(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is that since the step before, and not since its own first evaluation."""
+    now = [0.0]
+    monkeypatch.setattr("tessera.shared.board.time.time", lambda: now[0])
+    slot, ticket = board.open("j", 3)
+    for step in (1, 1, 2, 2, 3):
+        now[0] += 5
+        board.progress(slot, ticket, Phase.DENOISING, step)
+    assert board.step_ms == 10_000
+    assert board.status("j").step == 3
 
 
 def test_a_job_from_queue_to_end(board: Board) -> None:
@@ -32,6 +46,8 @@ def test_a_job_from_queue_to_end(board: Board) -> None:
         "total": 20,
         "cancelled": False,
         "seconds": 0,
+        "place": 1,
+        "seconds_left": None,
     }
     board.progress(slot, ticket, Phase.DENOISING, 7)
     assert (board.status("a").phase, board.status("a").step) == ("denoising", 7)
@@ -51,8 +67,10 @@ def test_a_job_that_was_lost_does_not_run_for_ever(
     assert board.running() == 2
     board.cancel("cancelled")
     assert board.running() == 1
-    monkeypatch.setattr(module, "ABANDONED_S", -1.0)
+    monkeypatch.setattr(ends, "SWEEP_S", -1.0)
+    monkeypatch.setattr(rows, "ABANDONED_S", -1.0)
     assert board.running() == 0
+    assert board.status("lost").phase == "failed"
 
 
 def test_the_first_end_stays(board: Board) -> None:
@@ -118,8 +136,10 @@ def test_a_full_board_refuses_and_reuses_the_longest_ended(
     assert board.open("more", 1)[0] == 5
     with pytest.raises(UnknownJob):
         board.status("j5")
-    monkeypatch.setattr(module, "ABANDONED_S", -1.0)
-    assert board.open("again", 1)[0] == 0  # the longest untouched of the abandoned
+    monkeypatch.setattr(ends, "SWEEP_S", -1.0)
+    monkeypatch.setattr(rows, "ABANDONED_S", -1.0)
+    assert board.open("again", 1)[0] == 3  # the longest ended
+    assert board.status("j0").phase == "failed"
 
 
 @pytest.mark.parametrize("phase", [Phase.QUEUED, Phase.DENOISING, Phase.DECODING])
@@ -190,23 +210,32 @@ def test_siblings_agree_on_the_board_and_others_do_not() -> None:
     assert paths != {f"{default_board()}\n"}
 
 
-def test_boards_of_ended_servers_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in (module, settings):
-        monkeypatch.setattr(place, "SHARED", tmp_path)
-    alive = default_board()
-    namespace = os.stat("/proc/self/ns/pid").st_ino
-    dead = tmp_path / f"tessera-board-{namespace}-{os.getppid()}-12"
-    foreign = tmp_path / f"tessera-board-{namespace + 1}-1-12"
-    beside = [Path(f"{dead}{end}") for end in (".controls", ".costs", ".costs.partial")]
-    strays = [tmp_path / f"tessera-board-{namespace}-{end}" for end in ("a", "1", "1-b", "1-2-3")]
-    for path in (alive, dead, *beside, foreign, *strays):
-        path.touch()
-    sweep_boards()
-    assert sorted(tmp_path.iterdir()) == sorted([alive, foreign, *strays])
-
-
 def test_a_board_takes_all_its_room_when_it_is_made(tmp_path: Path) -> None:
     """A page of shared memory that is full ends the process that writes to it."""
     Board(tmp_path / "board")
     made = (tmp_path / "board").stat()
     assert 512 * made.st_blocks >= made.st_size > 0
+
+
+def test_a_watched_job_is_watched_for_a_while(board: Board, tmp_path: Path) -> None:
+    slot, ticket = board.open("a", 1)
+    assert not board.watched(slot, ticket)
+    found, status = Board(tmp_path / "board").watch("a")
+    assert (found, status.job_id) == (ticket, "a")
+    assert board.watched(slot, ticket)
+    assert not board.watched(slot, ticket + 1)
+    with pytest.raises(UnknownJob):
+        board.watch("nobody")
+
+
+def test_a_job_that_nobody_asks_for_any_more_is_not_watched(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = board.open("a", 1)
+    monkeypatch.setattr(module, "WATCHED_S", 0.0)
+    board.watch("a")
+    assert not board.watched(*job)
+    monkeypatch.undo()
+    board.watch("a")
+    board.close(*job, Phase.DONE)
+    assert not board.watched(*board.open("a", 1)), "the next job of that id is another"

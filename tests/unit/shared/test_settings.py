@@ -13,13 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera.contract import EditQuality
 from tessera.engines import registry
 from tessera.errors import BundleError
+from tessera.shared.request_log import LogFormat
 from tessera.shared.settings import (
     AdapterSettings,
     ControlSettings,
     EngineKind,
     LoraPath,
+    PlaceSettings,
     ServerSettings,
     TemplateSettings,
     default_board,
@@ -33,8 +36,16 @@ VARIABLES = {
     "TESSERA_TORCH_COMPILE",
     "TESSERA_BOARD",
     "TESSERA_TRACE",
+    "TESSERA_PLACE_UNET",
+    "TESSERA_PLACE_VAE",
+    "TESSERA_PLACE_TEXT_ENCODERS",
     "TESSERA_TEMPLATES",
     "TESSERA_TEMPLATE_DISK",
+    "TESSERA_MAX_STEPS",
+    "TESSERA_MAX_QUEUE",
+    "TESSERA_LOG_FORMAT",
+    "TESSERA_LOG_PROMPTS",
+    "TESSERA_EDIT_QUALITY",
     "TESSERA_TEMPLATE_MEMORY",
     "TESSERA_TEMPLATE_SIZE",
     "TESSERA_TEMPLATE_DEVICE",
@@ -80,12 +91,20 @@ BAD = {
     "TESSERA_ENGINE": ("tensorflow", "auto, onnxruntime, tensorrt, torch"),
     "TESSERA_TORCH_COMPILE": ("yes", "0, 1"),
     "TESSERA_TEMPLATE_DISK": ("20 GB", BYTES),
+    "TESSERA_MAX_STEPS": ("-1", "an integer from 0"),
+    "TESSERA_MAX_QUEUE": ("many", "an integer from 0"),
+    "TESSERA_EDIT_QUALITY": ("slow", "fast, balanced, best"),
     "TESSERA_TEMPLATE_MEMORY": ("1e9", BYTES),
     "TESSERA_TEMPLATE_SIZE": ("1_000", BYTES),
     "TESSERA_TEMPLATE_DEVICE": ("-5", BYTES),
     "TESSERA_ADAPTER_MEMORY": ("inf", BYTES),
+    "TESSERA_LOG_FORMAT": ("xml", "text, json"),
+    "TESSERA_LOG_PROMPTS": ("yes", "0, 1"),
     "TESSERA_LORA_PATH": ("sideways", "auto, refit, side"),
     "TESSERA_CONTROL_MEMORY": ("much", BYTES),
+    "TESSERA_PLACE_UNET": ("gpu:0,gpu", "auto, cpu or gpu:N, or several with , between"),
+    "TESSERA_PLACE_VAE": ("cuda:0", "auto, cpu or gpu:N"),
+    "TESSERA_PLACE_TEXT_ENCODERS": ("cpu,cpu", "auto, cpu or gpu:N"),
 }
 
 
@@ -107,14 +126,23 @@ def test_a_folder_with_the_separator_in_its_name_is_refused() -> None:
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/:,"), min_size=1, max_size=20)
 PATHS = NAMES.map(lambda name: Path("/") / name)
 NUMBERS = st.integers(0, 2**63)
+PLACES = st.sampled_from(("auto", "cpu")) | st.integers(0, 99).map("gpu:{}".format)
 SETTINGS = st.builds(
     ServerSettings,
     bundle=PATHS,
     threads=NUMBERS,
     engine=st.sampled_from(EngineKind),
     torch_compile=st.booleans(),
+    max_steps=NUMBERS,
+    max_queue=NUMBERS,
+    edit_quality=st.sampled_from(EditQuality),
     board=PATHS,
     trace=st.none() | PATHS,
+    log_format=st.sampled_from(LogFormat),
+    log_prompts=st.booleans(),
+    places=st.builds(
+        PlaceSettings, st.lists(PLACES, min_size=1).map(tuple), vae=PLACES, text_encoders=PLACES
+    ),
     templates=st.builds(TemplateSettings, PATHS, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
     adapters=st.builds(
         AdapterSettings, st.lists(PATHS).map(tuple), NUMBERS, st.sampled_from(LoraPath)

@@ -32,7 +32,7 @@ from tests.fakes.sparse import (
     mask_of,
     small_unet,
 )
-from tests.samples.bundles import Small
+from tests.samples.bundles import IN_HALF, Small
 
 Engines = Callable[[str], SparseUNetEngines]
 SIZES = ((16, 16), (9, 13))
@@ -43,7 +43,7 @@ def engines(small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFact
     """Opens the sparse graphs of a topology in ONNX Runtime."""
 
     def opened(name: str) -> SparseUNetEngines:
-        if name in VARIANTS:
+        if name != "demo":
             return SparseUNetEngines(*(in_bundle(small(name), g, "onnxruntime") for g in GRAPHS))
         folder = tmp_path_factory.mktemp(name)
         engines = (OnnxRuntimeEngine(exported(name, g, folder).path) for g in GRAPHS)
@@ -55,14 +55,15 @@ def engines(small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFact
 GRAPHS = ("unet_sparse", "unet_text")
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "demo"])
+@pytest.mark.parametrize("name", [*VARIANTS, *IN_HALF, "demo"])
 def test_sparse_is_dense_in_onnx_runtime(engines: Engines, name: str) -> None:
     check(engines(name), name, tolerance=1e-4)
 
 
-def test_sparse_is_dense_in_the_torch_engine(small: Callable[[str], Small]) -> None:
-    opened = SparseUNetEngines(*(in_bundle(small("sdxl"), g, "torch") for g in GRAPHS))
-    check(opened, "sdxl", tolerance=1e-4)
+@pytest.mark.parametrize("name", ["sdxl", *IN_HALF])
+def test_sparse_is_dense_in_the_torch_engine(small: Callable[[str], Small], name: str) -> None:
+    opened = SparseUNetEngines(*(in_bundle(small(name), g, "torch") for g in GRAPHS))
+    check(opened, name, tolerance=1e-4)
 
 
 def test_half_precision_keeps_indices_and_statistics() -> None:

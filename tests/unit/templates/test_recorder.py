@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from tessera.adapters.recorded import RecordedAdapters
+from tessera.engines.bundle import Bundle
 from tessera.errors import Unavailable
-from tessera.templates.recorder import Recorder
+from tessera.networks.sparse_unet import SparseUNet
+from tessera.shared.settings import AdapterSettings
+from tessera.sparse.record import record
+from tessera.templates.recorder import Recorder, open_networks
 from tessera.templates.store import Recording, TemplateStore
+from tests.fakes.sparse import dense_pass, small_unet
+from tests.samples.bundles import IN_HALF, Small
 from tests.samples.edits import World
 from tests.samples.requests import MANIFEST
 from tests.samples.schedulers import DEMO
@@ -59,3 +71,45 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     poor.store.evict(gone.template)
     with pytest.raises(Unavailable, match="was evicted; send its image again"):
         poor.recorder.ensure(gone)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_networks_get_their_inputs_where_they_are(world: World, precision: torch.dtype) -> None:
+    """On a GPU in half precision, but for numbers that it cannot hold."""
+    networks = world.open()
+    halves = copy.deepcopy(networks.encoder).to("meta", precision)
+    networks = dataclasses.replace(networks, encoder=halves)
+    inputs = {
+        "sample": torch.zeros(1, 4, 8, 8),
+        "timestep": torch.zeros(1),
+        "encoder_hidden_states": torch.zeros(1, 3, 8),
+    }
+    placed = networks.placed(inputs)
+    assert {tensor.device.type for tensor in placed.values()} == {"meta"}
+    types = {name: tensor.dtype for name, tensor in placed.items()}
+    assert types == dict.fromkeys(inputs, precision) | {"timestep": torch.float32}
+
+
+def test_networks_that_are_released_are_opened_again(world: World) -> None:
+    world.recorder.ensure(world.key())
+    world.recorder.release()
+    world.recorder.ensure(world.key(scheduler="ddim"))
+    assert world.opened == 2
+
+
+@pytest.mark.parametrize("name", IN_HALF)
+def test_bundles_in_half_precision_are_recorded_in_float32(
+    small: Callable[[str], Small], name: str
+) -> None:
+    bundle = Bundle(small(name).bundle, threads=1)
+    networks = open_networks(bundle, partial(RecordedAdapters, bundle, AdapterSettings()))
+    unet = small_unet(name)
+    inputs, expected, answer = dense_pass(unet, rows=2, height=16, width=12)
+    sites = SparseUNet(unet).program.sites
+    found, prediction = record(networks.encoder, networks.decoder, inputs, sites=sites)
+    torch.testing.assert_close(prediction, answer, atol=1e-5, rtol=1e-5)
+    assert found.keys() == expected.keys()
+    for site, values in expected.items():
+        torch.testing.assert_close(found[site], values, atol=1e-4, rtol=1e-4)
+    conditions = networks.conditions(networks.embed(), 96, 128)
+    assert {tensor.dtype for tensor in conditions.values()} == {torch.float32}

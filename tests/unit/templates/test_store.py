@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,35 @@ class TestStore:
         assert store.recordings() == []
         filled(store, key_of())
 
+    def test_a_recording_that_lacks_a_step_is_made_again(self, store: TemplateStore) -> None:
+        recording = filled(store, key_of())
+        path = recording.folder / "recording.json"
+        content = json.loads(path.read_text())
+        del content["checksums"]["2"]
+        path.write_text(json.dumps(content))
+        assert store.find(key_of()) is None
+        assert not recording.folder.exists()
+
+    def test_a_step_without_tensors_under_a_right_checksum_is_made_again(
+        self, store: TemplateStore
+    ) -> None:
+        recording = filled(store, key_of())
+        path = recording.folder / "recording.json"
+        content = json.loads(path.read_text())
+        content["checksums"]["2"] = [4, zlib.crc32(b"none")]
+        path.write_text(json.dumps(content))
+        recording.file(2).write_bytes(b"none")
+        found = store.find(key_of())
+        assert found is not None
+        with pytest.raises(Damaged, match="has no tensors"):
+            store.load(found, 2)
+        assert store.find(key_of()) is None
+
+    def test_a_manifest_that_is_nested_deep_is_no_recording(self, store: TemplateStore) -> None:
+        recording = filled(store, key_of())
+        (recording.folder / "recording.json").write_text("[" * 100_000)
+        assert store.recordings() == []
+
     @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
     def test_a_failing_disk_costs_no_recording(
         self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch, number: int
@@ -102,11 +132,13 @@ class TestStore:
             failing.setattr(Path, "read_text", fail)
             failing.setattr(Path, "read_bytes", fail)
             assert store.find(key_of()) is None
-            assert store.recordings() == []
+            another = TemplateStore(store.root, budget=store.budget)
+            assert another.recordings() == []
+            assert store.recordings() == [recording], "it has read that one"
             assert store.wanted("bundle") == []
             with pytest.raises(Damaged, match="cannot be read"):
                 store.load(recording, 0)
-        assert store.recordings() == [recording]
+        assert another.recordings() == store.recordings() == [recording]
         assert [k.template for k in store.wanted("bundle")] == ["wanted"]
         for step in range(4):
             store.load(recording, step)
@@ -177,7 +209,7 @@ class TestStore:
     def test_evicting_a_template_takes_its_picture_and_recordings(
         self, store: TemplateStore
     ) -> None:
-        identity = store.pictures.put(PICTURE)
+        identity, _ = store.pictures.put(PICTURE)
         size = filled(store, key_of(identity)).bytes + filled(store, key_of(identity, 2)).bytes
         filled(store, key_of("other"))
         assert store.evict(identity) == size
@@ -255,7 +287,7 @@ class TestStore:
         names = [store.keep(np.full((8, 8, 3), value, np.uint8)) for value in (7, 8)]
         for number, name in enumerate(names):
             os.utime(store.pictures.root / f"{name}.npy", (number + 1, number + 1))
-        recorded = store.pictures.put(PICTURE)
+        recorded, _ = store.pictures.put(PICTURE)
         filled(store, key_of(recorded))
         os.utime(store.pictures.root / f"{recorded}.npy", (0, 0))
         assert store.pictures.get(names[0]) is not None  # used: the second is now the oldest

@@ -16,7 +16,7 @@ from tessera.manifest import Graph
 from tessera.shared.board import Board
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.bundle import FakeBundle, FakeRecorder, FakeTokenizer
-from tests.fakes.calls import call, load, run_to_end
+from tests.fakes.calls import call, config_of_denoise, load, run_to_end
 from tests.samples.requests import MANIFEST
 
 
@@ -36,14 +36,21 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     bundle = FakeBundle()
     monkeypatch.setattr(Bundle, "of", classmethod(lambda cls, settings: bundle))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: FakeTokenizer())
+    pb_utils.METRICS.clear()
     loaded: dict[str, Any] = {"bundle": bundle, "board": Board(tmp_path / "board")}
     for name in ("edit", "encode", "render", "denoise", "decode", "jobs", "templates"):
         loaded[name] = load(name).TritonPythonModel()
-        loaded[name].initialize({"model_config": json.dumps({"max_batch_size": 4})})
+        loaded[name].initialize({"model_config": json.dumps(config_of_denoise(4))})
+    loaded["edit"]._manifest = MANIFEST
     monkeypatch.setattr(load("denoise"), "BURST_S", 0.0)
     monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: run_to_end(loaded, arrays))
-    for name in ("encode", "render", "decode", "templates"):
+    for name in ("encode", "render", "decode"):
         monkeypatch.setitem(pb_utils.BLS, name, partial(call, loaded[name]))
+
+    def templates(arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
+        return call(loaded["templates"], arrays, pb_utils.PARAMETERS["templates"])
+
+    monkeypatch.setitem(pb_utils.BLS, "templates", templates)
     yield loaded
     for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
         del sys.modules[name]

@@ -23,11 +23,15 @@ def nothing_is_logged() -> Any:
 
 
 EDITS = {
-    "no MASK": ({"MASK"}, {}, "MASK is missing; accepted: an array (h, w) of UINT8"),
+    "neither MASK nor STRENGTH": (
+        {"MASK", "STRENGTH"},
+        {},
+        "MASK is missing; accepted: an array (h, w) of UINT8, or STRENGTH to edit the whole",
+    ),
     "no MASK, but a template": (
         {"MASK", "IMAGE"},
         {"TEMPLATE": "x"},
-        "MASK is missing; accepted: an array (h, w) of UINT8",
+        "TEMPLATE is 'x'; accepted: the id of a known template; or send IMAGE",
     ),
     "no PROMPT": ({"PROMPT"}, {}, "PROMPT is ''; accepted: 1 to 2000 characters"),
     "neither IMAGE nor TEMPLATE": (
@@ -88,3 +92,32 @@ def test_a_job_without_its_id(models: dict[str, Any]) -> None:
     said, code = message(models["jobs"].execute([request])[0])
     assert said == "JOB_ID is missing; accepted: the id of a running or recent job"
     assert code == INVALID
+
+
+@pytest.mark.usefixtures("nothing_is_logged")
+def test_a_template_that_cannot_be_kept(
+    sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(picture: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sparse_models["templates"]._store, "keep", full)
+    given = inputs(ACTION="register") | {"IMAGE": edit_inputs()["IMAGE"]}
+    del given["PROMPT"]
+    said, code = message(sparse_models["templates"].execute([pb_utils.Request(**given)])[0])
+    assert said == "the template cannot be kept: No space left on device"
+    assert code == pb_utils.TritonError.UNAVAILABLE
+
+
+@pytest.mark.usefixtures("nothing_is_logged")
+def test_a_full_queue_refuses_before_anything_is_computed(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models["encode"], "_max_queue", 0)
+    for name in "abcd":
+        assert models["encode"].execute([pb_utils.Request(**inputs(JOB_ID=name))])[0].error is None
+    batches = list(models["bundle"].by_graph["text_encoder"].batches)
+    said, code = message(models["encode"].execute([pb_utils.Request(**inputs())])[0])
+    assert said.startswith("the queue is full: 4 jobs wait, and one more would begin in about 0 s")
+    assert code == pb_utils.TritonError.UNAVAILABLE
+    assert models["bundle"].by_graph["text_encoder"].batches == batches

@@ -20,7 +20,7 @@ class TestBurst:
 
     def during_step(self, models: dict[str, Any], step: int, action: Callable[[], object]) -> None:
         """Have something happen while the network runs for the given time."""
-        engine = models["bundle"].engines["unet_encoder"]
+        engine = models["bundle"].by_graph["unet_encoder"]
         plain = engine._run
 
         def run(tensors: Any) -> Any:
@@ -65,7 +65,7 @@ class TestBurst:
         still, gone = models["denoise"].execute([stays, goes])
         assert still is None
         assert message(gone)[0] == "[CANCELLED] job j1 was cancelled after 3 steps"
-        assert models["bundle"].engines["unet_encoder"].batches == [4, 4, 4, 2]
+        assert models["bundle"].by_graph["unet_encoder"].batches == [4, 4, 4, 2]
 
     def test_progress_is_seen_from_outside(self, models: dict[str, Any]) -> None:
         seen: list[int] = []

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tessera.denoise import opening
+from tessera.shared.rows import Phase
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, load, message, phase, sequence
+from tests.fakes.bundle import FakeBundle
+from tests.fakes.calls import edit_inputs, load, message, phase, plan_in, sequence
 from tests.samples.requests import inputs
 
 
@@ -22,16 +25,16 @@ def test_edits_and_generations_share_a_tick(models: dict[str, Any]) -> None:
         sequence(models, 2, STEPS=9, WIDTH=64, HEIGHT=96),
     ]
     assert {frozenset(t.name() for t in r.inputs()) for r in requests} == {
-        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "CONTROL", "QUEUED_TICK"))
+        frozenset(("PLAN", "TEXT", "POOLED", "CLEAN", "ACTIVE", "MASKED", "CONTROL", "QUEUED_TICK"))
     }
     assert models["denoise"].execute(requests) == [None, None]
-    assert models["bundle"].engines["unet_encoder"].batches == [4]
+    assert models["bundle"].by_graph["unet_encoder"].batches == [4]
 
 
 def test_requests_in_one_tick_share_the_network_call(models: dict[str, Any]) -> None:
     requests = [sequence(models, i, STEPS=3, SEED=i) for i in range(3)]
     assert models["denoise"].execute(requests) == [None, None, None]
-    assert models["bundle"].engines["unet_encoder"].batches == [6]
+    assert models["bundle"].by_graph["unet_encoder"].batches == [6]
     assert {r.flags for r in requests} == {pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE}
 
 
@@ -44,7 +47,7 @@ def test_a_partial_batch_is_sent_back_to_regroup(models: dict[str, Any]) -> None
     newcomer = sequence(models, 7, STEPS=5)
     assert denoise.execute([*requests, newcomer]) == [None] * 4
     assert models["board"].tick == 2
-    assert models["bundle"].engines["unet_encoder"].batches == [6, 8]
+    assert models["bundle"].by_graph["unet_encoder"].batches == [6, 8]
 
 
 def test_regrouping_gives_up_on_a_request_that_stays_away(models: dict[str, Any]) -> None:
@@ -76,13 +79,13 @@ def test_cancelled_jobs_leave_at_the_next_tick(models: dict[str, Any]) -> None:
     assert sentence == "[CANCELLED] job j1 was cancelled after 1 steps"
     assert code == pb_utils.TritonError.CANCELLED
     assert denoise.execute([stays]) == [None]
-    assert models["bundle"].engines["unet_encoder"].batches == [4, 2, 2]
+    assert models["bundle"].by_graph["unet_encoder"].batches == [4, 2, 2]
 
 
 def test_denoise_serves_only_what_is_on_the_board(models: dict[str, Any]) -> None:
     request = sequence(models, 1, JOB_ID="j")
-    job = json.loads(request.inputs()[0].as_numpy()[0, 0])
-    models["board"].close(job["slot"], job["ticket"], 4)
+    job = plan_in({"PLAN": request.inputs()[0].as_numpy()})
+    models["board"].close(job.slot, job.ticket, Phase.DONE)
     sentence, code = message(models["denoise"].execute([request])[0])
     assert "not on the board" in sentence
     assert code == pb_utils.TritonError.UNAVAILABLE
@@ -127,3 +130,51 @@ def test_state_of_vanished_requests_is_collected(
     denoise.execute([kept])
     assert list(denoise._running) == [1]
     assert (phase(models, "j0"), phase(models, "j1")) == ("failed", "denoising")
+
+
+def test_a_device_that_fails_ends_its_requests_and_nobody_elses(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = FakeBundle(devices=2)
+    denoise = models["denoise"]
+    opened = opening.open_unet  # without its measurements, for which a fake has no files
+    monkeypatch.setattr(opening, "_measure", lambda *arguments: None)
+    monkeypatch.setattr(denoise, "_unet", opened(bundle).unet)  # type: ignore[arg-type]
+    requests = [sequence(models, i, STEPS=9, SEED=i, JOB_ID=f"j{i}") for i in range(3)]
+    assert denoise.execute(requests) == [None] * 3
+
+    def fail(inputs: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    bundle.replicas["unet_encoder"][1]._run = fail
+    bundle.devices[1].probe = lambda: fail(None)
+    first, *lost = denoise.execute(requests)  # rows 0 to 2 are on the first device
+    assert first is None
+    for response in lost:
+        sentence, code = message(response)
+        assert sentence.startswith("[UNAVAILABLE] gpu:1 failed while it computed this request")
+        assert code == pb_utils.TritonError.UNAVAILABLE
+    assert [phase(models, f"j{i}") for i in range(3)] == ["denoising", "failed", "failed"]
+    assert denoise.execute([requests[0], sequence(models, 7, STEPS=9)]) == [None, None]
+
+
+def test_the_slots_are_for_those_of_the_highest_priority(models: dict[str, Any]) -> None:
+    """Between ticks, too: who runs already makes room."""
+    denoise = models["denoise"]
+    last = [sequence(models, i, STEPS=50, JOB_ID=f"j{i}", priority=3) for i in range(5)]
+    assert denoise.execute(last) == [None] * 5
+    assert [models["board"].status(f"j{i}").step for i in range(5)] == [1, 1, 1, 1, 0]
+    assert phase(models, "j4") == "queued"
+    assert denoise._running[4].started is None, "its time in the queue goes on"
+    first = sequence(models, 7, STEPS=50, JOB_ID="first", priority=1)
+    assert denoise.execute([*last, first]) == [None] * 6
+    assert [models["board"].status(f"j{i}").step for i in range(5)] == [2, 2, 2, 1, 0]
+    assert models["board"].status("first").step == 1
+
+
+@pytest.mark.parametrize("priority", [0, 4, -1, 1.5, True, "first"])
+def test_priorities_that_are_none(models: dict[str, Any], priority: object) -> None:
+    request = pb_utils.Request(parameters={"job_priority": priority}, **inputs())
+    sentence, code = message(models["encode"].execute([request])[0])
+    assert sentence == f"job_priority is {priority!r}; accepted: an integer from 1 to 3"
+    assert code == pb_utils.TritonError.INVALID_ARG

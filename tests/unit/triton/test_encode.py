@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tessera.engines.base import failed
 from tessera.manifest import Graph
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, encoded, message, phase
+from tests.fakes.calls import edit_inputs, encoded, message, phase, plan_in
 from tests.samples.requests import MANIFEST, inputs
 
-CONTROLS = [
+CONTROLS: list[dict[str, Any]] = [
     {"name": "edges", "scale": 0.5, "end": 0.8, "preprocess": "canny"},
     {"name": "depth", "resize": "fit"},
 ]
@@ -36,15 +38,13 @@ def rendered(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[di
     monkeypatch.setattr(models["encode"], "_manifest", manifest)
     given: list[dict[str, Any]] = []
 
-    def render(arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
-        given.append(arrays)
-        plan = json.loads(arrays["PLAN"][0, 0])
-        latents = np.zeros((1, 4, plan["height"] // 4, plan["width"] // 4), np.float32)
-        stats = np.array([[b'{"engine_ms": 0.0}']], object)
-        tensors = {"LATENTS": latents, "STATS": stats}
-        return pb_utils.InferenceResponse([pb_utils.Tensor(*item) for item in tensors.items()])
+    def render(encoded: dict[str, Any]) -> list[pb_utils.Tensor]:
+        given.append({name: tensor.as_numpy() for name, tensor in encoded.items()})
+        latents = np.zeros((1, *plan_in(given[-1]).shapes["LATENTS"]), np.float32)
+        tensors = {"LATENTS": latents, "STATS": np.array([[b'{"engine_ms": 0.0}']], object)}
+        return [pb_utils.Tensor(*item) for item in tensors.items()]
 
-    monkeypatch.setitem(pb_utils.BLS, "render", render)
+    monkeypatch.setattr(models["edit"]._renderer, "render", render)
     return given
 
 
@@ -58,14 +58,32 @@ def test_the_images_of_controlnets_reach_render_as_their_networks_take_them(
     assert edges.shape == depth.shape == (96, 64, 3)
     assert set(np.unique(edges)) == {0, 255}
     assert (depth == given["CONTROL_IMAGES"][0, 1]).all()
-    plan = json.loads(rendered[0]["PLAN"][0, 0])
-    assert plan["controls"] == [
+    plan = dataclasses.asdict(plan_in(rendered[0]))
+    said: list[dict[str, Any]] = [
         {"name": "edges", "scale": 0.5, "start": 0.0, "end": 0.8},
         {"name": "depth", "scale": 1.0, "start": 0.0, "end": 1.0},
     ]
-    done = [{"preprocess": "canny", "low": 100.0, "high": 200.0}, {"resize": "fit"}]
+    unsaid: dict[str, Any] = {"mode": None, "guess_mode": False, "pooled": False, "image": ""}
+    assert list(plan["controls"]) == [use | unsaid for use in said]
+    done: list[dict[str, Any]] = [
+        {"preprocess": "canny", "low": 100.0, "high": 200.0},
+        {"resize": "fit"},
+    ]
     info = json.loads(response.arrays()["INFO"][0, 0])
-    assert info["controls"] == [a | b for a, b in zip(plan["controls"], done, strict=True)]
+    assert info["controls"] == [a | b for a, b in zip(said, done, strict=True)]
+
+
+def test_the_mask_reaches_render_for_a_controlnet_that_inpaints(
+    models: dict[str, Any], rendered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONTROLS[1], "preprocess", "inpaint")
+    given = edit_inputs(JOB_ID="j") | control_inputs(96, 64)
+    response = models["edit"].execute([pb_utils.Request(**given)])[0]
+    assert response.error is None, response.error
+    ((edges, depth),) = rendered[0]["CONTROL"]
+    assert not edges[..., 3].any()
+    assert (depth[..., 3] == np.where(given["MASK"][0] >= 128, 255, 0)).all()
+    assert (depth[..., :3] == given["CONTROL_IMAGES"][0, 1]).all()
 
 
 @pytest.mark.usefixtures("rendered")
@@ -94,16 +112,74 @@ def test_one_bad_request_does_not_touch_the_others(models: dict[str, Any]) -> No
     assert models["board"].running() == 2
 
 
+def test_what_a_runtime_says_is_for_the_log(models: dict[str, Any]) -> None:
+    """It names files, and nodes of graphs."""
+
+    def broken(inputs: Any) -> dict[str, torch.Tensor]:
+        raise failed("ONNX Runtime", RuntimeError("node /mid/conv of /srv/bundle/a.onnx"))
+
+    models["bundle"].by_graph["text_encoder"]._run = broken
+    sentence, code = message(models["encode"].execute([pb_utils.Request(**inputs())])[0])
+    assert re.fullmatch(r"internal error \w{12}; the server's log has the details", sentence)
+    assert code == pb_utils.TritonError.INTERNAL
+    identity = sentence.split()[2].rstrip(";")
+    assert any(identity in line and "/mid/conv" in line for line in pb_utils.Logger.lines)
+
+
+def test_a_request_that_fits_into_memory_later_is_unavailable(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models["encode"], "_held", 1)
+    first, second = models["encode"].execute([pb_utils.Request(**inputs()) for _ in range(2)])
+    assert first.error is None
+    sentence, code = message(second)
+    assert sentence.startswith("requests under way hold")
+    assert code == pb_utils.TritonError.UNAVAILABLE
+
+
+def test_a_request_that_never_fits_into_memory_names_its_field(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = models["encode"]._memory
+    tight = dataclasses.replace(memory, vae=dataclasses.replace(memory.vae, available=1000))
+    monkeypatch.setattr(models["encode"], "_memory", tight)
+    sentence, code = message(models["encode"].execute([pb_utils.Request(**inputs())])[0])
+    assert sentence.startswith("WIDTH makes a picture of")
+    assert code == pb_utils.TritonError.INVALID_ARG
+
+
 def test_an_unexpected_error_is_an_id_for_the_caller_and_a_trace_in_the_log(
     models: dict[str, Any],
 ) -> None:
     def explode(inputs: Any) -> dict[str, torch.Tensor]:
         raise ZeroDivisionError("secret detail")
 
-    models["bundle"].engines["text_encoder"]._run = explode
+    models["bundle"].by_graph["text_encoder"]._run = explode
     sentence, code = message(models["encode"].execute([pb_utils.Request(**inputs(JOB_ID="j"))])[0])
     assert code == pb_utils.TritonError.INTERNAL
     assert "secret" not in sentence
     identity = sentence.split()[2].rstrip(";")
     assert any(identity in line and "secret detail" in line for line in pb_utils.Logger.lines)
     assert phase(models, "j") == "failed"
+
+
+def test_a_fill_changes_active_latents_of_the_canvas_only(models: dict[str, Any]) -> None:
+    def canvas(**values: Any) -> dict[str, Any]:
+        given = edit_inputs(SEED=3, **values)
+        given["STRENGTH"][:] = values.pop("strength", 0.5)
+        response = models["encode"].execute([pb_utils.Request(**given)])[0]
+        assert response.error is None, response.error
+        return dict(response.arrays())
+
+    plain = canvas()
+    for fill in ("blur", "noise"):
+        found = canvas(MASK_FILL=fill)
+        active = found["ACTIVE"][0] > 0
+        assert (found["CLEAN"][0][:, ~active] == plain["CLEAN"][0][:, ~active]).all()
+        assert (found["CLEAN"][0][:, active] != plain["CLEAN"][0][:, active]).mean() > 0.9
+        assert (found["CLEAN"] == canvas(MASK_FILL=fill)["CLEAN"]).all()
+        assert (found["PIXELS"] == plain["PIXELS"]).all()
+        assert plan_in(found).template == plan_in(plain).template
+        whole = canvas(MASK_FILL=fill, strength=1.0)
+        assert (whole["CLEAN"] == plain["CLEAN"]).all()
+    assert (canvas(MASK_FILL="original")["CLEAN"] == plain["CLEAN"]).all()

@@ -75,6 +75,19 @@ def test_an_edit_is_told_why_its_template_was_not_recorded(
     assert phase(sparse_models, "j") == "failed"
 
 
+def test_an_answer_without_its_tensors_is_a_restart(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a server that is about to end."""
+    latents = pb_utils.Tensor("LATENTS", np.zeros((1, 4, 32, 24), np.float32))
+    answer = pb_utils.InferenceResponse([latents])
+    monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: answer)
+    response = models["render"].execute([pb_utils.Request(**encoded(models, JOB_ID="j"))])[0]
+    sentence = "the denoise model is being restarted; try again in a few seconds"
+    assert message(response) == (sentence, pb_utils.TritonError.UNAVAILABLE)
+    assert phase(models, "j") == "failed"
+
+
 def test_a_job_cancelled_while_queued_never_starts(models: dict[str, Any]) -> None:
     arrays = encoded(models, JOB_ID="j")
     models["board"].cancel("j")
@@ -88,7 +101,7 @@ def test_a_failing_step_fails_its_request_with_an_id(models: dict[str, Any]) -> 
     def explode(inputs: Any) -> dict[str, torch.Tensor]:
         raise RuntimeError("out of memory")
 
-    models["bundle"].engines["unet_decoder"]._run = explode
+    models["bundle"].by_graph["unet_decoder"]._run = explode
     arrays = encoded(models, JOB_ID="j")
     response = models["render"].execute([pb_utils.Request(**arrays)])[0]
     assert message(response)[0].startswith("internal error")

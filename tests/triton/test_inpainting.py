@@ -1,0 +1,112 @@
+"""An inpainting checkpoint, in small and with random weights: from the checkpoint to the pictures
+that Triton serves, against diffusers' inpainting pipelines on the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tessera_client import Client, Control
+from tests.samples.bundles import INPAINTING, Small
+from tests.samples.images import island, largest, noise_blocks, ramp
+from tests.samples.inpainting import PROMPT, by_diffusers
+from tests.samples.references import References
+from tests.samples.servers import ended_whole
+
+IMAGE, MASK = ramp(120, 96), island(120, 96)
+EVERYTHING = np.full((96, 120), 255, np.uint8)
+OPTIONS: dict[str, Any] = {"seed": 5, "steps": 5, "guidance": 3.0, "scheduler": "euler"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server, and diffusers on the same weights."""
+
+    client: Client
+    references: References
+
+    def expected(self, mask: Any, **options: Any) -> Any:
+        """The edit by diffusers."""
+        seed, scheduler = OPTIONS["seed"], OPTIONS["scheduler"]
+        pipe = options.pop("pipe", None) or self.references.inpainting()
+        return by_diffusers(
+            pipe,
+            IMAGE,
+            mask,
+            seed=seed,
+            scheduler=scheduler,
+            num_inference_steps=OPTIONS["steps"],
+            guidance_scale=OPTIONS["guidance"],
+            **options,
+        )
+
+
+@pytest.fixture(scope="module")
+def served(
+    small: Callable[[str], Small], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    made, log = small(INPAINTING), tmp_path_factory.mktemp("inpainting") / "log"
+    with (
+        ended_whole(made.bundle, log, "--threads=2") as server,
+        Client(server.http, timeout=300) as client,
+    ):
+        yield Served(client, References(made))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_dense_edits_equal_diffusers_inpainting(served: Served, strength: float) -> None:
+    """With any seed: diffusers draws all latents of an inpainting UNet, and so does Tessera."""
+    result = served.client.edit(IMAGE, MASK, PROMPT, mode="dense", strength=strength, **OPTIONS)
+    expected = served.expected(MASK, strength=strength)
+    assert (expected != IMAGE).mean() > 0.1
+    assert largest(result, expected) <= 2
+    assert (np.asarray(result.image)[MASK < 128] == IMAGE[MASK < 128]).all()
+
+
+def test_edits_with_a_controlnet_equal_diffusers(served: Served) -> None:
+    """The ControlNet has four channels. Diffusers' pipeline encodes the masked picture itself, and
+    draws a sample: it gets the mean here.
+    """
+    drawing, pipe = noise_blocks(1, 120, 96), served.references.controlled_inpainting()
+
+    def mean(image: torch.Tensor, generator: object) -> torch.Tensor:
+        latents: torch.Tensor = pipe.vae.encode(image).latent_dist.mean
+        return latents * pipe.vae.config.scaling_factor
+
+    pipe._encode_vae_image = mean
+    pixels = torch.from_numpy(IMAGE).permute(2, 0, 1)[None] / 255
+    more: dict[str, Any] = {"image": pixels, "control_image": drawing}
+    more["controlnet_conditioning_scale"] = 1.0
+    expected = served.expected(MASK, pipe=pipe, **more)
+    control = Control("edges", image=drawing)
+    result = served.client.edit(IMAGE, MASK, PROMPT, mode="dense", controls=[control], **OPTIONS)
+    assert largest(result, expected) <= 2
+    assert largest(result, served.expected(MASK)) > 10
+
+
+def test_a_generation_is_an_edit_of_everything(served: Served) -> None:
+    result = served.client.generate(PROMPT, width=120, height=96, **OPTIONS)
+    expected = served.expected(EVERYTHING)
+    assert expected.std() > 5, "a flat picture would prove nothing"
+    edited = served.client.edit(IMAGE, EVERYTHING, PROMPT, mode="dense", **OPTIONS)
+    assert largest(edited, expected) <= 2
+    inner = np.s_[8:-8, 8:-8]  # no feather at the picture's edge, but rounding
+    assert np.abs(np.asarray(result.image, np.int16) - np.asarray(edited.image))[inner].max() <= 2
+
+
+def test_sparse_edits(served: Served) -> None:
+    """Of everything they are dense ones, and of a part they keep the rest."""
+    whole = served.client.edit(IMAGE, EVERYTHING, PROMPT, mode="sparse", **OPTIONS)
+    assert whole.info.mode == "sparse"
+    assert largest(whole, served.expected(EVERYTHING)) <= 2
+    part = served.client.edit(IMAGE, MASK, PROMPT, mode="sparse", **OPTIONS)
+    assert part.info.mode == "sparse"
+    pixels = np.asarray(part.image)
+    assert (pixels[MASK < 128] == IMAGE[MASK < 128]).all()
+    assert (pixels != IMAGE).any(2)[MASK >= 128].mean() > 0.5

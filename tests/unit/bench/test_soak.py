@@ -1,0 +1,53 @@
+"""What a soak reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.soak.faults import Fault
+from bench.soak.report import Soak, draw, summary
+from bench.soak.traffic import Happened
+from bench.soak.watch import Seen, growth
+
+
+def seen(at: float, memory: float) -> Seen:
+    return Seen(at, round(memory), files=10, processes=3, shared=4)
+
+
+def soak(*, memory: list[float], happened: list[Happened]) -> Soak:
+    looks = [seen(float(at), value) for at, value in enumerate(memory)]
+    return Soak(1.0, 0.0, happened, [Fault(30.0, "killed tritonserver", 9.04)], looks, [], False)
+
+
+def test_growth_is_that_after_the_first_quarter() -> None:
+    assert growth([1, 1, 100, 100, 100, 100, 110, 110]) == pytest.approx(0.1)
+    assert growth([1, 50, 100, 100, 100, 100, 100, 100]) == pytest.approx(0.0)
+
+
+def test_every_request_is_counted_and_faulty_ones_are_listed() -> None:
+    happened = [
+        Happened(1.0, "plain", "right", 0.5),
+        Happened(2.0, "plain", "unavailable", 0.1),
+        Happened(3.0, "LoRA", "wrong", 0.5, "40/255 from the picture drawn alone"),
+    ]
+    found = summary(soak(memory=[1e9] * 8, happened=happened))
+    assert found["requests"] == 3
+    assert found["outcomes"] == {"LoRA": {"wrong": 1}, "plain": {"right": 1, "unavailable": 1}}
+    (faulty,) = found["faulty"]
+    assert (faulty["kind"], faulty["note"][:6]) == ("LoRA", "40/255")
+    assert found["faults"] == [{"at": 30.0, "what": "killed tritonserver", "seconds": 9.0}]
+    assert found["memory_growth"] == 0.0
+
+
+def test_a_short_run_does_not_speak_of_growth() -> None:
+    assert summary(soak(memory=[1e9] * 7, happened=[]))["memory_growth"] is None
+
+
+def test_the_figure_is_drawn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    happened = [Happened(float(at), "plain", "right", rng.uniform(0.1, 2)) for at in range(60)]
+    draw(soak(memory=[1e9] * 20, happened=happened), tmp_path / "soak.png")
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")

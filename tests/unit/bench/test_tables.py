@@ -1,0 +1,62 @@
+"""Tables of README and docs are what their reports render; benchmarks can be run by name."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import report
+from bench.__main__ import BENCHES
+from bench.server import ROOT
+from bench.tables import PLACE, TABLES, rendered, texts
+
+WITH_TABLES = [text for text in texts() if "<!-- table: " in text.read_text()]
+
+
+@pytest.mark.parametrize("text", WITH_TABLES, ids=lambda text: text.name)
+def test_tables_are_what_their_reports_render(text: Path) -> None:
+    """`python -m bench tables` writes them."""
+    content = text.read_text()
+    assert rendered(content) == content
+
+
+def test_every_table_is_somewhere() -> None:
+    used = {found[2] for text in WITH_TABLES for found in PLACE.finditer(text.read_text())}
+    assert used == set(TABLES)
+
+
+def test_a_changed_figure_is_noticed() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert rendered(text.replace("| 0.75 (", "| 0.57 (", 1)) == text
+
+
+@pytest.mark.parametrize("bench", BENCHES.values(), ids=BENCHES.keys())
+def test_every_benchmark_can_be_run(bench: object) -> None:
+    module = importlib.import_module(f"bench.{bench.module}")  # type: ignore[attr-defined]
+    assert callable(module.main)
+
+
+def test_committed_reports_have_the_form() -> None:
+    """Those of fleets and of the quality of LoRAs have forms of their own."""
+    names = {file.stem for file in report.FOLDER.glob("*.json")}
+    others = {n for n in names if n.startswith("fleet") or n == "lora_quality"}
+    for name in names - others:
+        found = report.read(name)
+        assert found["name"] == name
+        assert found["machine"]["cpu"]
+        assert found["results"]
+
+
+def test_a_report_has_one_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["bench trace", "--rate", "2 a"])
+    file = report.write("trace", {"rate": 2}, [1], machine={"cpu": "one"})
+    found = report.read("trace")
+    assert found["command"] == "python -m bench trace --rate '2 a'"
+    assert (found["settings"], found["results"]) == ({"rate": 2}, [1])
+    file.write_text(json.dumps(found | {"more": 1}))
+    with pytest.raises(ValueError, match=r"trace.json has \['name', .* accepted: \['name', "):
+        report.read("trace")

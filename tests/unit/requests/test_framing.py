@@ -1,0 +1,71 @@
+"""What the models behind `edit` get of a request that they would not take as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tessera.requests.edit import no_templates
+from tessera.requests.framing import filled_up, framed, needs_framing
+from tests.samples.requests import MANIFEST, inputs
+
+RNG = np.random.default_rng(8)
+
+
+def asked(width: int, height: int, **more: Any) -> dict[str, Any]:
+    image = RNG.integers(0, 256, (1, height, width, 3), np.uint8)
+    mask = np.full((1, height, width), 255, np.uint8)
+    return inputs() | {"IMAGE": image, "MASK": mask} | more
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "more", "wanted"),
+    [
+        (128, 96, {}, False),
+        (256, 64, {}, False),
+        (130, 96, {}, True),
+        (56, 96, {}, True),
+        (264, 96, {}, True),
+        (128, 96, {"PADDING_MASK_CROP": np.array([[0]], np.int32)}, True),
+        (128, 96, {"MASK_KIND": np.array([[b"soft"]], object)}, True),
+    ],
+    ids=["usual", "largest", "odd", "small", "large", "crop", "soft"],
+)
+def test_most_edits_are_handed_on_untouched(
+    width: int, height: int, more: Any, wanted: bool
+) -> None:
+    assert needs_framing(asked(width, height, **more), MANIFEST.limits) == wanted
+
+
+def test_images_of_controlnets_show_what_is_drawn_of_the_picture() -> None:
+    given = asked(91, 70)
+    given["CONTROL_IMAGES"] = given["IMAGE"][None].repeat(2, 1)
+    found = framed(given, MANIFEST, no_templates).inputs
+    assert found["CONTROL_IMAGES"].shape == (1, 2, 72, 96, 3)
+    assert (found["CONTROL_IMAGES"][0, 1] == found["IMAGE"][0]).all()
+
+
+def test_an_image_of_another_size_is_left_to_its_own_resize() -> None:
+    given = asked(91, 70, CONTROL_IMAGES=np.zeros((1, 1, 64, 64, 3), np.uint8))
+    assert "CONTROL_IMAGES" not in framed(given, MANIFEST, no_templates).inputs
+
+
+def test_a_crop_takes_the_width_and_height_for_itself() -> None:
+    given = asked(300, 200, PADDING_MASK_CROP=np.array([[4]], np.int32))
+    given |= {"WIDTH": np.array([[128]], np.int32), "HEIGHT": np.array([[64]], np.int32)}
+    found = framed(given, MANIFEST, no_templates)
+    assert found.inputs["IMAGE"].shape == (1, 64, 128, 3)
+    assert {"WIDTH", "HEIGHT", "PADDING_MASK_CROP"} <= set(found.dropped)
+
+
+def test_control_images_of_a_registration_are_filled_up_with_its_picture() -> None:
+    """So that they are those of an edit of the same picture."""
+    asking = asked(130, 96)
+    images = RNG.integers(0, 256, (1, 1, 96, 130, 3), np.uint8)
+    registered = filled_up(asking | {"CONTROL_IMAGES": images}, MANIFEST.limits)
+    edited = framed(asking | {"CONTROL_IMAGES": images}, MANIFEST, no_templates)
+    assert registered["CONTROL_IMAGES"].shape == (1, 1, 96, 136, 3)
+    for name in ("IMAGE", "CONTROL_IMAGES"):
+        assert (registered[name] == edited.inputs[name]).all()

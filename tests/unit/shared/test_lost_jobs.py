@@ -1,0 +1,149 @@
+"""Jobs that were lost between two models, or with one: nothing stays on the board as running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tessera.errors import Cancelled, TimedOut, Unavailable
+from tessera.plan import Plan
+from tessera.shared.board import Board
+from tessera.shared.rows import ROW, Phase, lost
+from tests.samples.boards import Clock
+from tests.samples.plans import plan as plan_of
+
+
+def opened(board: Board, name: str, **options: float | int) -> Plan:
+    """A job that `encode` has handed on."""
+    slot, ticket = board.open(name, 10, **options)  # type: ignore[arg-type]
+    board.hand_on(slot, ticket)
+    return plan_of(slot=slot, ticket=ticket, job_id=name, **options)
+
+
+def test_a_deadline_ends_a_job_wherever_it_is(board: Board, clock: Clock) -> None:
+    waits, runs = (opened(board, name, deadline=clock.now + 5) for name in ("waits", "runs"))
+    board.take(runs, queued=True)
+    board.progress(runs.slot, runs.ticket, Phase.DENOISING, 1)
+    clock.now += 6
+    with pytest.raises(TimedOut, match="the time of job waits was over"):
+        board.take(waits)
+    with pytest.raises(TimedOut, match="the time of job runs was over after 1 steps"):
+        board.check_wanted(runs, " after 1 steps")
+    assert board.running() == 0
+    assert [board.status(name).phase for name in ("waits", "runs")] == ["failed", "failed"]
+
+
+def test_a_job_that_render_never_takes_is_lost_when_render_has_room(
+    board: Board, clock: Clock
+) -> None:
+    """As after a direct call of `encode`, or a queue that dropped it."""
+    ghost = opened(board, "ghost")
+    clock.now += 29
+    assert board.status("ghost").phase == "queued"
+    clock.now += 2
+    assert board.status("ghost").phase == "failed"
+    with pytest.raises(Unavailable, match="job ghost is not on the board"):
+        board.take(ghost, queued=True)
+
+
+def test_a_job_may_wait_for_long_as_long_as_render_is_busy(board: Board, clock: Clock) -> None:
+    for name in ("a", "b"):
+        board.take(opened(board, name), queued=True)
+    opened(board, "waits")
+    clock.now += 800
+    assert board.status("waits").phase == "queued"
+
+
+def test_a_job_that_younger_ones_overtook_is_lost(board: Board, clock: Clock) -> None:
+    for name in ("a", "b"):
+        board.take(opened(board, name), queued=True)
+    opened(board, "ghost")
+    opened(board, "patient", priority=3)
+    board.take(opened(board, "younger"), queued=True)
+    clock.now += 31
+    assert board.status("ghost").phase == "failed"
+    assert board.status("patient").phase == "queued"
+
+
+def test_edits_that_do_not_queue_overtake_nobody(board: Board, clock: Clock) -> None:
+    for name in ("a", "b"):
+        board.take(opened(board, name), queued=True)
+    opened(board, "waits")
+    board.take(opened(board, "edit"))
+    clock.now += 31
+    assert board.status("waits").phase == "queued"
+
+
+def test_a_job_ends_with_the_process_that_has_it(board: Board, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tessera.shared.board import Board;"
+        "Board(Path(sys.argv[1])).open('a', 1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "board")], check=True)
+    assert board.status("a").phase == "failed"
+
+
+def test_a_job_that_decode_never_takes_is_lost(board: Board, clock: Clock) -> None:
+    done = [opened(board, name) for name in ("a", "b")]
+    for job in done:
+        board.progress(job.slot, job.ticket, Phase.DECODING, 10)
+        board.hand_on(job.slot, job.ticket)
+    board.take(done[0])
+    clock.now += 31
+    assert board.status("b").phase == "decoding"  # decode is at another
+    board.close(done[0].slot, done[0].ticket, Phase.DONE)
+    clock.now += 31
+    assert board.status("b").phase == "failed"
+
+
+def test_late_progress_does_not_undo_the_end(board: Board, tmp_path: Path) -> None:
+    """A process was stopped between its look at the row and what it writes."""
+    job = opened(board, "a")
+    late = Board(tmp_path / "board")
+    board.close(job.slot, job.ticket, Phase.CANCELLED)
+    late._rows[job.slot]["phase"] = Phase.DENOISING
+    assert board.status("a").phase == "cancelled"
+    assert board.running() == 0
+
+
+def test_a_cancelled_job_is_not_taken(board: Board) -> None:
+    job = opened(board, "a")
+    board.cancel("a")
+    with pytest.raises(Cancelled, match="job a was cancelled"):
+        board.take(job)
+
+
+def test_places_in_the_queue_follow_priorities(board: Board) -> None:
+    for name, priority in (("last", 3), ("usual", 2), ("first", 1), ("second", 1)):
+        opened(board, name, priority=priority)
+    places = {name: board.status(name).place for name in ("first", "second", "usual", "last")}
+    assert places == {"first": 1, "second": 2, "usual": 3, "last": 4}
+    assert [name for name, _ in board.queued()] == list(places)
+
+
+def test_a_job_that_is_handed_on_during_the_look_is_not_lost() -> None:
+    """Rows are shared memory: a process that has done its part writes 0 into `process`."""
+
+    class Moving(np.ndarray[Any, Any]):
+        """A column in which every second look finds 0."""
+
+        looks = 0
+
+        def __getitem__(self, key: Any) -> Any:
+            if key == "process":
+                Moving.looks += 1
+                column = super().__getitem__(key)
+                return column if Moving.looks == 1 else np.zeros_like(column)
+            return super().__getitem__(key)
+
+    rows = np.zeros(1, ROW).view(Moving)
+    rows["ticket"], rows["phase"], rows["process"] = 1, Phase.QUEUED, os.getpid()
+    rows["touched"] = 100.0
+    Moving.looks = 0
+    assert not lost(rows, 101.0, slots=8, taken=np.zeros(4, np.int64)).any()

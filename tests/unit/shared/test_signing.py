@@ -1,0 +1,88 @@
+"""The key of a server, and the files that nobody else may have put there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tessera.errors import Forbidden, TesseraError
+from tessera.shared.board import Board
+from tessera.shared.own_files import open_own
+from tessera.shared.signing import ServerKey
+
+
+def test_every_process_has_the_same_key(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(ServerKey, [tmp_path / "key"] * 8))
+    signed = keys[0].sign(b"text")
+    assert {key.verified(signed) for key in keys} == {b"text"}
+    assert len({key.word for key in keys}) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["key"]
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_servers_do_not_know_each_others_plans(tmp_path: Path) -> None:
+    one, other = ServerKey(tmp_path / "one"), ServerKey(tmp_path / "other")
+    with pytest.raises(Forbidden, match="takes requests from the server's own models only"):
+        other.verified(one.sign(b"text"))
+    with pytest.raises(Forbidden):
+        other.check_word(one.word)
+    other.check_word(other.word)
+
+
+FORGED: dict[str, Callable[[ServerKey], bytes]] = {
+    "nothing": lambda key: b"",
+    "no mac": lambda key: b"{}",
+    "short": lambda key: key.sign(b"{}")[:31],
+    "other text": lambda key: key.sign(b"{}")[:32] + b"[]",
+    "other mac": lambda key: b"0" * 32 + b"{}",
+    "not ASCII": lambda key: b"\xff" * 32 + b"{}",
+    "a call's word": lambda key: key.word.encode(),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED.keys())
+def test_what_is_forged(tmp_path: Path, forged: Callable[[ServerKey], bytes]) -> None:
+    key = ServerKey(tmp_path / "key")
+    with pytest.raises(Forbidden):
+        key.verified(forged(key))
+
+
+@pytest.mark.parametrize("word", [None, True, 1, "", "x" * 32, "é", ["a"]], ids=repr)
+def test_words_that_are_none(tmp_path: Path, word: object) -> None:
+    assert not ServerKey(tmp_path / "key").knows(word)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda key: key.chmod(0o644), lambda key: key.write_bytes(b"short")],
+    ids=["readable", "short"],
+)
+def test_a_key_that_is_none(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    ServerKey(tmp_path / "key")
+    spoil(tmp_path / "key")
+    with pytest.raises(TesseraError, match="is not a key that this server alone can read"):
+        ServerKey(tmp_path / "key")
+
+
+def test_links_and_pipes_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(TesseraError, match=f"{name} (cannot be opened|is not a file of)"):
+            open_own(tmp_path / name, os.O_RDWR | os.O_CREAT)
+    with pytest.raises(TesseraError):
+        Board(tmp_path / "link")
+    assert (tmp_path / "target").stat().st_size == 0
+
+
+def test_files_of_others_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").write_bytes(b"")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(TesseraError, match="is not a file of this server's user; remove it"):
+        open_own(tmp_path / "theirs", os.O_RDONLY)
