@@ -10,20 +10,26 @@ READY := $(VENV)/.ready
 # The newest tritonclient whose bundled perf_analyzer runs on Debian 12's glibc; kept apart from the client proper.
 PERF_ANALYZER := tritonclient==2.51.0
 
-.PHONY: demo test test-unit check bench setup format clean
+.PHONY: demo fleet-demo test test-unit check bench bench-all soak setup format clean
 
 demo: setup
 	$(BIN)/tessera-build demo
 	$(BIN)/python -m bench.demo
 
-test: test-unit
+fleet-demo: setup
 	$(BIN)/tessera-build demo
-	$(BIN)/python -m pytest tests/triton tests/gpu
+	$(BIN)/python -m bench.fleet_demo
 
-# The bundles that many tests need are built first, on all cores; then a process for each core, with one thread.
+# Half of the tests with a server wait for processes to start and end: two at a time take half as long.
+# A file is one process's, the longest files first: tests/triton/conftest.py says which.
+test: test-unit
+	$(BIN)/python -m pytest tests/triton tests/gpu --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The bundles that many tests need are built first; then a process for each core, with one thread.
+# In the order of their names: adapters, bench and builder are the longest.
 test-unit: setup
-	$(BIN)/python -m tests.samples.bundles
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m tests.samples.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -33,7 +39,16 @@ check: setup
 
 bench: setup
 	$(BIN)/tessera-build demo
-	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench quick
+
+bench-all: setup
+	$(BIN)/tessera-build demo
+	$(BIN)/python -m bench all
+
+# Mixed traffic with faults: make soak MINUTES=60
+soak: setup
+	$(BIN)/tessera-build demo
+	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),2)
 
 format: setup
 	$(BIN)/ruff format .
@@ -47,7 +62,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet "pip>=25.1"
-	$(BIN)/pip install --quiet --group dev --editable ".[client,build,serve]"
+	$(BIN)/pip install --quiet --group dev --editable ".[client,grpc,build,fleet,gateway,serve]"
 	$(BIN)/pip install --quiet --no-deps --target $(VENV)/perf_analyzer "$(PERF_ANALYZER)"
 	@touch $@
 
