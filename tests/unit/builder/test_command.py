@@ -15,7 +15,7 @@ from tessera_build import cli, options
 from tessera_build.precision import PRECISIONS
 from tessera_build.reports import verification_table
 
-NARROW = {"COLUMNS": "80", "TERMINAL_WIDTH": "80"}
+NARROW = {"COLUMNS": "80"}
 
 
 @pytest.mark.parametrize("name", ["a[/b]", "[red]x[/red]", "a:bread:b", "{x}", "\\[/v]"])

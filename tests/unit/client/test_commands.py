@@ -17,7 +17,7 @@ from tessera_client import cli, connection
 from tests.fakes.transport import INFO, FakeTransport
 
 run = CliRunner()
-NARROW = {"COLUMNS": "80", "TERMINAL_WIDTH": "80"}
+NARROW = {"COLUMNS": "80"}
 STRANGE = ["[/x]", "[red]x[/red]", "a:bread:b", "{x}", "[[y]]", "[link=z]w", "\\[/v]"]
 
 

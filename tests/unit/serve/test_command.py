@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_handed_on_is_named() -> None:
 
 
 def test_help_is_grouped() -> None:
-    shown = run.invoke(app, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).output
+    shown = run.invoke(app, ["--help"], env={"COLUMNS": "80"}).output
     for panel in ("Addresses", "Engines", "LoRAs", "ControlNets", "Templates of edits"):
         assert f"─ {panel} ─" in shown
     assert "…" not in shown
