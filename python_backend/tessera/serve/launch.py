@@ -17,6 +17,7 @@ from tessera.manifest import CONTROLNET, Manifest
 from tessera.serve.drain import DRAIN_S, drain
 from tessera.serve.gateway import GatewayOptions, GatewayProcess
 from tessera.serve.gateway import command as gateway_command
+from tessera.serve.intervals import Intervals
 from tessera.serve.repository import Repository
 from tessera.serve.retired import Retired
 from tessera.serve.run_folder import run_folder, shared_memory
@@ -47,9 +48,8 @@ from tessera.shared.machine import has_driver
 from tessera.shared.settings import ServerSettings
 from tessera.terminal.console import Console
 
-_QUICK_S = 120.0
-"""A tritonserver that ends within so long has failed to start, or does so again and again."""
-_LONGEST_WAIT_S = 60.0
+_QUICK_S, _LONGEST_WAIT_S = 120.0, 60.0
+"""Of tritonserver's `Intervals`."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,11 @@ class Launch:
             TesseraError: there is no server, its version is refused, or it does not become ready
                 at first.
         """
-        failures, began = 0, time.monotonic()
+        intervals, began = Intervals(_QUICK_S, _LONGEST_WAIT_S), time.monotonic()
         with contextlib.ExitStack() as beside:
             supervisor = self._serve(console, timeout, beside)
             while not supervisor.interrupted:
-                failures = failures + 1 if time.monotonic() - began < _QUICK_S else 0
-                delay = min(2.0**failures, _LONGEST_WAIT_S) if failures else 0.0
+                delay = intervals.behind(time.monotonic() - began)
                 supervisor.say(f"starting tritonserver again in {delay:.0f} s")
                 if supervisor.wait_interrupted(delay):
                     break
