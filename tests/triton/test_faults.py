@@ -50,10 +50,17 @@ def kill(server: Server, model: str) -> None:
 
 @contextlib.contextmanager
 def killed(server: Server, model: str) -> Iterator[None]:
-    """Kill its processes; wait at the end until the supervisor says that it is back."""
+    """Kill its processes; wait at the end until it is back."""
+    with healed(server, model):
+        kill(server, model)
+        yield
+
+
+@contextlib.contextmanager
+def healed(server: Server, model: str) -> Iterator[None]:
+    """Wait at the end until the supervisor says that a model is back which has ended meanwhile."""
     sentence = f"model {model} is back after"
     before = server.log.read_text().count(sentence)
-    kill(server, model)
     yield
     server.wait_until(lambda: server.log.read_text().count(sentence) > before, PATIENCE_S)
     server.wait_ready(PATIENCE_S, [model])
@@ -104,6 +111,30 @@ def stopped(server: Server, model: str, but: list[int]) -> list[int]:
     for pid in found:
         os.kill(pid, signal.SIGSTOP)
     return found
+
+
+@pytest.mark.parametrize("model", ["denoise", "controlnet_edges"])
+def test_a_process_that_hangs_while_it_serves(fragile: Server, model: str) -> None:
+    """It is ended, and no other one: `denoise` only waits for a ControlNet that hangs."""
+    options: dict[str, Any] = {"seed": 1, "controls": [Control("edges", image=ramp())]}
+    sentence = f"a process of model {model} has done nothing for 15 s though it had work; ending it"
+    job = unique("hangs")
+    with Client(fragile.http, timeout=PATIENCE_S, retries=0) as client, ThreadPoolExecutor(1) as p:
+        before = client.generate("a red circle", steps=5, **options)
+        lost = p.submit(client.generate, "a red circle", job_id=job, **ENDLESS, **options)
+        wait_for_step(client, job, 2)
+        models = model_processes(tritonserver(fragile))
+        with healed(fragile, model):
+            stopped(fragile, model, but=[])
+            with pytest.raises(Unavailable, match=f"the {model} model is being restarted"):
+                lost.result(timeout=PATIENCE_S)
+        fragile.wait_ready(PATIENCE_S)
+        after = client.generate("a red circle", steps=5, **options)
+    assert np.array_equal(np.asarray(after.image), np.asarray(before.image))
+    ended = [line for line in fragile.log.read_text().splitlines() if "though it had work" in line]
+    assert ended[-1].endswith(sentence)
+    others = {pid for pid, name in models.items() if name != model}
+    assert others <= model_processes(tritonserver(fragile)).keys(), "no other model was loaded anew"
 
 
 def test_killing_a_controlnet(fragile: Server) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -63,11 +63,18 @@ class FanOut:
     Args:
         ask: calls a ControlNet's model.
         lives: whether a ControlNet's process is alive, by the ControlNet's name.
+        awaits: told the name of a ControlNet that is waited for, and "" when that is over.
     """
 
-    def __init__(self, ask: Ask, lives: Callable[[str], bool] = lambda name: True) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        lives: Callable[[str], bool] = lambda name: True,
+        awaits: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self._ask = ask
         self._lives = lives
+        self._awaits = awaits
         self._answer_s: dict[str, float] = {}  # duration of each ControlNet's last call
         self._threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="controls")
 
@@ -95,7 +102,7 @@ class FanOut:
             name: self._threads.submit(self._answer, name, places[name], _step_inputs(places[name]))
             for name in order
         }
-        return Join(places, answers, self._lives)
+        return Join(places, answers, self._lives, self._awaits)
 
     def _answer(self, name: str, places: list[_Place], inputs: Tensors) -> torch.Tensor:
         """A ControlNet's residuals for all its places, as one flat tensor."""
@@ -153,10 +160,12 @@ class Join:
         places: Mapping[str, list[_Place]],
         answers: Mapping[str, Future[torch.Tensor]],
         lives: Callable[[str], bool],
+        awaits: Callable[[str], None],
     ) -> None:
         self._places = places
         self._answers = answers
         self._lives = lives
+        self._awaits = awaits
         self._residuals: dict[str, list[torch.Tensor]] | None = None
         self._lock = threading.Lock()
 
@@ -238,15 +247,17 @@ class Join:
 
     def _result(self, name: str, answer: Future[torch.Tensor]) -> torch.Tensor:
         """Wait for an answer as long as the ControlNet's process lives."""
-        while True:
-            try:
-                return answer.result(LOOK_S)
-            except TimeoutError:
-                if answer.done() or self._lives(name):
-                    continue
-                raise Unavailable(
-                    f"the controlnet_{name} model is being restarted; try again in a few seconds"
-                ) from None
+        try:
+            while not wait([answer], LOOK_S).done:
+                self._awaits(name)
+                if not (answer.done() or self._lives(name)):
+                    raise Unavailable(
+                        f"the controlnet_{name} model is being restarted; try again in a few "
+                        "seconds"
+                    )
+        finally:
+            self._awaits("")
+        return answer.result()
 
     def _all_places(self) -> Iterator[_Place]:
         for places in self._places.values():

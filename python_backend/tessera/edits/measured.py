@@ -17,6 +17,7 @@ from typing import Any
 from tessera.contract import FIFTHS, EditQuality
 from tessera.edits.quality import BUILT_IN, Policies, Policy, Reached, Rows
 from tessera.errors import BundleError
+from tessera.templates.files import write
 from tessera.templates.keys import Nearness
 
 FILE = "edits.json"
@@ -77,9 +78,8 @@ class Measured:
             "policies": {q: {n: self._rows(q, n) for n in Nearness} for q in QUALITIES},
             "errors": [dataclasses.asdict(row) for row in self.errors],
         }
-        path, partial = folder / FILE, folder / f"{FILE}.partial"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
+        path = folder / FILE
+        write(path, f"{json.dumps(content, indent=1)}\n".encode())
         return path
 
     def _rows(self, quality: EditQuality, nearness: Nearness) -> list[dict[str, Any]]:

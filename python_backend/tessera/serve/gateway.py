@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tessera.errors import TesseraError, listing
+from tessera.serve.intervals import Intervals
 from tessera.serve.supervisor import die_with_parent
 from tessera.serve.tritonserver import Ports
 
@@ -30,9 +31,8 @@ NEEDS = (
     "PIL",
 )
 _STOP_S = 10.0
-_QUICK_S = 30.0
-"""A gateway that ends within so long has failed to start, or does so again and again."""
-_LONGEST_WAIT_S = 30.0
+_QUICK_S, _LONGEST_WAIT_S = 30.0, 30.0
+"""Of the gateway's `Intervals`."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,13 @@ class GatewayProcess:
             self._watcher.join()
 
     def _watch(self) -> None:
-        failures = 0
+        intervals = Intervals(_QUICK_S, _LONGEST_WAIT_S)
         while process := self._begin():
             began = time.monotonic()
             code = process.wait()
             if self._ending.is_set():
                 return
-            failures = failures + 1 if time.monotonic() - began < _QUICK_S else 0
-            delay = min(2.0**failures, _LONGEST_WAIT_S) if failures else 0.0
+            delay = intervals.behind(time.monotonic() - began)
             self.say(f"the gateway has ended ({code}); starting it again in {delay:.0f} s")
             self._ending.wait(delay)
 

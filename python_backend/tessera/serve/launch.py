@@ -7,8 +7,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tessera.controls.models import engine_is_half, write_models
@@ -17,6 +18,8 @@ from tessera.manifest import CONTROLNET, Manifest
 from tessera.serve.drain import DRAIN_S, drain
 from tessera.serve.gateway import GatewayOptions, GatewayProcess
 from tessera.serve.gateway import command as gateway_command
+from tessera.serve.hangs import Hangs
+from tessera.serve.intervals import Intervals
 from tessera.serve.repository import Repository
 from tessera.serve.retired import Retired
 from tessera.serve.run_folder import run_folder, shared_memory
@@ -47,9 +50,11 @@ from tessera.shared.machine import has_driver
 from tessera.shared.settings import ServerSettings
 from tessera.terminal.console import Console
 
-_QUICK_S = 120.0
-"""A tritonserver that ends within so long has failed to start, or does so again and again."""
-_LONGEST_WAIT_S = 60.0
+if TYPE_CHECKING:
+    from tessera.shared.board import Board
+
+_QUICK_S, _LONGEST_WAIT_S = 120.0, 60.0
+"""Of tritonserver's `Intervals`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Launch:
         verbose: whether all of its log is shown.
         gateway: where the gateway listens, if there is to be one.
         drain_seconds: that requests may go on when a signal asks for the end.
-        stall_seconds: that a model's process may do nothing while it starts.
+        stall_seconds: that a model's process may do nothing while it starts or has work.
     """
 
     settings: ServerSettings
@@ -89,12 +94,11 @@ class Launch:
             TesseraError: there is no server, its version is refused, or it does not become ready
                 at first.
         """
-        failures, began = 0, time.monotonic()
+        intervals, began = Intervals(_QUICK_S, _LONGEST_WAIT_S), time.monotonic()
         with contextlib.ExitStack() as beside:
             supervisor = self._serve(console, timeout, beside)
             while not supervisor.interrupted:
-                failures = failures + 1 if time.monotonic() - began < _QUICK_S else 0
-                delay = min(2.0**failures, _LONGEST_WAIT_S) if failures else 0.0
+                delay = intervals.behind(time.monotonic() - began)
                 supervisor.say(f"starting tritonserver again in {delay:.0f} s")
                 if supervisor.wait_interrupted(delay):
                     break
@@ -191,8 +195,11 @@ class Launch:
             ),
             patient=any(flag.startswith("--trace") for flag in self.flags),
             log=None if self.verbose or has_driver() else console.say,
-            retired=Retired(partial(_has_job, settings.board)),
+            retired=Retired(lambda pid: _board(settings.board).works(pid)),
             starts=Starts(say, self.stall_seconds),
+            hangs=Hangs(
+                say, lambda models: _board(settings.board).tasks(models), self.stall_seconds
+            ),
         )
 
     def _ready(
@@ -247,7 +254,9 @@ class Launch:
             process.stop()
 
 
-def _has_job(board: Path, process: int) -> bool:
+@lru_cache(maxsize=1)
+def _board(path: Path) -> Board:
+    """The board of the tritonserver that runs, opened once: that takes its lock."""
     from tessera.shared.board import Board  # imports numpy
 
-    return Board(board).works(process)
+    return Board(path)

@@ -172,7 +172,9 @@ DrainSeconds = Annotated[
 StallSeconds = Annotated[
     float,
     _seconds(
-        "How long a model's process may do nothing at all while it starts; then it is ended.", 1
+        "How long a model's process may do nothing at all while it starts or has work; then it is "
+        "ended.",
+        1,
     ),
 ]
 TraceTo = Annotated[

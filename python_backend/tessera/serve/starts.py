@@ -11,47 +11,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from tessera.serve.idle import Idle, Work, work_of
 from tessera.serve.repository import LOADING, READY
 
 STALL_S = 60.0
-"""A process that has done nothing for so long while it started is ended."""
-
-_LITTLE_S = 0.2
-"""Seconds of a CPU that its threads may take for looking whether there is something to do."""
-_LITTLE_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a process had done at a time (seconds of the monotonic clock)."""
-
-    at: float
-    cpu_seconds: float
-    bytes_read: int
-
-    def is_more_than(self, before: Work) -> bool:
-        """Whether it has done something since, beside looking whether there is something to do."""
-        return (
-            self.cpu_seconds - before.cpu_seconds > _LITTLE_S
-            or self.bytes_read - before.bytes_read > _LITTLE_BYTES
-        )
-
-
-def work_of(process: int) -> Work | None:
-    """What a process has done since its beginning; `None` if it has ended."""
-    try:
-        folder = Path(f"/proc/{process}")
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        lines = (folder / "io").read_text().splitlines()
-    except OSError:
-        return None
-    ticks = int(fields[11]) + int(fields[12])
-    read = next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
-    return Work(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), read)
+"""A process that has done nothing for so long while it started, or had work, is ended."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +44,18 @@ class Starts:
     limit: float = STALL_S
     work: Callable[[int], Work | None] = work_of
     clock: Callable[[], float] = time.monotonic
-    _last: dict[int, Work] = field(default_factory=dict)
     _over: set[int] = field(default_factory=set)  # processes that are in no start
     _ended: dict[str, _Ended] = field(default_factory=dict)  # model -> when its start was ended
+
+    def __post_init__(self) -> None:
+        self._idle = Idle(self.limit, self.work)
 
     def stalled(self, processes: Iterable[int]) -> bool:
         """Whether none of them has done anything for the limit: a server that is not ready yet
         does not say which of its models it waits for.
         """
-        wanted = set(processes)
-        return bool(wanted) and self._idle(wanted) == wanted
+        wanted = dict.fromkeys(processes)
+        return bool(wanted) and self._idle.among(wanted) == wanted.keys()
 
     def look(self, running: Mapping[int, str], state: Callable[[str], str | None]) -> bool:
         """End processes that are stuck in their start; Triton then gives up loading their model.
@@ -100,7 +69,7 @@ class Starts:
             state: of a model, as Triton names it; `None` if it does not say.
         """
         self._over &= running.keys()
-        for pid in self._idle(running.keys() - self._over):
+        for pid in self._idle.among(dict.fromkeys(running.keys() - self._over)):
             model = running[pid]
             of_model = state(model)
             if of_model == READY:
@@ -127,17 +96,3 @@ class Starts:
             return False
         self.say(f"tritonserver still waits for that process of model {model}; ending it, too")
         return True
-
-    def _idle(self, processes: Set[int]) -> set[int]:
-        """Those that have done nothing for the limit, as far as it was looked."""
-        self._last = {pid: work for pid, work in self._last.items() if pid in processes}
-        idle = set()
-        for pid in processes:
-            now, before = self.work(pid), self._last.get(pid)
-            if now is None:
-                continue
-            if before is None or now.is_more_than(before):
-                self._last[pid] = now
-            elif now.at - before.at > self.limit:
-                idle.add(pid)
-        return idle

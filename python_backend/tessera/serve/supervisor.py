@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from tessera.serve.hangs import Hangs
 from tessera.serve.log import pass_on
 from tessera.serve.repository import LOAD_S, READY, Repository
 from tessera.serve.retired import Retired
@@ -63,6 +64,7 @@ class Supervisor:
             prints where this process does.
         retired: processes of models that have been loaded again.
         starts: looks for processes that are stuck in their start.
+        hangs: looks for processes that hang later.
     """
 
     command: Sequence[str]
@@ -74,6 +76,7 @@ class Supervisor:
     log: Callable[[str], None] | None = None
     retired: Retired = field(default_factory=Retired)
     starts: Starts = field(default_factory=lambda: Starts(lambda line: None))
+    hangs: Hangs = field(default_factory=lambda: Hangs(lambda line: None))
     _process: subprocess.Popen[bytes] | None = None
     _undertaker: Undertaker | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
@@ -224,6 +227,7 @@ class Supervisor:
         current = {pid: model for pid, model in running.items() if pid not in self.retired}
         if self.starts.look(current, self.repository.state):
             self._kill()
+        self.hangs.end(running)
         busy = [m for m in self._workers if self._at_work(m)]
         self.retired.end(running, {*busy, *self._due, *self._suspects})
         for model, count in Counter(running.values()).items():

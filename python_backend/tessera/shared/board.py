@@ -17,6 +17,7 @@ import contextlib
 import mmap
 import os
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tessera.contract import JobStatus
 from tessera.contract.limits import DEFAULT_PRIORITY, PRIORITIES
 from tessera.errors import Cancelled, InvalidInput, TimedOut, Unavailable, UnknownJob
 from tessera.plan import Plan
-from tessera.shared.ends import Ends
+from tessera.shared.at_work import AtWork
 from tessera.shared.estimate import average, in_order, place_in_queue, seconds_left, wait
 from tessera.shared.header import HEADER
 from tessera.shared.metrics import Kind
@@ -40,11 +41,12 @@ WATCHED_S = 3.0
 _SIZE = HEADER.itemsize + CAPACITY * ROW.itemsize
 
 
-class Board(Ends):
+class Board(AtWork):
     """One server's board. Every process opens a `Board` on the same file."""
 
     def __init__(self, path: Path) -> None:
         self._file = open_own(path, os.O_RDWR | os.O_CREAT)
+        weakref.finalize(self, os.close, self._file)
         with self._locked():
             if os.fstat(self._file).st_size < _SIZE:
                 os.posix_fallocate(self._file, 0, _SIZE)  # else a write to a full disk is a SIGBUS
@@ -147,15 +149,10 @@ class Board(Ends):
         """
         self.check_wanted(plan)
         row = self._rows[plan.slot]
-        row["process"], row["touched"] = os.getpid(), time.time()
+        row["process"], row["asked"], row["touched"] = os.getpid(), 0, time.time()
         if queued:
             taken = self._header["taken"]
             taken[plan.priority] = max(plan.ticket, int(taken[plan.priority]))
-
-    def hand_on(self, slot: int, ticket: int) -> None:
-        """Say that a job waits in a queue now; does nothing if it has ended."""
-        if self.holds(slot, ticket):
-            self._rows[slot]["process"], self._rows[slot]["touched"] = 0, time.time()
 
     def holds(self, slot: int, ticket: int) -> bool:
         """Whether the row still belongs to this job and the job has not ended."""
@@ -272,10 +269,6 @@ class Board(Ends):
         """How many jobs are at work, how many wait for a slot, and how many slots there are."""
         running, waiting = self.running(), len(in_queue(self._live))
         return max(0, running - waiting), waiting, int(self._header["slots"])
-
-    def works(self, process: int) -> bool:
-        """Whether a process has a job that has not ended."""
-        return bool((self._live["process"] == process).any())
 
     def queued(self) -> list[tuple[str, int]]:
         """Id and number of steps of every job that waits, in order."""

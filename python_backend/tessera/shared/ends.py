@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,7 @@ import numpy as np
 from tessera.shared.estimate import average
 from tessera.shared.header import Header
 from tessera.shared.metrics import Kind, Outcome
-from tessera.shared.processes import WARM_UP
+from tessera.shared.processes import WARM_UP, identity
 from tessera.shared.rows import Phase, Rows, lost
 
 SWEEP_S = 1.0
@@ -47,10 +48,11 @@ class Ends(Header):
         raise NotImplementedError
 
     def close(self, slot: int, ticket: int, phase: Phase, outcome: Outcome | None = None) -> bool:
-        """End a job; `outcome` is the phase's unless given. Later calls do not change the end.
-        Returns whether this one has ended it.
+        """End a job, at which this process does not work any more; `outcome` is the phase's unless
+        given. Later calls do not change the end. Returns whether this one has ended it.
         """
         with self._locked():
+            self._leave(slot, ticket)
             if not self.holds(slot, ticket):
                 return False
             row, now = self._rows[slot], time.time()
@@ -93,11 +95,22 @@ class Ends(Header):
         found = lost(self._rows, now, slots=int(header["slots"]), taken=header["taken"])
         self._rows["touched"][found] = now
         self._rows["end"][found] = Phase.FAILED
-        for row in self._rows[found]:
+        for slot in np.flatnonzero(found):
+            row = self._rows[slot]
+            if not identity(int(row["process"])):
+                row["process"] = 0  # else it would be that of a later process with the same number
             outcome = Outcome.TIMED_OUT if 0 < row["deadline"] < now else Outcome.FAILED
             self._count_job(row, outcome)
             self.on_lost(row, outcome)
         self._swept = now
+
+    def _leave(self, slot: int, ticket: int) -> None:
+        """Note that this process does not work at a job any more, whether the job has ended or not;
+        does nothing if it did not.
+        """
+        row = self._rows[slot] if 0 <= slot < len(self._rows) else None
+        if row is not None and row["ticket"] == ticket and row["process"] == os.getpid():
+            row["process"] = row["asked"] = 0
 
     def _count(self, kind: Kind, outcome: Outcome, saved: int = 0) -> None:
         """Count an end, under the lock."""

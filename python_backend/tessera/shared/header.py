@@ -18,10 +18,12 @@ HEADER = np.dtype(
     + [(name, "i8") for name in CACHE_FIELDS]
     + [("taken", "i8", (PRIORITIES + 1,)), ("saved", "i8"), ("saved_told", "i8")]
     + [(name, "i8", (len(Kind), len(Outcome))) for name in ("ended", "told")]
+    + [("awaited", "S128")]
 )
 """`taken` has by priority the latest ticket that `render` has taken out of its queue. `ended` has
 the requests that ended, by kind and outcome, and `saved` the steps that cancelled ones did not run.
-`told` and `saved_told` are those of them that the metrics have."""
+`told` and `saved_told` are those of them that the metrics have. `awaited` is the ControlNet for
+which `denoise` waits."""
 
 
 class Header:
@@ -38,6 +40,16 @@ class Header:
         """Count a tick and return its number. Only `denoise` calls it."""
         self._header["tick"] += 1
         return self.tick
+
+    @property
+    def awaited(self) -> str:
+        """The ControlNet for whose answer `denoise` waits; empty if it does not."""
+        name: bytes = self._header["awaited"].item()
+        return name.decode()
+
+    def tell_awaited(self, name: str) -> None:
+        """Publish `awaited`. Only `denoise` calls it."""
+        self._header["awaited"] = name.encode()
 
     @property
     def cache(self) -> dict[str, int]:

@@ -48,6 +48,7 @@ ROW = np.dtype(
         ("total", "i8"),
         ("end", "i8"),
         ("process", "i8"),
+        ("asked", "i8"),
         ("priority", "i8"),
         ("kind", "i8"),
         ("held", "i8"),
@@ -59,10 +60,11 @@ ROW = np.dtype(
         ("deadline", "f8"),
     ]
 )
-"""`process` works on the job; it is 0 while the job waits in a queue of Triton's. `deadline` is 0
-if there is none. `decoding` is when that phase began. `end` is the final phase once there is one:
-late progress, of a process that had been stopped, writes to `phase` only. `kind` is the place of
-its `metrics.Kind`. `held` are bytes of host memory that the request takes until it is answered."""
+"""`process` works on the job; it is 0 while the job waits in a queue of Triton's. `asked` is 1 when
+that process has asked `denoise`. `deadline` is 0 if there is none. `decoding` is when that phase
+began. `end` is the final phase once there is one: late progress, of a process that had been
+stopped, writes to `phase` only. `kind` is the place of its `metrics.Kind`. `held` are bytes of host
+memory that the request takes until it is answered."""
 
 Rows = npt.NDArray[Any]
 Marks = npt.NDArray[np.bool_]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 Used = tuple[int, int, str]
@@ -23,15 +23,38 @@ STALE_S = 3600.0
 """A temporary file or folder untouched for this long belongs to a process that has ended."""
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file atomically: under a temporary name first, which then replaces `path`."""
+def write(path: Path, content: bytes, *, lasting: bool = True) -> None:
+    """Write a file atomically: under a temporary name first, which then replaces `path`.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        lasting: see to it that a crash of the machine leaves it whole or not at all, see `sync`.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            if lasting:
+                sync(file)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def sync(file: IO[bytes]) -> None:
+    """Wait until what was written to a file is on the disk. Comes before the file gets its name: a
+    crash of the machine may leave the name without the content otherwise.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def age(path: Path) -> float:

@@ -8,6 +8,7 @@
     <root>/wanted/<key>.json         recordings that a request will need
 
 A recording is written to a temporary folder and renamed, so that it appears complete or not at all.
+Files are on the disk by then, so that this holds when the machine crashes, too.
 `recording.json` has a checksum of each of its files. A file that does not match is reported as
 `Damaged`, and its recording is removed, so that it is made again.
 
@@ -320,7 +321,7 @@ class TemplateStore:
     def want(self, key: RecordingKey) -> None:
         """Note that a recording will be needed. `wanted` lists these notes."""
         text = json.dumps(key.fields)
-        write(self.root / "wanted" / f"{key.digest}.json", text.encode())
+        write(self.root / "wanted" / f"{key.digest}.json", text.encode(), lasting=False)
         self._notes()
 
     def wanted(self, bundle: str) -> list[RecordingKey]:

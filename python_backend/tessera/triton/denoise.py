@@ -80,7 +80,8 @@ class TritonPythonModel:
         )
         self._endings = Endings(settings, self._board)
         self._board.tell_slots(self._slots)
-        self._controls = FanOut(ask, _lives)
+        self._board.tell_awaited("")  # which a process that has been killed may have left
+        self._controls = FanOut(ask, _lives, self._board.tell_awaited)
         self._sparse, self._chooser = open_sparse(
             bundle, opened, self._controls, settings, log=pb.log
         )

@@ -93,6 +93,7 @@ class Renderer:
             with self._controls(plan) as loaded:
                 queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
                 parts = [pb.tensor_of_plan(loaded), *(inputs[name] for name in TENSORS), queued]
+                self._board.ask_denoise(plan.slot, plan.ticket)
                 outputs = pb.call("denoise", parts, ["LATENTS", "STATS"])
         except Exception as error:
             self._endings.failed(plan, error)

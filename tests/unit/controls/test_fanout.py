@@ -218,10 +218,12 @@ def test_nobody_waits_for_a_process_that_has_died() -> None:
         over.wait(300)
         return torch.zeros(1)
 
-    began = time.monotonic()
-    tick([guided, plain], unet().predict, 1, controls=FanOut(ask, lambda name: False))
+    began, awaited = time.monotonic(), list[str]()
+    fan_out = FanOut(ask, lambda name: False, awaited.append)
+    tick([guided, plain], unet().predict, 1, controls=fan_out)
     assert time.monotonic() - began < 200
     over.set()
+    assert awaited == ["edges", ""]
     assert "the controlnet_edges model is being restarted" in str(guided.error)
     assert (plain.error, plain.step) == (None, 1)
 

@@ -40,5 +40,5 @@ def test_it_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:
     process.start()
     comes(lambda: marks.exists() and len(marks.read_text()) == 2)
     process.stop()
-    assert said == ["the gateway has ended (0); starting it again in 2 s"]
+    assert said == ["the gateway has ended (0); starting it again in 0 s"]
     assert len(marks.read_text()) == 2

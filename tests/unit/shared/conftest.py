@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tessera.shared import at_work, ends
 from tessera.shared import board as module
-from tessera.shared import ends
 from tessera.shared.board import Board
 from tests.samples.boards import SLOTS, Clock
 
@@ -15,7 +15,7 @@ from tests.samples.boards import SLOTS, Clock
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for each in (module, ends):
+    for each in (module, at_work, ends):
         monkeypatch.setattr(each, "time", clock)
     return clock
 

@@ -39,6 +39,25 @@ class TestStore:
             for name, array in arrays(step).items():
                 assert torch.equal(loaded[name], array)
 
+    def test_files_are_on_the_disk_before_they_have_their_names(
+        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A crash of the machine would leave names without content otherwise."""
+        synced: dict[int, int] = {}
+
+        def fsync(descriptor: int) -> None:
+            status = os.fstat(descriptor)
+            assert Path(f"/proc/self/fd/{descriptor}").readlink().name.startswith(".")
+            synced[status.st_ino] = status.st_size
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        identity, _ = store.pictures.put(PICTURE)
+        store.texts.put("text", {"hidden": torch.zeros(2)})
+        folder = filled(store, key_of(identity)).folder
+        files = [path for path in store.root.rglob("*") if path.is_file()]
+        assert len(files) == len(list(folder.iterdir())) + 2
+        assert {path.stat().st_ino: path.stat().st_size for path in files} == synced
+
     @pytest.mark.parametrize(
         "other",
         [

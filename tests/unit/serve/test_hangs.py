@@ -1,0 +1,77 @@
+"""Model processes that hang while they serve."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import partial
+
+import pytest
+
+from tessera.serve.hangs import Hangs
+from tessera.serve.idle import is_stopped
+from tests.samples.programs import DOING, over_time, program
+from tests.samples.waiting import comes
+
+LIMIT_S = 60.0
+SENTENCE = "a process of model denoise has done nothing for 60 s though it had work; ending it"
+
+
+@pytest.fixture
+def idle() -> Iterator[subprocess.Popen[bytes]]:
+    with program("sleep", "600") as process:
+        yield process
+
+
+@pytest.mark.parametrize("did", DOING.values(), ids=DOING.keys())
+def test_only_what_does_nothing_is_ended(
+    idle: subprocess.Popen[bytes], did: Callable[[float], tuple[float, int]]
+) -> None:
+    said: list[str] = []
+    with program("sleep", "600") as other:
+        running = {idle.pid: "denoise", other.pid: "encode"}
+        hangs = Hangs(said.append, all_work, LIMIT_S, over_time(did, idle.pid))
+        for _ in range(121):
+            hangs.end(running)
+        assert (idle.poll(), said) == (None, [])
+        for _ in range(300):
+            hangs.end(running)
+        assert idle.wait(30) == -signal.SIGKILL
+        assert other.poll() is None
+    assert said == [SENTENCE]
+
+
+def test_a_process_without_work_stays(idle: subprocess.Popen[bytes]) -> None:
+    """Nor is what it has done before counted when it gets work."""
+    said: list[str] = []
+    tasks: dict[int, Hashable] = {}
+    work = over_time(lambda at: (0, 0), idle.pid)
+    hangs = Hangs(said.append, lambda running: tasks, LIMIT_S, work)
+    for task in (None, 1, None, 1, 2):
+        tasks = {idle.pid: task} if task else {}
+        for _ in range(100):
+            hangs.end({idle.pid: "denoise"})
+    assert (idle.poll(), said) == (None, [])
+    for _ in range(22):
+        hangs.end({idle.pid: "denoise"})
+    assert said == [SENTENCE]
+
+
+def test_one_that_is_stopped_has_its_work_until_it_goes_on(idle: subprocess.Popen[bytes]) -> None:
+    """Triton takes it away meanwhile."""
+    said: list[str] = []
+    tasks: dict[int, Hashable] = {}
+    hangs = Hangs(said.append, lambda _: tasks, LIMIT_S, over_time(lambda at: (0, 0), idle.pid))
+    for number, expected in ((signal.SIGCONT, []), (signal.SIGSTOP, [SENTENCE])):
+        idle.send_signal(number)
+        stops = number == signal.SIGSTOP
+        comes(partial(lambda stops: is_stopped(idle.pid) is stops, stops))
+        for look in range(131):
+            tasks = {} if look else {idle.pid: 1}
+            hangs.end({idle.pid: "denoise"})
+        assert said == expected
+
+
+def all_work(running: Mapping[int, str]) -> Mapping[int, Hashable]:
+    return dict.fromkeys(running, 1)
