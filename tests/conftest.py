@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.samples.bundles import Small, make_small
 
-# How long an example takes says how busy the machine is, nothing of the code.
-settings.register_profile("tessera", deadline=None)
+# How long an example takes, or is drawn, says how busy the machine is, nothing of the code. The
+# examples are the same in every run: what fails in one fails in all.
+settings.register_profile(
+    "tessera", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("tessera")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads only get in
