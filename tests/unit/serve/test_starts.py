@@ -13,6 +13,7 @@ import pytest
 
 from tessera.serve.repository import LOADING, READY
 from tessera.serve.starts import Starts, Work, work_of
+from tests.samples.waiting import PATIENCE_S
 
 LIMIT_S = 60.0
 BUSY = "while True: pass"
@@ -71,7 +72,7 @@ def test_only_what_does_nothing_in_its_start_is_ended(
         assert (idle.poll(), said) == (None, [])
         for _ in range(300):
             starts.look(running, lambda model: LOADING)
-        assert idle.wait(30) == -signal.SIGKILL
+        assert idle.wait(PATIENCE_S) == -signal.SIGKILL
         assert other.poll() is None
     assert said == [
         "a process of model render has done nothing for 60 s while it started; ending it"
@@ -133,7 +134,7 @@ def test_what_processes_do_is_seen(idle: subprocess.Popen[bytes]) -> None:
             before = {pid: work_of(pid) for pid in (idle.pid, busy.pid)}
             first = before[busy.pid]
             assert first is not None
-            end = time.monotonic() + 60
+            end = time.monotonic() + PATIENCE_S
             while not has_worked(busy.pid, first):
                 assert time.monotonic() < end, "it was not seen to work"
                 time.sleep(0.02)
