@@ -112,12 +112,12 @@ def free_ports(count: int) -> list[int]:
     found: list[int] = []
     with contextlib.ExitStack() as stack:
         for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-            if len(found) == count:
-                return found
             tried = stack.enter_context(socket.socket())
             with contextlib.suppress(OSError):
                 tried.bind(("127.0.0.1", port))
                 found.append(port)
+            if len(found) == count:
+                return found
     raise RuntimeError(f"{count} free ports were asked for; there are {len(found)}")
 
 

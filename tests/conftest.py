@@ -22,6 +22,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
     torch.set_num_threads(1)  # each other's way
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a seed of its own is the same whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Small]:
     """Makes the `Small` of a name (see `make_small`), once per run; its bundle is kept for the next
