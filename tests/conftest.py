@@ -7,16 +7,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.samples.bundles import Small, make_small
 
-# How long an example takes says how busy the machine is, nothing of the code.
-settings.register_profile("tessera", deadline=None)
+# How long an example takes, or is drawn, says how busy the machine is, nothing of the code. The
+# examples are the same in every run: what fails in one fails in all.
+settings.register_profile(
+    "tessera", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("tessera")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads only get in
     torch.set_num_threads(1)  # each other's way
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a seed of its own is the same whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

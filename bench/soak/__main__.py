@@ -18,7 +18,7 @@ from bench.server import DEMO_BUNDLE, ROOT, Server, serving
 from bench.soak.clients import Clients
 from bench.soak.faults import Fault, Faults, mount, unmount
 from bench.soak.report import Soak, write
-from bench.soak.traffic import alone
+from bench.soak.traffic import PATIENCE_S, alone
 from bench.soak.watch import Watch, shared_memory
 from tessera_client import Client
 
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> Soak:
         watch.end()
         family = psutil.Process(server.process.pid).children(recursive=True)
         stack.close()
-        _, alive = psutil.wait_procs(family, timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
         left += [f"process {each.pid}" for each in alive]
         left += [str(path) for path in shared_memory(server)]
     return Soak(options.minutes, began, clients.happened, done, watch.seen, left, full, ended)
@@ -103,8 +103,8 @@ def _do_harm(faults: Faults, options: argparse.Namespace) -> tuple[list[Fault], 
 
 def _jobs_left(server: Server) -> list[str]:
     """Jobs that the server still has, long after all clients have ended."""
-    end = time.monotonic() + 30
-    with Client(server.http, timeout=30) as client:
+    end = time.monotonic() + PATIENCE_S
+    with Client(server.http, timeout=PATIENCE_S) as client:
         while True:
             busy = client.capabilities().busy
             if busy is None or not busy.running + busy.waiting:

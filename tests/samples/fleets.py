@@ -19,6 +19,7 @@ import msgspec
 
 from bench.server import free_ports
 from tessera_client import Client
+from tests.samples.waiting import PATIENCE_S
 
 _STARTS_WITHIN_S, _ENDS_WITHIN_S = 400.0, 150.0
 
@@ -44,7 +45,7 @@ class RunningFleet:
 
     def about(self) -> dict[str, Any]:
         """What it tells of its workers."""
-        with urllib.request.urlopen(f"{self.http}/v1/fleet", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.http}/v1/fleet", timeout=PATIENCE_S) as answer:
             told: dict[str, Any] = json.load(answer)
             return told
 

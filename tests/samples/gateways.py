@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.server import free_ports
-
-_STARTS_WITHIN_S = 300.0
-_ENDS_WITHIN_S = 120.0
+from tests.samples.waiting import PATIENCE_S
 
 
 @dataclass
@@ -66,7 +64,7 @@ def gateway(triton: str, log: Path, *flags: str) -> Iterator[RunningGateway]:
     ):
         running = RunningGateway(process, port, log)
         try:
-            end = time.monotonic() + _STARTS_WITHIN_S
+            end = time.monotonic() + PATIENCE_S
             while not running.answers():
                 if process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"the gateway does not answer:\n{log.read_text()}")
@@ -74,4 +72,4 @@ def gateway(triton: str, log: Path, *flags: str) -> Iterator[RunningGateway]:
             yield running
         finally:
             process.terminate()
-            process.wait(_ENDS_WITHIN_S)
+            process.wait(PATIENCE_S)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.samples.waiting import PATIENCE_S
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -35,7 +37,7 @@ def send(
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
     """The answer to one request; its path is sent as it is."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE_S)
     with contextlib.closing(connection):
         connection.request(method, path, body, dict(headers or {}))
         return _read(connection.getresponse())
@@ -50,7 +52,7 @@ def send_chunks(
     given = {"Host": address.netloc, "Transfer-Encoding": "chunked", **(headers or {})}
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
     head = "\r\n".join([*lines, "", ""])
-    with socket.create_connection((address.hostname, address.port), 60) as connection:
+    with socket.create_connection((address.hostname, address.port), PATIENCE_S) as connection:
         with contextlib.suppress(ConnectionError), connection.makefile("wb") as stream:
             stream.write(head.encode())
             stream.writelines(framed)

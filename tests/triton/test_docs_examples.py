@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from bench.server import ROOT, Server
 from tessera_client import Client, cli
 from tests.samples.gateways import RunningGateway, gateway
+from tests.samples.waiting import PATIENCE_S
 
 PAGES = {path.name: path for path in [ROOT / "README.md", *(ROOT / "docs" / "user").glob("*.md")]}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -91,8 +92,9 @@ def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def kept(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pictures that examples are about."""
     folder = tmp_path_factory.mktemp("pictures")
-    with Client(server.http, timeout=120) as client:
+    with Client(server.http, timeout=PATIENCE_S) as client:
         picture = client.generate("a large red circle at the left on a blue background", steps=4)
+        client.register_template(picture.image, steps=4)  # a page's commands ask for one by its ID
     picture.image.save(folder / "first.png")
     mask = Image.new("L", (128, 128))
     mask.paste(255, (8, 32, 72, 96))
@@ -135,7 +137,12 @@ def placed(text: str, server: Server, front: RunningGateway) -> str:
 
 def run(command: list[str], folder: Path) -> str:
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ.copy()
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=os.environ.copy(),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -18,7 +18,7 @@ from tessera.errors import Cancelled, InvalidInput
 from tessera_client import Client
 from tests.samples.images import island, largest, ramp
 from tests.samples.inpainting import PROMPT, by_diffusers
-from tests.samples.jobs import in_company, unique, wait_for_step
+from tests.samples.jobs import ENDLESS, in_company, unique, wait_for_step
 
 BEFORE = "a large red circle in the center on a yellow background"
 
@@ -107,7 +107,7 @@ def test_a_cancelled_edit_ends(http_client: Client) -> None:
             http_client.edit,
             *(ramp(), island(), PROMPT),
             job_id=job,
-            steps=1000,
+            **ENDLESS,
             strength=0.8,
             mode="dense",  # else 1000 steps are recorded when the server is idle, and others wait
         )

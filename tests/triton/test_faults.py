@@ -143,7 +143,7 @@ def test_killing_a_controlnet(fragile: Server) -> None:
     with Client(fragile.http, timeout=300, retries=0) as client, ThreadPoolExecutor(3) as pool:
         plain = client.generate("a red circle", seed=1, steps=150)
         guided = client.generate("a red circle", seed=1, steps=5, controls=controls)
-        lost = pool.submit(client.generate, "a", job_id="guided", steps=1000, controls=controls)
+        lost = pool.submit(client.generate, "a", job_id="guided", controls=controls, **ENDLESS)
         wait_for_step(client, "guided", 2)
         others = [pool.submit(client.generate, "a red circle", seed=1, steps=150, job_id="beside")]
         wait_for_step(client, "beside", 1)
@@ -238,7 +238,9 @@ def test_through_the_gateway_a_killed_member_is_unavailable(
     fragile: Server, tmp_path: Path
 ) -> None:
     """Triton itself answers 500 to who was in an ensemble's member."""
-    body = json.dumps({"PROMPT": "a", "STEPS": 1000, "JOB_ID": "through"}).encode()
+    body = json.dumps(
+        {"PROMPT": "a", "STEPS": 1000, "SCHEDULER": "heun", "JOB_ID": "through"}
+    ).encode()
     with (
         gateway(fragile.grpc, tmp_path / "log", f"--kserve={fragile.http}") as kserve,
         Client(fragile.http) as client,

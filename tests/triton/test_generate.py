@@ -232,4 +232,4 @@ def test_a_newcomer_starts_at_the_next_tick_and_overtakes(http_client: Client) -
         return info.first_tick - info.queued_tick <= 2 and info.mean_batch == 5.0
 
     with in_company(http_client, 4), in_company(http_client, 2, **LONG_TICKS):
-        again_until(drawn, at_once, 120)
+        again_until(drawn, at_once)

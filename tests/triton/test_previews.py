@@ -19,14 +19,14 @@ from bench.server import DEMO_BUNDLE, Server
 from tessera.errors import Cancelled, InvalidInput, UnknownJob
 from tessera.manifest import read_manifest
 from tessera_client import Client, Preview
-from tests.samples.jobs import unique, wait_for_step
-from tests.samples.waiting import until
+from tests.samples.jobs import ENDLESS, unique, wait_for_step
+from tests.samples.waiting import PATIENCE_S, again_until, until
 
 PROMPT = "a large red circle at the left on a blue background"
 
 
 def test_a_generation_shows_its_previews(client: Client) -> None:
-    seen = shown(client, client.generate, PROMPT, seed=7, scheduler="heun")
+    seen = shown(client, client.generate, PROMPT, seed=7)
     steps = [p.step for p in seen]
     assert steps == sorted(set(steps))
     assert {p.steps for p in seen} == {1000}
@@ -35,7 +35,7 @@ def test_a_generation_shows_its_previews(client: Client) -> None:
 
 
 def shown(client: Client, draw: Callable[..., Any], *what: Any, **options: Any) -> list[Preview]:
-    """Two previews, or some more, of a picture of 1000 steps, which is cancelled then."""
+    """Two previews, or some more, of an endless picture, which is cancelled then."""
     seen, job = list[Preview](), unique("shown")
 
     def show(preview: Preview) -> None:
@@ -44,17 +44,24 @@ def shown(client: Client, draw: Callable[..., Any], *what: Any, **options: Any) 
             client.cancel(job)
 
     with pytest.raises(Cancelled):
-        draw(*what, steps=1000, job_id=job, on_preview=show, **options)
+        draw(*what, job_id=job, on_preview=show, **ENDLESS, **options)
     return seen
 
 
 def test_the_last_preview_is_the_picture(client: Client) -> None:
-    job = unique("last")
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(client.generate, PROMPT, job_id=job, seed=7, steps=60)
-        wait_for_step(client, job, 1)
-        until(lambda: (client.preview(job) or Preview(0, 0, np.empty(0), 0, 0)).step == 60)
-        image = np.asarray(future.result().image).astype(float)
+    """If somebody looked while it was drawn; a client that is kept from it for too long asks for
+    another picture.
+    """
+
+    def drawn() -> tuple[str, Any]:
+        job = unique("last")
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(client.generate, PROMPT, job_id=job, seed=7, steps=60)
+            wait_for_step(client, job, 0)
+            until(lambda: last_step(client, job) == 60 or future.done())
+            return job, np.asarray(future.result().image).astype(float)
+
+    job, image = again_until(drawn, lambda found: last_step(client, found[0]) == 60)
     linear, vae = client.preview(job), client.preview(job, "vae")
     assert linear
     assert vae
@@ -64,6 +71,12 @@ def test_the_last_preview_is_the_picture(client: Client) -> None:
     decoder = read_manifest(DEMO_BUNDLE).linear_decoder
     assert decoder
     assert np.sqrt(((linear.image - means) ** 2).mean()) < 2 * decoder.rmse
+
+
+def last_step(client: Client, job: str) -> int:
+    """Of its latest preview; 0 if there is none."""
+    preview = client.preview(job)
+    return preview.step if preview else 0
 
 
 def test_an_edit_shows_the_template_outside_its_mask(client: Client) -> None:
@@ -94,7 +107,7 @@ def test_a_status_is_what_it_was(server: Server, client: Client) -> None:
     request = urllib.request.Request(
         f"{server.http}/v2/models/jobs/infer", json.dumps({"inputs": inputs}).encode()
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
         answer = json.load(response)
     (output,) = answer["outputs"]
     assert output["name"] == "RESULT"
@@ -109,12 +122,21 @@ def test_pictures_are_the_same_whether_somebody_watches(client: Client) -> None:
 
 
 def test_the_command_writes_previews_to_a_file(server: Server, tmp_path: Path) -> None:
+    """If the picture is not done before it looks."""
     command = [str(Path(sys.executable).parent / "tessera"), "generate", PROMPT, "--steps=300"]
     files = ["-o", str(tmp_path / "o.png"), "--preview-file", str(tmp_path / "p.png")]
-    done = subprocess.run(
-        [*command, *files, "--url", server.grpc], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+
+    def seen() -> bool:
+        done = subprocess.run(
+            [*command, *files, "--url", server.grpc],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 0, done.stderr
+        return (tmp_path / "p.png").exists()
+
+    again_until(seen, bool)
     with Image.open(tmp_path / "p.png") as preview, Image.open(tmp_path / "o.png") as picture:
         assert preview.size == picture.size
         assert preview.tobytes() != picture.tobytes()

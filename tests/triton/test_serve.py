@@ -34,13 +34,13 @@ from tessera_client import Cancelled, Client, Control
 from tests.samples.images import noise_blocks, ramp
 from tests.samples.jobs import in_company, wait_for_step
 from tests.samples.servers import family_of, shared_memory_of
-from tests.samples.waiting import again_until, comes
+from tests.samples.waiting import PATIENCE_S, again_until, comes
 
 SERVE = str(Path(sys.executable).parent / "tessera-serve")
 
 
 def refused(*arguments: str) -> str:
-    done = subprocess.run([SERVE, *arguments], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([SERVE, *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -84,7 +84,7 @@ def test_killed_outright_it_leaves_no_process_and_its_memory_to_the_next(
         kept = shared_memory_of(server)
         assert len([path for path in kept if path.is_file()]) > 10, "the regions of the models"
         server.process.kill()
-        _, alive = psutil.wait_procs(family, timeout=300)
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert not alive
     with run_folder():
         assert not [path for path in kept if path.exists()]
@@ -117,7 +117,7 @@ def test_without_a_bundle_the_log_says_what_to_set(tmp_path: Path) -> None:
     line = command(found, [model_repository()], Ports(http, grpc, metrics), load=["encode"])
     variables = {k: v for k, v in environment(found).items() if k != "TESSERA_BUNDLE"}
     with (tmp_path / "log").open("wb") as log:
-        ended = subprocess.run(line, env=variables, stdout=log, stderr=log, timeout=300)
+        ended = subprocess.run(line, env=variables, stdout=log, stderr=log, timeout=PATIENCE_S)
     assert ended.returncode != 0
     assert "TESSERA_BUNDLE is not set; set it to the folder of a bundle" in (
         tmp_path / "log"
@@ -160,7 +160,7 @@ def test_threads_and_address_reach_the_server_and_an_interrupt_ends_it(
         assert shared_memory_of(server)
         interrupt_while_it_draws(server, f"http://127.0.0.2:{server.http_port}")
         assert "are cancelled: they have not ended within 0.5 s" in log.read_text()
-        _, alive = psutil.wait_procs(family, timeout=300)
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert not alive
     assert not shared_memory_of(server)
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
@@ -175,8 +175,8 @@ def interrupt_while_it_draws(server: Server, url: str) -> None:
         drawn = pool.submit(client.generate, "a", job_id="long", steps=1000)
         wait_for_step(client, "long", 1)
         server.process.send_signal(signal.SIGINT)  # for SIGTERM see `ended_whole`
-        assert isinstance(drawn.exception(150), Cancelled)
-        assert server.process.wait(150) == 0
+        assert isinstance(drawn.exception(PATIENCE_S), Cancelled)
+        assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_a_tritonserver_that_has_ended_is_started_again(bundle: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_tritonserver_that_has_ended_is_started_again(bundle: Path, tmp_path: 
             (triton,) = psutil.Process(server.process.pid).children()
             shared = set(shared_memory_of(server))
             triton.kill()
-            triton.wait(120)
+            triton.wait(PATIENCE_S)
             again = partial(_worker, client)
             seen.append(again_until(again, lambda worker: worker not in (None, *seen)))
             comes(lambda: server.ready("serving"))  # it draws before its first pictures end
@@ -207,7 +207,7 @@ def test_a_tritonserver_that_has_ended_is_started_again(bundle: Path, tmp_path: 
             server.process.send_signal(signal.SIGTERM)
             comes(lambda: not server.ready("serving"))
             assert server.ready(), "it lives as long as a job runs"
-        assert server.process.wait(150) == 0
+        assert server.process.wait(PATIENCE_S) == 0
         assert not shared_memory_of(server)
 
 

@@ -11,13 +11,13 @@ import psutil
 
 from bench.server import Server, free_ports
 from tests.samples.servers import ended_whole
-from tests.samples.waiting import comes
+from tests.samples.waiting import PATIENCE_S, comes
 
 
 def ask(port: int, path: str) -> Any:
     """An answer of the gateway; `None` if there is none."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S) as answer:
             return json.loads(answer.read())
     except OSError:
         return None
@@ -40,8 +40,8 @@ def test_a_gateway_is_started_looked_after_and_ended(bundle: Path, tmp_path: Pat
         wait_for_gateway(port)
         first = gateway_of(server)
         first.kill()
-        first.wait(120)
-        server.wait_until(lambda: "the gateway has ended" in server.log.read_text(), 120)
+        first.wait(PATIENCE_S)
+        server.wait_until(lambda: "the gateway has ended" in server.log.read_text(), PATIENCE_S)
         wait_for_gateway(port)
         second = gateway_of(server)
         assert second.pid != first.pid
@@ -52,7 +52,7 @@ def test_a_gateway_is_started_looked_after_and_ended(bundle: Path, tmp_path: Pat
             body,
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             assert json.loads(answer.read())["data"][0]["b64_json"]
     assert not second.is_running()
     assert ask(port, "/v1/models") is None

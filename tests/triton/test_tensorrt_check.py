@@ -29,7 +29,7 @@ def test_a_bundle_is_built_and_served_and_reported(tmp_path: Path) -> None:
     }
     line = [sys.executable, "-m", "bench.tensorrt.run", "--tiny", f"--only={','.join(STEPS)}"]
     done = subprocess.run(
-        line, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=900
+        line, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = tmp_path / "out" / REPORT

@@ -86,6 +86,8 @@ class TritonPythonModel:
         self._board = Board(settings.board)
         Endings(settings, self._board)  # of jobs that are found lost here
         self._busy = threading.Lock()
+        # Whoever imports diffusers while another thread does gets a module without its classes.
+        self._importing = threading.Lock()
         self._recorded = time.monotonic()
         self._ending = threading.Event()
         self._metrics = Metrics()
@@ -101,7 +103,8 @@ class TritonPythonModel:
     @cached_property
     def _words(self) -> Callable[[], Words]:
         """Textual inversions that prompts may have."""
-        from tessera.adapters.inversion import Inversions  # imports torch, like the recorder
+        with self._importing:
+            from tessera.adapters.inversion import Inversions  # imports torch, like the recorder
 
         widths = self._bundle.text_widths(VARIANTS[self._manifest.variant].text_encoders)
         return Inversions(self._bundle.folder, self._adapters.folders, widths).words
@@ -109,10 +112,11 @@ class TritonPythonModel:
     @cached_property
     def _recorder(self) -> Recorder:
         """Used by whoever holds `_busy`."""
-        import torch
+        with self._importing:
+            import torch
 
-        from tessera.adapters.recorded import RecordedAdapters
-        from tessera.templates.recorder import Recorder  # imports networks: 3 s of CPU time
+            from tessera.adapters.recorded import RecordedAdapters
+            from tessera.templates.recorder import Recorder  # imports networks: 3 s of CPU time
 
         torch.set_num_threads(self._bundle.threads)
         adapters = partial(RecordedAdapters, self._bundle, self._adapters)
@@ -155,9 +159,10 @@ class TritonPythonModel:
         steps, scheduler = read_schedule(inputs, self._manifest)
         prompts, loras = read_prompts(inputs, self._manifest), read_loras(inputs)
         uses, images = self._controls(inputs, picture)
-        from tessera.controls.recorded import RecordedControls
-        from tessera.denoise.canvas import TEMPLATE_SEED
-        from tessera.triton.controls import ask
+        with self._importing:
+            from tessera.controls.recorded import RecordedControls
+            from tessera.denoise.canvas import TEMPLATE_SEED
+            from tessera.triton.controls import ask
 
         try:
             identity = self._store.keep(picture)

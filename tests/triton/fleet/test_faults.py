@@ -10,6 +10,8 @@ from bench.server import Server
 from tessera.errors import UnknownJob
 from tessera_client import Client
 from tests.samples.fleets import RunningFleet, fleet_of
+from tests.samples.jobs import ENDLESS
+from tests.samples.waiting import PATIENCE_S
 
 
 def phase(client: Client, job: str) -> str:
@@ -20,7 +22,7 @@ def phase(client: Client, job: str) -> str:
 
 
 def wait_for(client: Client, job: str, wanted: str) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE_S
     while (found := phase(client, job)) != wanted:
         assert time.monotonic() < end, found
         time.sleep(0.05)
@@ -33,8 +35,8 @@ def begun(fleet: RunningFleet, jobs: list[str], errors: list[Exception]) -> list
 
     def draw(job: str, url: str) -> None:
         try:
-            with Client(url, timeout=120, retries=0) as client:
-                client.generate("a circle", steps=1000, scheduler="heun", job_id=job)
+            with Client(url, timeout=3600, retries=0) as client:
+                client.generate("a circle", job_id=job, **ENDLESS)
         except Exception as error:
             errors.append(error)
 
@@ -42,7 +44,7 @@ def begun(fleet: RunningFleet, jobs: list[str], errors: list[Exception]) -> list
     threads = [threading.Thread(target=draw, args=pair) for pair in zip(jobs, urls, strict=False)]
     for thread in threads:
         thread.start()
-    with Client(fleet.grpc, timeout=60) as client:
+    with Client(fleet.grpc, timeout=PATIENCE_S) as client:
         for job in jobs:
             wait_for(client, job, "denoising")
     return threads

@@ -18,7 +18,7 @@ from bench.server import Server
 from tessera.errors import Cancelled, InvalidInput, UnknownJob
 from tessera_client import Client, Control, Info, Lora
 from tests.samples.fleets import RunningFleet
-from tests.samples.jobs import unique, wait_for_step
+from tests.samples.jobs import ENDLESS, unique, wait_for_step
 from tests.samples.waiting import comes
 
 
@@ -137,7 +137,7 @@ def test_a_hot_template_is_copied(through: Client, fleet: RunningFleet) -> None:
 def test_jobs_are_found(through: Client, fleet: RunningFleet) -> None:
     job = unique("sticks")
     with fleet.clients() as (http, grpc), ThreadPoolExecutor(1) as pool:
-        drawn = pool.submit(through.generate, "a circle", steps=1000, job_id=job)
+        drawn = pool.submit(through.generate, "a circle", job_id=job, **ENDLESS)
         for client in (http, grpc):
             wait_for_step(client, job, 1)
         assert sum(worker["in_flight"] for worker in fleet.about()["workers"]) == 1

@@ -28,7 +28,7 @@ from tessera_client import Client
 from tessera_gateway.fleet import wire
 from tessera_gateway.fleet.pool import SERVICE
 from tests.samples.jobs import unique
-from tests.samples.waiting import comes
+from tests.samples.waiting import PATIENCE_S, comes
 
 PROGRAMS = Path(sys.executable).parent
 ENVOY = shutil.which("envoy", path=PROGRAMS)
@@ -105,12 +105,12 @@ def running(folder: Path, *command: object) -> Iterator[None]:
         finally:
             ended = process.poll()
             process.terminate()
-            code = process.wait(60)
+            code = process.wait(PATIENCE_S)
     assert (ended, code) == (None, 0), log.read_text()[-5000:]
 
 
 def wait_for(port: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
             return

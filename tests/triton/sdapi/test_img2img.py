@@ -57,7 +57,7 @@ def as_by_the_sdk(
         def same(drawn: tuple[Any, Result]) -> bool:
             return np.array_equal(np.asarray(drawn[1].image), pixels(drawn[0]["images"][0]))
 
-        return again_until(both, same, 60)
+        return again_until(both, same)
 
 
 @pytest.mark.parametrize("fill", [0, 1, 2], ids=["filled", "original", "noise"])

@@ -202,7 +202,7 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     go = threading.Event()
 
     def read(path: Path, targets: Targets) -> Any:
-        assert not path.stem.startswith("slow") or go.wait(60)
+        assert not path.stem.startswith("slow") or go.wait(300)
         return read_adapter(path, targets)
 
     monkeypatch.setattr("tessera.adapters.store.read_adapter", read)

@@ -15,6 +15,7 @@ from tessera.types import Array
 from tessera_client import AsyncClient
 from tessera_client.wire import Call
 from tests.fakes.transport import AsyncFakeTransport
+from tests.samples.waiting import PATIENCE_S
 
 
 def test_the_async_client_knows_templates() -> None:
@@ -73,7 +74,7 @@ def test_progress_ends_with_its_job_though_a_cancellation_is_lost() -> None:
         client = AsyncClient(transport=CancelLosing())
         seen: list[JobStatus] = []
         drawing = client.generate("a", on_progress=seen.append)
-        result = await asyncio.wait_for(drawing, 10)
+        result = await asyncio.wait_for(drawing, PATIENCE_S)
         assert result.info.seed == 7
         count = len(seen)
         assert count == 1, "the one question that was under way"

@@ -21,6 +21,7 @@ from tessera_client.address import address_of
 from tessera_client.transport import HttpTransport
 from tessera_client.wire import Call
 from tests.fakes.transport import INFO, STATUS
+from tests.samples.waiting import PATIENCE_S
 
 PING = Call("ping", {"A": np.array([[7]], np.int32)})
 
@@ -44,7 +45,7 @@ class _Triton(BaseHTTPRequestHandler):
         asked = json.loads(body[: int(self.headers["Inference-Header-Content-Length"])])
         model = self.path.split("/")[3]
         if model == "slow":
-            self.waits.wait(60)
+            self.waits.wait(PATIENCE_S)
         if self.failure:
             return self._send(*self.failure)
         text = {"jobs": json.dumps(STATUS), "generate": json.dumps(INFO)}
@@ -91,7 +92,7 @@ def transport(triton: Any) -> Iterator[HttpTransport]:
 
 def test_pictures_with_progress_leave_no_connection_and_no_file_open(triton: Any) -> None:
     def picture(number: int) -> None:
-        result = client.generate("a", timeout=10.0 + number, on_progress=lambda status: None)
+        result = client.generate("a", timeout=PATIENCE_S + number, on_progress=lambda status: None)
         assert np.asarray(result.image).tolist() == [[[1, 2, 3]]]
 
     with Client(f"http://127.0.0.1:{triton.port}") as client:
@@ -100,7 +101,7 @@ def test_pictures_with_progress_leave_no_connection_and_no_file_open(triton: Any
         for number in range(20):
             thread = threading.Thread(target=picture, args=(number,), daemon=True)
             thread.start()
-            thread.join(60)
+            thread.join(PATIENCE_S)
         assert len(os.listdir("/proc/self/fd")) <= before + 4  # both ends of up to two more
         assert len(triton.peers) <= 3
 
@@ -108,32 +109,32 @@ def test_pictures_with_progress_leave_no_connection_and_no_file_open(triton: Any
 def test_calls_at_a_time_have_a_connection_each(triton: Any, transport: HttpTransport) -> None:
     with ThreadPoolExecutor(3) as pool:
         slow = Call("slow", PING.inputs)
-        answers = [pool.submit(transport.infer, slow, 30.0) for _ in range(3)]
+        answers = [pool.submit(transport.infer, slow, PATIENCE_S) for _ in range(3)]
         while len(triton.peers) < 3 and not any(a.done() for a in answers):
             time.sleep(0.01)
         triton.waits.set()
-        assert [answer.result(60)["RESULT"].item() for answer in answers] == [b"{}"] * 3
-    transport.infer(PING, 5.0)
+        assert [answer.result(PATIENCE_S)["RESULT"].item() for answer in answers] == [b"{}"] * 3
+    transport.infer(PING, PATIENCE_S)
     assert len(triton.peers) == 3
 
 
 def test_the_timeout_is_that_of_the_call(triton: Any, transport: HttpTransport) -> None:
-    transport.infer(PING, 60.0)
+    transport.infer(PING, PATIENCE_S)
     with pytest.raises(TimedOut, match=r"within 0\.1 s"):
         transport.infer(Call("slow", PING.inputs), 0.1)
     triton.waits.set()
-    transport.infer(Call("slow", PING.inputs), 60.0)
+    transport.infer(Call("slow", PING.inputs), PATIENCE_S)
     assert len(triton.peers) == 2, "one that may still be answered was used again"
 
 
 def test_a_connection_that_the_server_has_closed_is_not_used_again(
     triton: Any, transport: HttpTransport
 ) -> None:
-    transport.infer(PING, 5.0)
+    transport.infer(PING, PATIENCE_S)
     (connection,) = transport._idle
     connection.sock.shutdown(socket.SHUT_WR)
     assert connection.sock.recv(1, socket.MSG_PEEK) == b""  # the server has ended it, too
-    transport.infer(PING, 5.0)
+    transport.infer(PING, PATIENCE_S)
     assert len(triton.peers) == 2
 
 
@@ -151,13 +152,13 @@ def test_answers_that_are_errors(
 ) -> None:
     triton.failure = failure
     with pytest.raises(kind, match=sentence):
-        transport.infer(PING, 5.0)
+        transport.infer(PING, PATIENCE_S)
 
 
 def test_an_answer_that_breaks_off(triton: Any, transport: HttpTransport) -> None:
     triton.breaks_off = True
     with pytest.raises(Unavailable, match="no server answers") as caught:
-        transport.infer(PING, 5.0)
+        transport.infer(PING, PATIENCE_S)
     assert not caught.value.undone
 
 
@@ -166,7 +167,7 @@ def test_no_server_had_no_effect() -> None:
         taken.bind(("127.0.0.1", 0))
         transport = HttpTransport(address_of(f"http://127.0.0.1:{taken.getsockname()[1]}"))
         with pytest.raises(Unavailable) as caught:
-            transport.infer(PING, 5.0)
+            transport.infer(PING, PATIENCE_S)
         assert not transport.ready()
     assert caught.value.undone
 

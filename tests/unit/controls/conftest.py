@@ -11,6 +11,7 @@ import pytest
 
 from tessera.controls.residency import Residency
 from tests.fakes.residency import BUDGET, FORK, SIZES, FakeModels, Open, Start
+from tests.samples.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -47,4 +48,4 @@ def start() -> Iterator[Start]:
     yield run
     for child in children:
         child.kill()
-        child.join(60)
+        child.join(PATIENCE_S)

@@ -25,9 +25,12 @@ from tessera.plan import ControlUse
 from tests.fakes.checkpoint import controlnet, topology
 from tests.samples.plans import plan
 from tests.samples.schedulers import DEMO
+from tests.samples.waiting import PATIENCE_S
 
 WIDTHS = {"conditioning_embedding_out_channels": (8, 8, 16, 16)}
-IMAGE = torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8)
+IMAGE = torch.randint(
+    0, 256, (64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 PIPE = topology("sd15")
 NETWORKS = {name: controlnet(PIPE.unet, **WIDTHS) for name in ("edges", "depth")}
 with torch.no_grad():
@@ -238,7 +241,7 @@ def test_residuals_of_another_size_are_an_error_not_a_wrong_picture() -> None:
 
 def test_controlnets_run_at_the_same_time_and_beside_the_encoder_half() -> None:
     """Each waits until all three have begun: run one after the other they would never end."""
-    models, begun, network = Models(), threading.Barrier(3, timeout=120), unet()
+    models, begun, network = Models(), threading.Barrier(3, timeout=PATIENCE_S), unet()
 
     def ask(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if "SAMPLE" in inputs:

@@ -10,6 +10,7 @@ import pytest
 from tessera.controls.residency import loaded
 from tessera.errors import Cancelled, InvalidInput, Unavailable
 from tests.fakes.residency import Open, give_up_after, holders, is_moving, take, until
+from tests.samples.waiting import PATIENCE_S
 
 
 def test_the_longest_unused_leaves(opened: Open) -> None:
@@ -102,7 +103,7 @@ def test_while_one_is_loaded_only_those_who_need_it_wait(opened: Open, tmp_path:
         quick.take(["b"], give_up_after(3))
     slow.unlink()
     quick.take(["b"], give_up_after(3000))
-    loading.join(60)
+    loading.join(PATIENCE_S)
     assert not loading.is_alive()
 
 

@@ -25,6 +25,7 @@ from tests.fakes.residency import (
     take,
     until,
 )
+from tests.samples.waiting import PATIENCE_S
 
 
 def test_who_holds_one_that_is_loaded_again_goes_on_holding_it(opened: Open, start: Start) -> None:
@@ -32,7 +33,7 @@ def test_who_holds_one_that_is_loaded_again_goes_on_holding_it(opened: Open, sta
     first.take(["a"])
     models.unload("a")  # its process has died
     child = start(_take_and_give_back, opened)
-    child.join(60)
+    child.join(PATIENCE_S)
     assert child.exitcode == 0
     with pytest.raises(Cancelled):
         first.take(["b", "c"], give_up_after(3))  # "a" is still held, so there is no room
@@ -55,7 +56,7 @@ def test_one_that_waits_for_room_is_not_passed_over_for_ever(opened: Open, start
     stop.set()
     residency.give_back(["d"])
     for worker in workers:
-        worker.join(60)
+        worker.join(PATIENCE_S)
     assert [worker.exitcode for worker in workers] == [0, 0]
 
 
@@ -78,7 +79,7 @@ def _overlap(opened: Open, stop: Any, own: Any, others: Any) -> None:
 def test_what_a_dead_process_held_or_was_loading_is_free(opened: Open, start: Start) -> None:
     residency, models = opened()
     child = start(_take_and_die, opened)
-    child.join(60)
+    child.join(PATIENCE_S)
     assert child.exitcode == 0
     residency.take(["d"])
     residency.take(["c"])
@@ -118,7 +119,7 @@ def test_what_a_dead_process_was_loading_takes_room(
     child = start(take, opened, ["a"])
     until(lambda: is_moving(residency, "a"))
     child.kill()
-    child.join(60)
+    child.join(PATIENCE_S)
     slow.unlink()
     if goes_on:
         (tmp_path / "models" / "a").touch()
@@ -143,7 +144,7 @@ def test_who_has_waited_for_long_and_has_its_room_holds_nobody_up(
     assert not models.is_ready("a"), "it is not loading"
     assert _on_turn(residency)
     slow.unlink()
-    late.join(60)
+    late.join(PATIENCE_S)
     assert late.exitcode == 0
 
 
@@ -154,7 +155,7 @@ def _on_turn(residency: Residency) -> bool:
 
 def test_a_full_disk_leaves_nothing_held_or_waiting(opened: Open, start: Start) -> None:
     child = start(_take_on_a_full_disk, opened)
-    child.join(60)
+    child.join(PATIENCE_S)
     assert child.exitcode == 0
 
 
@@ -181,7 +182,7 @@ def test_many_processes_with_random_sets_all_get_theirs(
 ) -> None:
     children = [start(_work, opened, seed * 10 + i) for i in range(4)]
     for child in children:
-        child.join(60)
+        child.join(PATIENCE_S)
     assert [child.exitcode for child in children] == [0] * 4
     loaded = {p.name for p in (tmp_path / "models").iterdir()}
     with opened()[0]._table() as table:

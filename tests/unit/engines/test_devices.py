@@ -17,6 +17,7 @@ from tessera.engines.replicas import Replicas, refitted_together
 from tessera.errors import BundleError
 from tessera.shared import average
 from tests.fakes.engine import FakeEngine
+from tests.samples.waiting import comes
 
 DENSE = ("dense", 64)
 
@@ -60,9 +61,12 @@ class TestShares:
         def work(device: int, rows: slice, _: int) -> None:
             time.sleep((0.005, 0.1)[device] * (rows.stop - rows.start))
 
-        for _ in range(3):  # the first two prepare
+        def learnt() -> bool:
+            """The first two calls prepare; a machine that stalls in the third takes more."""
             devices.run(devices.split(8, DENSE), work, DENSE)
-        assert counts(devices, 8)[0] > 5
+            return counts(devices, 8)[0] > 5
+
+        comes(learnt)
         monkeypatch.setattr(average, "FRESH_S", 0.0)
         assert counts(devices, 8) == [4, 4]
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tessera_gateway.cli import app
 from tessera_gateway.keys import Keyring
+from tests.samples.waiting import PATIENCE_S
 
 
 def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
@@ -22,7 +23,7 @@ def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         env=os.environ | {"COLUMNS": "200"},
     )
 

@@ -12,7 +12,7 @@ import pytest
 from tessera.serve.hangs import Hangs
 from tessera.serve.idle import is_stopped
 from tests.samples.programs import DOING, over_time, program
-from tests.samples.waiting import comes
+from tests.samples.waiting import PATIENCE_S, comes
 
 LIMIT_S = 60.0
 SENTENCE = "a process of model denoise has done nothing for 60 s though it had work; ending it"
@@ -37,7 +37,7 @@ def test_only_what_does_nothing_is_ended(
         assert (idle.poll(), said) == (None, [])
         for _ in range(300):
             hangs.end(running)
-        assert idle.wait(30) == -signal.SIGKILL
+        assert idle.wait(PATIENCE_S) == -signal.SIGKILL
         assert other.poll() is None
     assert said == [SENTENCE]
 

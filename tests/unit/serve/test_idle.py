@@ -9,6 +9,7 @@ import pytest
 
 from tessera.serve.idle import Idle, Work, work_of
 from tests.samples.programs import program
+from tests.samples.waiting import PATIENCE_S
 
 BUSY = "while True: pass"
 READING = """
@@ -35,7 +36,7 @@ while True:
 )
 def test_what_a_process_does_is_seen(code: str) -> None:
     with program(sys.executable, "-c", code) as busy:
-        first, end = work_of(busy.pid), time.monotonic() + 60
+        first, end = work_of(busy.pid), time.monotonic() + PATIENCE_S
         assert first is not None
         while not has_worked(busy.pid, first):
             assert time.monotonic() < end, "it was not seen to work"

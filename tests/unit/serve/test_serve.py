@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from tessera.errors import TesseraError
 from tessera.serve import run_folder as module
+from tessera.serve import supervisor as supervisor_module
 from tessera.serve import tritonserver
 from tessera.serve.cli import check_lora_path
 from tessera.serve.repository import Repository
@@ -39,6 +39,7 @@ from tessera.serve.warmup import warm_up
 from tessera.shared.processes import namespace
 from tessera.shared.settings import LoraPath
 from tests.samples.requests import MANIFEST
+from tests.samples.waiting import PATIENCE_S, comes
 
 SLOTS = 3
 
@@ -140,7 +141,7 @@ class _Triton(BaseHTTPRequestHandler):
         self.keys.append(self.headers["key"])
         self.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         if self.slow and self.path == self.slow[0]:
-            self.slow[1].wait(60)
+            self.slow[1].wait(PATIENCE_S)
         self._send(*self.answer)
 
     def _send(self, status: int, body: bytes) -> None:
@@ -196,18 +197,30 @@ def repository(port: int) -> Repository:
     return Repository(f"http://127.0.0.1:{port}", {"key": "secret"})
 
 
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        """As `time.monotonic`."""
+        return self.now
+
+
 def test_a_model_that_cannot_be_loaded_again_is_tried_again(
-    triton: tuple[int, type[_Triton]],
+    triton: tuple[int, type[_Triton]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, handler = triton
     said: list[str] = []
-    with subprocess.Popen(["sleep", "60"]) as process:
+    clock = Clock()
+    monkeypatch.setattr(supervisor_module, "time", clock)
+    with subprocess.Popen(["sleep", "600"]) as process:
         supervisor = Supervisor([], {}, repository(port), said.append)
         supervisor._process = process
         handler.answer = (500, b"")
         supervisor._heal("denoise")
         _load_until(supervisor, lambda: len(said) == 2)
-        supervisor._workers["denoise"].join(10)
+        supervisor._workers["denoise"].join(PATIENCE_S)
         supervisor._load_due()  # not yet
         assert not supervisor._at_work("denoise")
         assert handler.paths == [
@@ -215,6 +228,7 @@ def test_a_model_that_cannot_be_loaded_again_is_tried_again(
             "/v2/repository/models/denoise/load",
         ]
         handler.answer = (200, b"")
+        clock.now += 1.0
         _load_until(supervisor, lambda: len(said) == 3)
         process.kill()
     assert handler.paths[2:] == handler.paths[1:2]
@@ -224,11 +238,12 @@ def test_a_model_that_cannot_be_loaded_again_is_tried_again(
 
 
 def _load_until(supervisor: Supervisor, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it has not come about within 30 s"
-        supervisor._load_due()
-        time.sleep(0.02)
+    def held() -> bool:
+        if not condition():
+            supervisor._load_due()
+        return condition()
+
+    comes(held)
 
 
 @pytest.mark.parametrize("verb", ["unload", "load"])
@@ -239,7 +254,7 @@ def test_a_model_that_takes_long_to_reload_holds_up_no_other(
     path, answer = f"/v2/repository/models/controlnet_large/{verb}", threading.Event()
     handler.slow = (path, answer)
     said: list[str] = []
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
     supervisor = Supervisor([], {}, repository(port), said.append)
     supervisor._process = process
     supervisor._heal("controlnet_large")

@@ -12,6 +12,7 @@ from tessera.serve.idle import Work
 from tessera.serve.repository import LOADING, READY
 from tessera.serve.starts import Starts
 from tests.samples.programs import DOING, over_time, program
+from tests.samples.waiting import PATIENCE_S
 
 LIMIT_S = 60.0
 
@@ -35,7 +36,7 @@ def test_only_what_does_nothing_in_its_start_is_ended(
         assert (idle.poll(), said) == (None, [])
         for _ in range(300):
             starts.look(running, lambda model: LOADING)
-        assert idle.wait(30) == -signal.SIGKILL
+        assert idle.wait(PATIENCE_S) == -signal.SIGKILL
         assert other.poll() is None
     assert said == [
         "a process of model render has done nothing for 60 s while it started; ending it"

@@ -8,6 +8,8 @@ import sys
 import psutil
 import pytest
 
+from tests.samples.waiting import PATIENCE_S
+
 PROGRAM = """
 import subprocess, sys, time
 from tessera.serve.undertaker import Undertaker
@@ -37,7 +39,7 @@ def test_a_whole_group_ends_with_a_program_that_is_killed(
     assert psutil.Process(program.pid).children() == group[:1]
     program.kill()
     program.communicate()
-    _, alive = psutil.wait_procs(group, timeout=60)
+    _, alive = psutil.wait_procs(group, timeout=PATIENCE_S)
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -45,11 +47,12 @@ def test_nothing_is_killed_once_it_was_dismissed(
     started: tuple[subprocess.Popen[bytes], list[psutil.Process]],
 ) -> None:
     program, group = started
-    waiting = [p for p in psutil.process_iter(["cmdline"]) if str(group[0].pid) in p.cmdline()]
+    every = psutil.process_iter(["cmdline"])  # of which some end meanwhile
+    waiting = [p for p in every if str(group[0].pid) in (p.info["cmdline"] or ())]
     program.communicate(b"\n")
     assert program.returncode == 0
     assert len(waiting) == 1
-    psutil.wait_procs(waiting, timeout=60)
+    psutil.wait_procs(waiting, timeout=PATIENCE_S)
     assert not waiting[0].is_running()
     assert all(each.is_running() for each in group)
     for each in group:

@@ -46,6 +46,7 @@ def test_what_another_process_adds_uses_and_evicts_shows(store: TemplateStore) -
     assert listed(store) == ["a", "c", "b"]
     other.evict("c")
     assert listed(store) == ["a", "b"]
+    os.utime(store.root / "recordings" / key_of("a").digest / "recording.json", (5, 5))
     filled(other, key_of("c"))
     assert listed(store)[0] == "c"
 

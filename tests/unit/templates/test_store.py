@@ -23,6 +23,7 @@ from tessera.templates.storage import Storage
 from tessera.templates.store import Damaged, RecordingKey, TemplateStore
 from tessera.types import Tensors
 from tests.samples.templates import PICTURE, arrays, filled, key_of
+from tests.samples.waiting import PATIENCE_S
 
 
 class TestStore:
@@ -204,7 +205,7 @@ class TestStore:
             target=lambda: store.record(key_of(), Storage("float32"), steps())
         )
         child.start()
-        child.join(30)
+        child.join(PATIENCE_S)
         assert child.exitcode == 9
         assert store.find(key_of()) is None
         assert store.recordings() == []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.samples.waiting import PATIENCE_S
+
 PROGRAMS = Path(sys.executable).parent
 NAME = "[/a]:bread:[red]x"
 COMMANDS = {
@@ -27,7 +29,7 @@ def test_names_are_printed_as_they_were_typed(program: str, tmp_path: Path) -> N
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode not in (0, -6), done.stdout
     assert NAME in done.stdout + done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,13 +105,14 @@ def test_what_fails_for_a_tick_as_a_whole_is_told_to_its_requests(models: dict[s
 def test_a_tick_may_take_longer_than_what_makes_a_request_vanish(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load("denoise"), "VANISHED_S", 0.01)
+    now = [0.0]
+    monkeypatch.setattr(load("denoise"), "time", SimpleNamespace(monotonic=lambda: now[0]))
     denoise = models["denoise"]
     request = sequence(models, 1, STEPS=2, JOB_ID="j")
     works = denoise._adapters.tick
 
     def slowly(*arguments: Any, **options: Any) -> None:
-        time.sleep(0.05)
+        now[0] += load("denoise").VANISHED_S + 1
         works(*arguments, **options)
 
     denoise._adapters.tick = slowly

@@ -84,3 +84,21 @@ def test_loras_are_read_without_networks() -> None:
     for module in ("overview", "text", "switch"):
         found = imported(f"import tessera.adapters.{module}")
         assert found <= {"torch", "diffusers", "onnx"}, module
+
+
+def test_diffusers_is_imported_by_one_thread_of_templates_at_a_time() -> None:
+    """Else the other one may get a module without its classes, and keep it."""
+    done = imported(
+        "import builtins, contextlib, threading\n"
+        "from tessera.triton.templates import TritonPythonModel\n"
+        "model, plain, held = TritonPythonModel(), builtins.__import__, set()\n"
+        "model._importing = threading.Lock()\n"
+        "def watched(name, *more, **options):\n"
+        "    held.update([model._importing.locked()] if name == 'diffusers' else [])\n"
+        "    return plain(name, *more, **options)\n"
+        "builtins.__import__ = watched\n"
+        "with contextlib.suppress(AttributeError):  # it has no bundle\n"
+        "    model._recorder\n"
+        "assert held == {True}, held"
+    )
+    assert "diffusers" in done

@@ -13,6 +13,7 @@ import torch
 
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.calls import edit_inputs, encoded, load, message, phase
+from tests.samples.waiting import PATIENCE_S
 
 
 def test_a_request_through_all_models(models: dict[str, Any]) -> None:
@@ -47,20 +48,20 @@ def test_cancelling_an_edit_does_not_wait_for_its_recording(
 
     def record(arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
         begun.set()
-        assert going_on.wait(30)
+        assert going_on.wait(PATIENCE_S)
         recorded.set()
         return pb_utils.InferenceResponse([pb_utils.Tensor("RESULT", np.array([[b"{}"]], object))])
 
     monkeypatch.setitem(pb_utils.BLS, "templates", record)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(sparse_models["render"].execute, [pb_utils.Request(**arrays)])
-        assert begun.wait(30)
+        assert begun.wait(PATIENCE_S)
         sparse_models["board"].cancel("j")
         (response,) = answer.result(30)
     assert message(response) == ("job j was cancelled", pb_utils.TritonError.CANCELLED)
     assert phase(sparse_models, "j") == "cancelled"
     going_on.set()
-    assert recorded.wait(30)  # somebody else may wait for it
+    assert recorded.wait(PATIENCE_S)  # somebody else may wait for it
 
 
 def test_an_edit_is_told_why_its_template_was_not_recorded(

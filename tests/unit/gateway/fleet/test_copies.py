@@ -22,6 +22,7 @@ from tessera_gateway.fleet.peek import Peek, peek, tensors_of
 from tessera_gateway.fleet.pool import Pool
 from tessera_gateway.fleet.several import everywhere
 from tests.fakes.kserve import FakeTriton, fake_workers
+from tests.samples.waiting import PATIENCE_S
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (1, 8, 16, 3), np.uint8)
 TEMPLATE = template_id(PICTURE[0])
@@ -137,7 +138,7 @@ async def heat(it: It, *, fails: bool = False) -> None:
     Copies(it.pool)
     asked = Peek("edit", template=TEMPLATE, mask=0.1, steps=5, scheduler="euler")
     await it.pool.route(asked, lambda member: member.infer(wire.request_of("edit", {})))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while it.pool.copying:
             await asyncio.sleep(0.01)
 

@@ -12,8 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tessera_gateway.fleet import wire
+from tessera_gateway.fleet import pool, wire
 from tests.samples.fronts import fleet
+from tests.samples.waiting import PATIENCE_S
 
 
 def draw(job: str = "") -> bytes:
@@ -75,7 +76,12 @@ def test_a_job_of_another_router_is_found() -> None:
     asyncio.run(run())
 
 
-def test_what_a_dead_worker_would_have_got_goes_to_another() -> None:
+def test_what_a_dead_worker_would_have_got_goes_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless it is asked for its load, and left out, before it would get anything."""
+    monkeypatch.setattr(pool, "TELLS_EVERY_S", PATIENCE_S)
+
     async def run() -> None:
         async with fleet() as it:
             await it.workers[0].stop()
@@ -149,7 +155,7 @@ def test_a_caller_that_leaves_cancels_its_job() -> None:
             while not it.workers[0].drawn:
                 await asyncio.sleep(0.01)
             task.cancel()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while not it.workers[0].cancelled:
                     await asyncio.sleep(0.01)
             assert it.workers[0].cancelled == ["j"]

@@ -18,6 +18,7 @@ from tessera_gateway.fleet.picker import DESTINATION, EXT_PROC, Picker, resolved
 from tessera_gateway.fleet.pool import Pool
 from tessera_gateway.fleet.settings import Server
 from tests.fakes.kserve import fake_workers
+from tests.samples.waiting import PATIENCE_S
 
 LOAD = Load("x", slots=4, lines=Lines((0.0, 1.0), (1.0, 1.0)), defaults=Defaults(10, 64, 64))
 A, B = Server("10.0.0.1:8001", "10.0.0.1:8000"), Server("10.0.0.2:8001", "10.0.0.2:8000")
@@ -102,7 +103,7 @@ async def left(pool: Pool, port: int, *, answered: bool) -> None:
         (entry,) = pool.book.workers.values()
         assert len(entry.sent) == (0 if answered else 1)
         call.cancel()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while entry.sent:
                 await asyncio.sleep(0.01)
 
@@ -123,7 +124,7 @@ def test_a_caller_that_leaves_cancels_its_job_if_answers_are_told() -> None:
                     assert worker.asked_to_cancel == []
                 await left(pool, port, answered=False)
                 (last, _) = pool.book.choices[-1]
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(PATIENCE_S):
                     while not worker.asked_to_cancel:
                         await asyncio.sleep(0.01)
                 assert worker.asked_to_cancel == [last.job]

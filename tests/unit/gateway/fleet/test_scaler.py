@@ -17,6 +17,7 @@ from tessera_gateway.fleet.scaler import Scaler
 from tessera_gateway.fleet.scaling import Autoscaling, Hold
 from tessera_gateway.fleet.settings import Server
 from tests.fakes.kserve import FakeTriton
+from tests.samples.waiting import PATIENCE_S
 
 
 @dataclass
@@ -64,7 +65,7 @@ class It:
                 await self.pool.ask(server.grpc)
         self.now += seconds
         await self.scaler.look(self.now)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while self.scaler._stopping:
                 await asyncio.sleep(0.01)
 
@@ -90,7 +91,7 @@ class It:
 
     async def drawing(self, jobs: dict[int, set[str]]) -> None:
         """Wait until these jobs are at these workers."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while {n: set(w.drawn) for n, w in self.starter.running.items() if w.drawn} != jobs:
                 await asyncio.sleep(0.01)
 
