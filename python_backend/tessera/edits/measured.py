@@ -79,7 +79,7 @@ class Measured:
             "errors": [dataclasses.asdict(row) for row in self.errors],
         }
         path = folder / FILE
-        write(path, f"{json.dumps(content, indent=1)}\n".encode())
+        write(path, f"{json.dumps(content, indent=1)}\n".encode(), lasting=True)
         return path
 
     def _rows(self, quality: EditQuality, nearness: Nearness) -> list[dict[str, Any]]:

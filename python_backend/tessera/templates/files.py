@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 Used = tuple[int, int, str]
@@ -23,13 +23,15 @@ STALE_S = 3600.0
 """A temporary file or folder untouched for this long belongs to a process that has ended."""
 
 
-def write(path: Path, content: bytes, *, lasting: bool = True) -> None:
+def write(path: Path, content: bytes, *, lasting: bool = False) -> None:
     """Write a file atomically: under a temporary name first, which then replaces `path`.
 
     Args:
         path: of the file.
         content: of the file.
-        lasting: see to it that a crash of the machine leaves it whole or not at all, see `sync`.
+        lasting: wait until it is on the disk before it gets its name: a crash of the machine may
+            leave the name without the content otherwise. It takes as long as the disk is busy, so
+            it is nothing for a request.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -39,22 +41,12 @@ def write(path: Path, content: bytes, *, lasting: bool = True) -> None:
         with partial.open("wb") as file:
             file.write(content)
             if lasting:
-                sync(file)
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def sync(file: IO[bytes]) -> None:
-    """Wait until what was written to a file is on the disk. Comes before the file gets its name: a
-    crash of the machine may leave the name without the content otherwise.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def age(path: Path) -> float:

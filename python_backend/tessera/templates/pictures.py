@@ -15,7 +15,7 @@ import numpy as np
 
 from tessera.errors import InvalidInput
 from tessera.requests.edit import template_id
-from tessera.templates.files import by_use, names, sync
+from tessera.templates.files import by_use, names
 from tessera.types import Array
 
 _SUFFIX = ".npy"
@@ -45,7 +45,7 @@ class Pictures:
             partial = Path(out.name)
             try:
                 np.save(out, picture, allow_pickle=False)
-                sync(out.file)
+                out.flush()
                 partial.replace(path)
             except BaseException:
                 partial.unlink(missing_ok=True)

@@ -215,14 +215,14 @@ class TemplateStore:
             recording = Recording(folder, key, storage, checksums)
             for step, arrays in steps:
                 content = safetensors.torch.save(pack(arrays, storage.kind))
-                write(recording.file(step), content)
+                write(recording.file(step), content, lasting=True)
                 checksums[step] = (len(content), zlib.crc32(content))
             recording_json = {
                 "key": key.fields,
                 "storage": dataclasses.asdict(storage),
                 "checksums": checksums,
             }
-            write(folder / _MANIFEST, json.dumps(recording_json).encode())
+            write(folder / _MANIFEST, json.dumps(recording_json).encode(), lasting=True)
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
         except BaseException:
@@ -321,7 +321,7 @@ class TemplateStore:
     def want(self, key: RecordingKey) -> None:
         """Note that a recording will be needed. `wanted` lists these notes."""
         text = json.dumps(key.fields)
-        write(self.root / "wanted" / f"{key.digest}.json", text.encode(), lasting=False)
+        write(self.root / "wanted" / f"{key.digest}.json", text.encode())
         self._notes()
 
     def wanted(self, bundle: str) -> list[RecordingKey]:

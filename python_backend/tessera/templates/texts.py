@@ -45,17 +45,16 @@ class Texts:
         self._folder = folder
 
     def put(self, name: str, text: Tensors) -> None:
-        """Write a prompt's `hidden` (tokens, width) and `pooled` (width,), unless it is there.
+        """Write a prompt's `hidden` (tokens, width) and `pooled` (width,), unless they are there.
 
         Raises:
             OSError: the disk is full or cannot be written.
         """
         import safetensors.torch
 
-        path = self._path(name)
-        if not path.exists():
+        if self.get(name) is None:
             content = {key: tensor.contiguous() for key, tensor in text.items()}
-            write(path, safetensors.torch.save(content))
+            write(self._path(name), safetensors.torch.save(content))
 
     def get(self, name: str) -> Tensors | None:
         """Inverse of `put`; `None` if it is not there, or damaged."""
