@@ -24,7 +24,7 @@ class Bench:
     Attributes:
         module: has a function `main`, which reads the command line.
         line: what it measures.
-        options: with which `quick` and `all` run it.
+        options: with which it runs unless others are given, which replace all of them.
         by: `quick` if `make bench` runs it, `all` if only `make bench-all` does; "" if it wants
             options, Ray, or as long as one likes.
     """
@@ -110,7 +110,7 @@ def main() -> None:
     elif name in ("quick", "all") and not options:
         for each, bench in BENCHES.items():
             if bench.by == "quick" or bench.by == name:
-                line = [sys.executable, "-m", "bench", each, *bench.options]
+                line = [sys.executable, "-m", "bench", each]
                 subprocess.run(line, check=True)  # in a process of its own, as when it runs alone
     elif name in BENCHES:
         run(name, options)
@@ -121,8 +121,8 @@ def main() -> None:
 
 
 def run(name: str, options: list[str]) -> None:
-    """Run one benchmark in this process."""
-    sys.argv[1:] = options
+    """Run one benchmark in this process, with its own options if none are given."""
+    sys.argv[1:] = options or BENCHES[name].options
     sys.argv[0] = f"bench {name}"
     importlib.import_module(f"bench.{BENCHES[name].module}").main()
 
