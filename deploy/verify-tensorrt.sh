@@ -112,7 +112,7 @@ serve_read_only
 [ -n "$dry" ] || docker rm --force "$name" >/dev/null 2>&1 || true # the GPU is for the steps now
 status=0
 call docker run --rm --gpus "$gpus" --read-only --user "$user" --tmpfs /tmp:exec --shm-size=16g \
-    --volume "$work:/work" --env HOME=/work/home --env XDG_CACHE_HOME=/work/home \
-    --env OUT=/work/out --env VERIFY_WORK=/work tessera:verify-verify "${options[@]}" || status=$?
+    --volume "$work:/checks" --env HOME=/checks/home --env XDG_CACHE_HOME=/checks/home \
+    --env OUT=/checks/out --env VERIFY_WORK=/checks tessera:verify-verify "${options[@]}" || status=$?
 [ -n "$dry" ] || echo "verify-tensorrt.sh: send back $work/out/tessera-tensorrt-report.tar.gz"
 exit "$status"

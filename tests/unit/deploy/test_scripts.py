@@ -117,7 +117,7 @@ def test_containers_run_read_only_and_the_steps_not_as_root(host: Host) -> None:
     steps = runs[-1]
     user = steps[steps.index("--user") + 1]
     assert not user.startswith("0:")
-    assert f"{host.work}:/work" in steps
+    assert f"{host.work}:/checks" in steps
 
 
 @pytest.mark.parametrize(
