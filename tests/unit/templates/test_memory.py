@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,14 +12,7 @@ from tessera.templates.memory import DeviceMemory, StepMemory
 from tessera.templates.store import Damaged
 from tessera.types import Tensors
 from tests.samples.templates import arrays
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Entries are counted by the threads that read them, a little after a read's end is seen."""
-    end = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.001)
+from tests.samples.waiting import comes
 
 
 class TestMemory:
@@ -47,8 +39,8 @@ class TestMemory:
         memory = StepMemory(budget=2 * size)
         for name in (("d", 0), ("d", 1), ("e", 0)):
             memory.get(name, lambda: arrays(0)).result()
-            wait_until(lambda name=name: memory.holds(name))  # type: ignore[misc]
-        wait_until(lambda: memory.held == {"memory": {"d": 1, "e": 1}})
+            comes(lambda name=name: memory.holds(name))  # type: ignore[misc]
+        comes(lambda: memory.held == {"memory": {"d": 1, "e": 1}})
         memory.drop("d")
         assert memory.held == {"memory": {"e": 1}}
 
@@ -57,7 +49,7 @@ class TestMemory:
         device = DeviceMemory(host, device="cpu", budget=10**9)
         device.get(("d", 0), lambda: arrays(0)).result()
         host.get(("d", 1), lambda: arrays(0)).result()
-        wait_until(lambda: device.held == {"device": {"d": 1}, "memory": {"d": 2}})
+        comes(lambda: device.held == {"device": {"d": 1}, "memory": {"d": 2}})
 
     def test_a_stalled_read_is_soon_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
         memory = StepMemory(budget=10**9)
@@ -80,12 +72,12 @@ class TestMemory:
         memory = StepMemory(budget=2 * size, threads=1)
         for step in (0, 1, 0, 2):
             memory.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
-        wait_until(lambda: memory.counters.evictions == 1)
+        comes(lambda: memory.counters.evictions == 1)
         memory.get(("d", 0), lambda: pytest.fail("0 was used last")).result()
         before = memory.counters.misses
         memory.get(("d", 1), lambda: arrays(1)).result()
         assert memory.counters.misses == before + 1
-        wait_until(lambda: memory.counters.evictions == 2)
+        comes(lambda: memory.counters.evictions == 2)
         assert memory.counters.bytes <= 2 * size
 
     def test_a_recording_that_is_too_large_keeps_some_steps_and_harms_no_other(self) -> None:
@@ -104,7 +96,7 @@ class TestMemory:
                 memory.ahead(("large", ahead), read, whole=6 * size)
             memory.get(("large", step), read, whole=6 * size).result()
         assert 6 <= len(reads) < 16
-        wait_until(lambda: memory.counters.bytes <= 4 * size)
+        comes(lambda: memory.counters.bytes <= 4 * size)
         assert memory.holds(("small", 0))
         assert memory.counters.bytes > 2 * size
 
@@ -114,7 +106,7 @@ class TestMemory:
         for name in ("old", "new"):
             for step in range(3):
                 memory.get((name, step), lambda: arrays(0), whole=3 * size).result()
-        wait_until(lambda: memory.held == {"memory": {"new": 3}})
+        comes(lambda: memory.held == {"memory": {"new": 3}})
 
     def test_what_leaves_the_device_stays_in_host_memory(self) -> None:
         size = sum(a.nbytes for a in arrays(0).values())
@@ -122,8 +114,8 @@ class TestMemory:
         device = DeviceMemory(host, device="cpu", budget=size)
         for step in (0, 1):
             device.get(("d", step), lambda s=step: arrays(s)).result()  # type: ignore[misc]
-            wait_until(lambda: device.counters.bytes == size)
-        wait_until(lambda: device.tiers["device"].evictions == 1)
+            comes(lambda: device.counters.bytes == size)
+        comes(lambda: device.tiers["device"].evictions == 1)
         assert device.holds(("d", 0))
         again = device.get(("d", 0), lambda: pytest.fail("it is in host memory")).result()
         assert torch.equal(again["norm.n"], arrays(0)["norm.n"])
@@ -138,8 +130,8 @@ class TestMemory:
 
         with pytest.raises(Damaged):
             memory.get(("d", 0), fail).result()
-        wait_until(lambda: memory.counters.entries == 0)
+        comes(lambda: memory.counters.entries == 0)
         assert memory.get(("d", 0), lambda: arrays(0)).result()
-        wait_until(lambda: memory.holds(("d", 0)))
+        comes(lambda: memory.holds(("d", 0)))
         memory.drop("d")
         assert (memory.counters.bytes, memory.counters.entries) == (0, 0)

@@ -211,9 +211,10 @@ def test_a_request_that_is_written_here() -> None:
 def test_bytes_that_are_no_request(data: bytes) -> None:
     """Either they are one by chance, or they are called malformed; nothing else happens."""
     try:
-        peek_grpc(data)
+        found = peek_grpc(data)
     except wire.Malformed:
         return
+    assert isinstance(found, Peek)
 
 
 @given(edits(), st.data())
