@@ -53,10 +53,21 @@ class Soak:
 
     @property
     def memory_growth(self) -> float | None:
-        """See `bench.soak.watch.growth`; `None` of a run too short to tell."""
-        if len(self.seen) < _QUARTERS:
-            return None
-        return growth([float(each.memory) for each in self.seen])
+        """See `bench.soak.watch.growth`, of the looks at a whole server; `None` of a run too short
+        to tell.
+        """
+        whole = [float(each.memory) for each in self.seen if each.whole]
+        return growth(whole) if len(whole) >= _QUARTERS else None
+
+    def parts(self) -> dict[str, dict[str, float | None]]:
+        """Of each part of the whole server: its memory at the median, and its growth."""
+        whole = [each.parts for each in self.seen if each.whole]
+        told: dict[str, dict[str, float | None]] = {}
+        for name in sorted({name for parts in whole for name in parts}):
+            values = [float(parts[name]) for parts in whole if name in parts]
+            grown = round(growth(values), 4) if len(values) >= _QUARTERS else None
+            told[name] = {"median_mb": round(statistics.median(values) / 1e6), "growth": grown}
+        return told
 
 
 def summary(soak: Soak) -> dict[str, Any]:
@@ -78,6 +89,16 @@ def summary(soak: Soak) -> dict[str, Any]:
         "disk_filled": soak.full,
         "ended_by_itself": soak.ended,
         "memory_growth": None if grown is None else round(grown, 4),
+        "memory_growth_by_part": soak.parts(),
+        "whole_looks": sum(each.whole for each in soak.seen),
+        "looks": [
+            {
+                "at": round(s.at - soak.began, 1),
+                "whole": s.whole,
+                "parts_mb": {name: round(value / 1e6, 1) for name, value in s.parts.items()},
+            }
+            for s in soak.seen
+        ],
         "memory_mb": _range([s.memory / 1e6 for s in soak.seen]),
         "open_files": _range([s.files for s in soak.seen]),
         "processes": _range([s.processes for s in soak.seen]),
@@ -100,7 +121,8 @@ def write(soak: Soak, folder: Path, console: Console) -> None:
     for name in ("memory_mb", "open_files", "processes", "shared_files"):
         console.print(f"{name.replace('_', ' ')}: {found[name]}")
     if (grown := found["memory_growth"]) is not None:
-        console.print(f"memory, last quarter against second: {100 * grown:+.1f} %")
+        looks = f"{found['whole_looks']} of {len(soak.seen)} looks saw every model"
+        console.print(f"memory, last quarter against second: {100 * grown:+.1f} % ({looks})")
     console.print(f"tritonserver ended by itself: {soak.ended} times")
     for each in soak.faulty:
         console.print(f"{each.kind}: {each.outcome}, {each.note}")

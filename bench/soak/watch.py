@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from bench.server import Server
+from bench.server import ALL_MODELS, Server
+from tessera.shared.processes import model_processes
 
 _EVERY_S = 2.0
 _SHARED = Path("/dev/shm")
@@ -23,17 +25,30 @@ class Seen:
 
     Attributes:
         at: as `time.monotonic` has it.
-        memory: bytes, pages shared by several processes counted once.
+        parts: bytes of each model's processes, and of the program where it is no model; pages
+            shared by several processes are counted once.
         files: open file descriptors.
         processes: how many.
         shared: files of the server in shared memory.
     """
 
     at: float
-    memory: int
+    parts: Mapping[str, int]
     files: int
     processes: int
     shared: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all processes."""
+        return sum(self.parts.values())
+
+    @property
+    def whole(self) -> bool:
+        """Whether every model has a process. How much a server uses of which a part is missing
+        says how long that was missing, not whether anything grows.
+        """
+        return set(ALL_MODELS) <= self.parts.keys()
 
 
 class Watch(threading.Thread):
@@ -58,16 +73,20 @@ class Watch(threading.Thread):
 
 def look(server: Server) -> Seen:
     """What its processes use now. One that ends meanwhile is left out."""
-    memory = files = processes = 0
+    parts: Counter[str] = Counter()
+    files = processes = 0
     root = psutil.Process(server.process.pid)
+    models: dict[int, str] = {}
+    for child in root.children():
+        models |= model_processes(child.pid)
     for each in [root, *root.children(recursive=True)]:
         try:
-            memory += each.memory_full_info().pss
+            parts[models.get(each.pid) or each.name()] += each.memory_full_info().pss
             files += each.num_fds()
             processes += 1
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return Seen(time.monotonic(), memory, files, processes, len(shared_memory(server)))
+    return Seen(time.monotonic(), dict(parts), files, processes, len(shared_memory(server)))
 
 
 def shared_memory(server: Server) -> list[Path]:

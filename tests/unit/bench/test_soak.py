@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bench.server import ALL_MODELS
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
 from bench.soak.traffic import Happened
 from bench.soak.watch import Seen, growth
 
 
-def seen(at: float, memory: float) -> Seen:
-    return Seen(at, round(memory), files=10, processes=3, shared=4)
+def seen(at: float, memory: float, missing: str = "") -> Seen:
+    parts = {name: 1 for name in ALL_MODELS if name != missing} | {"tritonserver": round(memory)}
+    return Seen(at, parts, files=10, processes=3, shared=4)
 
 
-def soak(*, memory: list[float], happened: list[Happened]) -> Soak:
-    looks = [seen(float(at), value) for at, value in enumerate(memory)]
+def soak(
+    *, memory: list[float], happened: list[Happened], looks: Sequence[Seen] | None = None
+) -> Soak:
+    looks = looks or [seen(float(at), value) for at, value in enumerate(memory)]
     return Soak(1.0, 0.0, happened, [Fault(30.0, "killed tritonserver", 9.04)], looks, [], False)
 
 
@@ -44,6 +49,26 @@ def test_every_request_is_counted_and_faulty_ones_are_listed() -> None:
 
 def test_a_short_run_does_not_speak_of_growth() -> None:
     assert summary(soak(memory=[1e9] * 7, happened=[]))["memory_growth"] is None
+
+
+def test_looks_at_a_server_without_one_of_its_models_do_not_count() -> None:
+    whole = [seen(at, 1e9) for at in range(8)]
+    partial = [seen(at, 5e8, missing="denoise") for at in range(8, 16)]
+    found = summary(soak(memory=[], happened=[], looks=whole + partial))
+    assert (found["memory_growth"], found["whole_looks"]) == (0.0, 8)
+    assert found["memory_mb"]["lowest"] == 500
+    assert found["memory_growth_by_part"]["tritonserver"] == {"median_mb": 1000, "growth": 0.0}
+    assert [each["whole"] for each in found["looks"]] == [True] * 8 + [False] * 8
+
+
+def test_growth_is_told_for_each_part() -> None:
+    looks = [
+        Seen(at, {**dict.fromkeys(ALL_MODELS, 100), "denoise": 100 + 10 * at}, 1, 1, 1)
+        for at in range(8)
+    ]
+    found = summary(soak(memory=[], happened=[], looks=looks))["memory_growth_by_part"]
+    assert found["decode"]["growth"] == 0.0
+    assert found["denoise"]["growth"] == pytest.approx(165 / 125 - 1)
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
