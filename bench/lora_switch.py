@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    machine = report.describe_machine(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
             Path(folder), options.config, options.rank, options.rounds, options.threads
@@ -77,7 +78,6 @@ def main() -> None:
     switch = theirs["load"] + theirs["unfuse"]
     found["ratio"] = {k: round(switch / ours[k], 1) for k in ("cold", "warm", "kept") if k in ours}
     settings = {k: v for k, v in vars(options).items() if k != "threads"}
-    machine = report.describe_machine(options.threads)
     print(json.dumps(found, indent=1))
     report.write(f"lora_switch_{options.config}", settings, found, machine=machine)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import client_alone, report
+from bench import again, client_alone, report
 from bench.edit_tables import EDIT_TABLES
 from bench.fleet_tables import FLEET_TABLES
 from bench.growth import exponent
@@ -199,6 +199,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **LORA_TABLES,
     **EDIT_TABLES,
     "client-alone": client_alone.table,
+    "second-day": again.table,
 }
 """By the name in a text."""
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import report
 from bench.__main__ import BENCHES
+from bench.calibration import product_ms
 from bench.server import ROOT
 from bench.tables import PLACE, TABLES, rendered, texts
+from tests.samples.waiting import PATIENCE_S
 
 WITH_TABLES = [text for text in texts() if "<!-- table: " in text.read_text()]
 
@@ -60,3 +64,28 @@ def test_a_report_has_one_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file.write_text(json.dumps(found | {"more": 1}))
     with pytest.raises(ValueError, match=r"trace.json has \['name', .* accepted: \['name', "):
         report.read("trace")
+
+
+def test_a_report_has_the_state_of_the_machine_before_and_after(tmp_path: Path) -> None:
+    machine = report.describe_machine(2)
+    assert machine["load_average_before"] >= 0
+    began = datetime.fromisoformat(machine["began"]) - timedelta(seconds=90)
+    machine["began"] = began.isoformat(timespec="seconds")
+    with report.elsewhere(tmp_path):
+        report.write("trace", {}, [1], machine=machine)
+        found = report.read("trace")["machine"]
+    assert 90 <= found["seconds"] < 90 + PATIENCE_S
+    for when in ("before", "after"):
+        one, two = (found["product_ms"][when][count] for count in ("1", "2"))
+        assert one > 0
+        assert two > 0
+
+
+def test_the_calibration_leaves_the_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        product_ms()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
