@@ -26,7 +26,7 @@ from rich.console import Console
 
 from bench import report
 from bench.__main__ import BENCHES
-from bench.markdown import NOT_YET, if_measured, markdown
+from bench.markdown import NOT_YET, if_measured, markdown, speed
 from bench.sampled import FORMS, WITHOUT
 from bench.server import ROOT
 
@@ -148,19 +148,6 @@ def rows_of(found: Content) -> list[list[str]]:
         change = f"{new[1] / old[1]:.2f}" if old[1] > 0 and new[1] > 0 else ""
         rows.append(["", name, _cell(before), _cell(again), change, within(old, new)])
     return rows
-
-
-def speed(one: Content) -> str:
-    """When a run was, and how fast the machine: milliseconds of the calibrating product."""
-    product = one["machine"].get("product_ms")
-    if product is None:
-        return f"{one['date']}, speed not recorded"
-    shown = ", then ".join(
-        " and ".join(f"{ms:.0f}" for ms in product[when].values())
-        for when in ("before", "after")
-        if when in product
-    )
-    return f"{one['date']}, product {shown} ms"
 
 
 def within(old: Sequence[float], new: Sequence[float]) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 from bench import again, client_alone, report
 from bench.edit_tables import EDIT_TABLES
 from bench.fleet_tables import FLEET_TABLES
-from bench.growth import exponent
+from bench.growth import exponent, is_memory
 from bench.lora_tables import LORA_TABLES
-from bench.markdown import NOT_YET, if_measured, markdown, ms, two
+from bench.markdown import NOT_YET, if_measured, markdown, ms, speed, two
 from bench.server import ROOT
 from bench.service_tables import SERVICE_TABLES
 from bench.trace_tables import TRACE_TABLES
@@ -166,18 +166,20 @@ def overload() -> str:
 
 
 def growth() -> str:
-    """What more of everything costs, medians."""
+    """What more of everything costs, medians, and how each kind was measured."""
     rows = []
-    for what, of_numbers in report.read("growth")["results"].items():
-        counts = list(of_numbers)
-        for call in of_numbers[counts[0]]:
-            medians = [statistics.median(of_numbers[count][call]) for count in counts]
+    for what, of in report.read("growth")["results"].items():
+        rows.append([f"**{what}**", speed(of), f"`{of['command']}`", ""])
+        numbers = of["numbers"]
+        for call in next(iter(numbers.values())):
+            medians = [statistics.median(samples[call]) for samples in numbers.values()]
+            form = _megabytes if is_memory(call) else _brief
             shown = [
-                f"{_brief(value)} at {int(n):,}" for n, value in zip(counts, medians, strict=True)
+                f"{form(value)} at {int(n):,}" for n, value in zip(numbers, medians, strict=True)
             ]
-            slope = exponent([float(count) for count in counts], medians)
-            rows.append([what, call, ", ".join(shown), f"{round(slope, 1) + 0.0:.1f}"])
-    return markdown(("of what", "what", "time at each number", "exponent at the end"), rows)
+            slope = exponent([float(count) for count in numbers], medians)
+            rows.append(["", call, ", ".join(shown), f"{round(slope, 1) + 0.0:.1f}"])
+    return markdown(("of what", "what", "median at each number", "exponent at the end"), rows)
 
 
 FIGURES = ("p50, s", "p95, s", "in time", "pictures/s")
@@ -246,6 +248,10 @@ def _spread(quartiles: Sequence[float], unit: str = "", digits: int = 2) -> str:
 
 def _brief(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.2f} ms"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value:,.0f} MB"
 
 
 def _s(value: float) -> str:
