@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+from bench import report
 from bench.markdown import NOT_YET, if_measured, markdown, spread
+from bench.sampled import quartiles_of
 
 
 def gateway() -> str:
@@ -46,6 +48,18 @@ def restarts() -> str:
     return markdown(("", f"seconds, {content['settings']['runs']} rounds"), rows)
 
 
+def ready() -> str:
+    """README's sentence: how long a server takes to start, and to stop where that was measured."""
+    content = report.read("restarts")
+    found, count = content["results"], content["settings"]["runs"]
+    stops = f", and stops within {max(found['stop']):.1f} s" if "stop" in found else ""
+    start = spread(quartiles_of(found["start"]))
+    return (
+        f"A server on the demo bundle is ready after {start} s{stops} "
+        f"({count} rounds of `{content['command']}`, {content['date']})."
+    )
+
+
 def estimate() -> str:
     """How far `seconds_left` is from the truth."""
     if (content := if_measured("estimate")) is None:
@@ -65,6 +79,7 @@ SERVICE_TABLES: dict[str, Callable[[], str]] = {
     "gateway": gateway,
     "watched": watched,
     "restarts": restarts,
+    "ready": ready,
     "estimate": estimate,
 }
 """By the name in a text."""

@@ -18,8 +18,9 @@ from bench import again, client_alone, report
 from bench.edit_tables import EDIT_TABLES
 from bench.fleet_tables import FLEET_TABLES
 from bench.growth import exponent, is_memory
-from bench.lora_tables import LORA_TABLES
-from bench.markdown import NOT_YET, if_measured, markdown, ms, speed, two
+from bench.lora_tables import LORA_TABLES, to_diffusers
+from bench.markdown import NOT_YET, if_measured, markdown, ms, speed, spread, two
+from bench.sampled import quartiles_of
 from bench.server import ROOT
 from bench.service_tables import SERVICE_TABLES
 from bench.trace_tables import TRACE_TABLES
@@ -60,10 +61,10 @@ def readme() -> str:
         for ratio in (0.02, 0.11, 0.35):
             level = _level(demo, ratio)
             task = f"sparse edit of {ratio:.0%} of it, `{quality}`".replace("%", " %")
-            rows.append([task, *_edit(level, ms), f"`{demo['command']}`", demo["date"]])
+            rows.append([task, *_edit(level), f"`{demo['command']}`", demo["date"]])
     task = "sparse edit of 20 %, SDXL's topology at half width, 512 x 512, 10 steps, random weights"
     level = _level(sdxl, 0.2)
-    rows.append([task, *_edit(level, _s), f"`{sdxl['command']}`", sdxl["date"]])
+    rows.append([task, *_edit(level, 1e3), f"`{sdxl['command']}`", sdxl["date"]])
     return markdown(("task", "Tessera", "diffusers", "ratio", "command", "measured"), rows)
 
 
@@ -145,10 +146,8 @@ def edits() -> str:
     for level in fast:
         other = next((b for b in balanced if b["ratio"] == level["ratio"]), None)
         cells = [ms(level[f"{side}_ms"]) for side in ("diffusers", "dense", "sparse")]
-        cells.append(f"{level['sparse_ms'] / level['diffusers_ms']:.2f}")
-        more = ["", ""]
-        if other:
-            more = [ms(other["sparse_ms"]), f"{other['sparse_ms'] / other['diffusers_ms']:.2f}"]
+        cells.append(to_diffusers(level))
+        more = [ms(other["sparse_ms"]), to_diffusers(other)] if other else ["", ""]
         rows.append([f"{level['ratio']:g}", *cells, *more])
     head = ("mask", "diffusers' inpainting", "dense", "`fast`", "/ diffusers")
     return markdown((*head, "`balanced`, own prompt recorded", "/ diffusers"), rows)
@@ -225,7 +224,7 @@ def _picture_row() -> list[str]:
         _spread(found["server_ms"], "ms"),
         _spread(found["diffusers_ms"], "ms"),
         _spread(found["ratio"]),
-        "`make bench`",
+        f"`{cpu['command']}`",
         cpu["date"],
     ]
 
@@ -235,9 +234,14 @@ def _level(content: dict[str, Any], ratio: float) -> dict[str, Any]:
     return next(level for level in levels if level["ratio"] == ratio)
 
 
-def _edit(level: dict[str, Any], form: Callable[[float], str]) -> tuple[str, str, str]:
-    sparse, other = level["sparse_ms"], level["diffusers_ms"]
-    return form(sparse), form(other), f"{sparse / other:.2f}"
+def _edit(level: dict[str, Any], per: float = 1.0) -> list[str]:
+    """Both sides, in milliseconds or in multiples of them, and their ratio within a turn."""
+    sides = [level["samples_ms"][side] for side in ("sparse", "diffusers")]
+    if per == 1:
+        shown = [_spread(quartiles_of(side), "ms") for side in sides]
+    else:
+        shown = [f"{spread([v / per for v in quartiles_of(side)])} s" for side in sides]
+    return [*shown, to_diffusers(level)]
 
 
 def _spread(quartiles: Sequence[float], unit: str = "", digits: int = 2) -> str:
@@ -252,10 +256,6 @@ def _brief(seconds: float) -> str:
 
 def _megabytes(value: float) -> str:
     return f"{value:,.0f} MB"
-
-
-def _s(value: float) -> str:
-    return f"{value / 1e3:.1f} s"
 
 
 if __name__ == "__main__":
