@@ -101,7 +101,9 @@ BENCHES = {
     "soak": Bench("soak.__main__", "mixed traffic with faults", by=""),
     "client-alone": Bench("client_alone", "the client's size, by Python", by=""),
     "again": Bench("again", "a report's benchmark on another day, compared with it", by=""),
-    "tables": Bench("tables", "write the tables of README and docs from the reports", (), "quick"),
+    "tables": Bench(
+        "tables", "tables and figures of README and docs, from the reports", (), "quick"
+    ),
 }
 """In the order of the list."""
 

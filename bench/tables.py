@@ -2,6 +2,7 @@
 
     python -m bench tables
 
+Figures are drawn from them, too (`bench.figures`).
 A table stands between `<!-- table: NAME -->` and `<!-- table: end -->`. A unit test compares each
 with what its reports render.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import again, client_alone, report
+from bench import again, client_alone, figures, report
 from bench.edit_tables import EDIT_TABLES
 from bench.fleet_tables import FLEET_TABLES
 from bench.growth import exponent, is_memory
@@ -29,13 +30,15 @@ PLACE = re.compile(r"(<!-- table: (?!end)(\S+) -->\n)(.*?)(<!-- table: end -->)"
 
 
 def main() -> None:
-    """Write every table into its text."""
+    """Write every table into its text, and draw the figures whose results have changed."""
     for text in texts():
         before = text.read_text()
         after = rendered(before)
         if after != before:
             text.write_text(after)
             print(f"written: {text.relative_to(ROOT)}")
+    for sentence in figures.redraw():
+        print(sentence)
 
 
 def texts() -> list[Path]:

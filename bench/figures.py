@@ -1,0 +1,138 @@
+"""Figures of the docs, drawn again from the reports without a run: a part of `bench tables`.
+
+A figure keeps the digest of the results that it was drawn from, so it is drawn again only when they
+have changed. It has few colours, which saves bytes, and it never grows: one that would is not
+replaced. Figures that need more than their report has are drawn by their benchmarks only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from bench import (
+    baselines,
+    edit_policies,
+    edit_quality,
+    growth,
+    lora_quality,
+    mixed_adapters,
+    profile,
+    replay,
+    report,
+)
+
+DIGEST = "Results"
+"""Of a PNG's texts, the one with the digest."""
+COLOURS = 48
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a report's figure is drawn: its file, and a function of results and file."""
+
+    file: Path
+    draw: Callable[[Any, Path], None]
+
+
+def _baselines(results: Any, file: Path) -> None:
+    runs = results["runs"].items()
+    replay.draw(
+        {n: [s["latency_s"] for s in run["samples"] if not s["error"]] for n, run in runs}, file
+    )
+
+
+def _adapters(results: Any, file: Path) -> None:
+    found = {path: mixed_adapters.Measured(**of) for path, of in results.items()}
+    mixed_adapters.draw(found, file)
+
+
+def _rows(module: Any) -> Callable[[Any, Path], None]:
+    """A drawing by a module whose results are rows of its `Measured`."""
+    return lambda rows, file: module.draw_curves([module.Measured(**row) for row in rows], file)
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "growth": Drawing(growth.FIGURE, growth.draw),
+    "profile": Drawing(profile.FIGURE, profile.draw_bars),
+    "baselines": Drawing(baselines.FIGURE, _baselines),
+    "mixed_adapters": Drawing(mixed_adapters.FIGURE, _adapters),
+    "edit_policies": Drawing(edit_policies.FIGURE, _rows(edit_policies)),
+    "edit_quality": Drawing(edit_quality.FIGURE, _rows(edit_quality)),
+    "lora_quality": Drawing(lora_quality.FIGURE, _rows(lora_quality)),
+}
+"""By the name of the report."""
+
+
+def redraw(drawings: Mapping[str, Drawing] = DRAWINGS) -> list[str]:
+    """Draw what is not of the latest results; what was done with each, a sentence."""
+    done = []
+    for name, drawing in drawings.items():
+        results = _results(name)
+        if results is None or digest_of(drawing.file) == digest(results):
+            continue
+        content, file = drawn(drawing, results), drawing.file
+        before = file.stat().st_size if file.exists() else None
+        if before is not None and len(content) > before:
+            done.append(f"not drawn: {file.name} would grow from {before} to {len(content)} bytes")
+            continue
+        file.write_bytes(content)
+        done.append(f"drawn: {file.name}")
+    return done
+
+
+def drawn(drawing: Drawing, results: Any) -> bytes:
+    """A figure as a PNG of few colours, with the digest of its results."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figure.png"
+        drawing.draw(results, file)
+        with Image.open(file) as picture:
+            few = of_few_colours(picture.convert("RGB"))
+    text = PngInfo()
+    text.add_text(DIGEST, digest(results))
+    sink = io.BytesIO()
+    few.save(sink, "PNG", optimize=True, pnginfo=text)
+    return sink.getvalue()
+
+
+def of_few_colours(picture: Image.Image) -> Image.Image:
+    """A picture of mode RGB with its most frequent colours as they are, the others by the nearest
+    of them. Those of lines and text stay; what becomes coarser is their smoothed edges.
+    """
+    counts = picture.getcolors(picture.width * picture.height)
+    assert counts is not None  # there are not more colours than pixels
+    common = [colour for _, colour in sorted(counts, reverse=True)[:COLOURS]]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in common for part in colour])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def digest(results: Any) -> str:
+    """Of results, however their file is laid out."""
+    return hashlib.sha256(json.dumps(results).encode()).hexdigest()
+
+
+def digest_of(file: Path) -> str | None:
+    """The digest of the results that a figure was drawn from, None if it does not say."""
+    if not file.exists():
+        return None
+    with Image.open(file) as picture:
+        found = picture.info.get(DIGEST)
+    return found if isinstance(found, str) else None
+
+
+def _results(name: str) -> Any:
+    """The results of a report, None if there is none. A file of rows alone is its results."""
+    if not report.path_of(name).exists():
+        return None
+    content = json.loads(report.path_of(name).read_text())
+    return content["results"] if isinstance(content, dict) else content
