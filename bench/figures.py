@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -105,15 +107,21 @@ def drawn(drawing: Drawing, results: Any) -> bytes:
 
 
 def of_few_colours(picture: Image.Image) -> Image.Image:
-    """A picture of mode RGB with its most frequent colours as they are, the others by the nearest
-    of them. Those of lines and text stay; what becomes coarser is their smoothed edges.
+    """A picture of mode RGB with the colours of lines and its most frequent ones as they are, the
+    others by the nearest of them: smoothed edges become coarser.
     """
-    counts = picture.getcolors(picture.width * picture.height)
-    assert counts is not None  # there are not more colours than pixels
-    common = [colour for _, colour in sorted(counts, reverse=True)[:COLOURS]]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([part for colour in common for part in colour])
-    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    pixels = np.asarray(picture)  # (height, width, 3)
+    colours, indices, counts = np.unique(
+        pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    of_lines = np.round(255 * np.array(mpl.colormaps["tab10"](range(10)))[:, :3])
+    is_line = (colours[:, None] == of_lines).all(axis=2).any(axis=1)
+    palette = colours[np.lexsort((counts, is_line))[::-1][:COLOURS]]
+    far = np.square(colours[:, None].astype(int) - palette).sum(axis=2)  # (colours, palette)
+    nearest = far.argmin(axis=1)[indices.reshape(pixels.shape[:2])]
+    few = Image.fromarray(nearest.astype(np.uint8), "P")
+    few.putpalette(palette.astype(np.uint8).tobytes())
+    return few
 
 
 def digest(results: Any) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from bench import figures, report
-from bench.figures import DRAWINGS, Drawing, digest_of, drawn, of_few_colours, redraw
+from bench.figures import COLOURS, DRAWINGS, Drawing, digest_of, drawn, of_few_colours, redraw
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -54,15 +54,19 @@ def test_only_changed_results_are_drawn(tmp_path: Path) -> None:
 
 
 def test_few_colours_keep_those_of_lines() -> None:
-    """All of ten lines' colours stay, however many shades of grey there are beside them."""
-    picture = Image.linear_gradient("L").convert("RGB").resize((64, 256))
-    lines = [(20 * n, 250 - 20 * n, 7 * n) for n in range(10)]
+    """A line's colour stays, however many shades of others there are beside it, and how short it
+    is. So does the ground.
+    """
+    picture = Image.new("RGB", (256, 300), "white")
+    picture.paste(Image.linear_gradient("L").convert("RGB"))
+    lines = [ImageColor.getrgb(colour) for colour in ("#1f77b4", "#17becf", "#9467bd")]
     for number, colour in enumerate(lines):
-        picture.paste(colour, (0, 20 * number, 64, 20 * number + 2))
+        picture.putpixel((5, 20 * number), colour)
     few = of_few_colours(picture)
-    assert few.mode == "P"
     found = few.convert("RGB")
-    assert [found.getpixel((5, 20 * number)) for number in range(10)] == lines
+    assert len(few.getcolors() or []) == COLOURS
+    assert [found.getpixel((5, 20 * number)) for number in range(3)] == lines
+    assert found.getpixel((5, 299)) == (255, 255, 255)
 
 
 def test_a_figure_that_would_grow_stays(tmp_path: Path) -> None:
