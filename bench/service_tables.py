@@ -48,6 +48,20 @@ def restarts() -> str:
     return markdown(("", f"seconds, {content['settings']['runs']} rounds"), rows)
 
 
+def aiperf() -> str:
+    """What AIPerf measured at the gateway."""
+    if (content := if_measured("aiperf")) is None:
+        return NOT_YET.format("aiperf")
+    rows = []
+    for kind, run in content["results"].items():
+        latency = run["latency_ms"]
+        cells = [f"{latency[name]:,.0f}" for name in ("avg", "p50", "p95", "min", "max")]
+        rate = f"{run['requests_per_s']:.2f}"
+        rows.append([f"`{kind}`", f"{run['requests']}", f"{run['errors']}", *cells, rate])
+    head = ("`--endpoint-type`", "answered", "errors", "mean, ms", "p50", "p95", "least", "most")
+    return markdown((*head, "requests/s"), rows)
+
+
 def ready() -> str:
     """README's sentence: how long a server takes to start, and to stop where that was measured."""
     content = report.read("restarts")
@@ -80,6 +94,7 @@ SERVICE_TABLES: dict[str, Callable[[], str]] = {
     "watched": watched,
     "restarts": restarts,
     "ready": ready,
+    "aiperf": aiperf,
     "estimate": estimate,
 }
 """By the name in a text."""
