@@ -48,6 +48,10 @@ def main() -> None:
         why = WITHOUT.get(options.report, "there is no such report")
         parser.error(f"{options.report} cannot be compared: {why}; accepted: {', '.join(FORMS)}")
     first, command = report.read(options.report), [*sys.argv]
+    if not any(FORMS[options.report].figures(first)):
+        parser.error(
+            f"{options.report} of {first['date']} has medians without samples; run it anew"
+        )
     if options.file is None and first["date"] == date.today().isoformat():
         parser.error(f"{options.report} was measured today; a second day begins tomorrow")
     file = options.file or run(options.report, first)

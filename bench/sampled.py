@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.lora_crossover import in_turns
 from bench.profile import outside_share
 
 Quartiles = tuple[float, float, float]
@@ -39,7 +40,7 @@ class Form:
     """How a report has its figures.
 
     Attributes:
-        figures: reads them.
+        figures: reads them; there are none in reports of before they had samples.
         options: settings that the benchmark takes as options of the same name.
         measured: fields of the settings that are no settings but differ from run to run.
     """
@@ -144,7 +145,24 @@ def _restarts(content: Content) -> Iterator[Figure]:
         yield Figure(f"{what}, s", quartiles_of(seconds), len(seconds))
 
 
+def _switch(content: Content) -> Iterator[Figure]:
+    for name, samples in content["results"].get("samples_ms", {}).items():
+        yield Figure(f"{name}, ms", quartiles_of(samples), len(samples))
+
+
+def _crossover(content: Content) -> Iterator[Figure]:
+    steps = content["settings"]["steps"]
+    for level in content["results"]["levels"]:
+        if not (samples := level.get("samples_ms")):
+            continue
+        pairs = zip(samples["pair"], samples["refit"], strict=True)
+        turns = [in_turns(*pair, level["sets"], steps) for pair in pairs]
+        name = f"{level['layers']}, rank {level['rank']}, {level['sets']} sets, side / turns"
+        yield by_turn(name, samples["side"], turns)
+
+
 _EDITS = Form(_edits, ("rounds", "steps", "quality"))
+_SWITCH = Form(_switch, ("config", "rank", "rounds"))
 FORMS: dict[str, Form] = {
     "cpu": Form(_pictures, ("rounds", "steps")),
     "edit_latency_demo": _EDITS,
@@ -159,17 +177,16 @@ FORMS: dict[str, Form] = {
         _adapters, ("steps", "share", "blocks", "requests", "rank"), ("capacity",)
     ),
     "restarts": Form(_restarts, ("runs",)),
+    "lora_switch_sd15": _SWITCH,
+    "lora_switch_sdxl": _SWITCH,
+    "lora_crossover": Form(_crossover, ("steps", "rounds")),
 }
 """By the name of the report."""
 
-_MEDIANS = "it has medians without a spread"
 _ONE_RUN = "its samples are the requests of a run, so their spread is not that between runs"
 _OTHER_EDITS = "its samples are different edits, so their spread is not that between runs"
 _OWN_FORM = "it has a form of its own, without its command"
 WITHOUT: dict[str, str] = {
-    "lora_switch_sd15": _MEDIANS,
-    "lora_switch_sdxl": _MEDIANS,
-    "lora_crossover": _MEDIANS,
     "overload": _ONE_RUN,
     "estimate": _ONE_RUN,
     "trace": _ONE_RUN,
