@@ -188,8 +188,9 @@ def measure(
     pair, refit, side = (median(found[1:]) for found in times.values())
     turns = in_turns(pair, refit, count, options.steps)
     samples = {name: [round(ms, 2) for ms in found[1:]] for name, found in times.items()}
-    medians = (round(ms, 2) for ms in (pair, refit, side, turns))
-    return Level(kind, rank, count, *medians, samples_ms=samples)
+    medians = {"pair_ms": pair, "refit_ms": refit, "side_ms": side, "turns_ms": turns}
+    rounded = {name: round(ms, 2) for name, ms in medians.items()}
+    return Level(layers=kind, rank=rank, sets=count, **rounded, samples_ms=samples)
 
 
 def in_turns(pair: float, refit: float, count: int, steps: int) -> float:
