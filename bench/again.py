@@ -22,8 +22,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bench import report
 from bench.__main__ import BENCHES
 from bench.markdown import NOT_YET, if_measured, markdown, speed
@@ -34,7 +32,6 @@ NAME = "second_day"
 FOLDER = ROOT / "out" / "again"
 RUN = ("date", "command", "machine")
 """What the comparison keeps of a run."""
-console = Console(highlight=False)
 Content = Mapping[str, Any]
 
 
@@ -61,8 +58,8 @@ def main() -> None:
     machine = {name: found["second"]["machine"][name] for name in ("cpu", "threads")}
     every = {**kept, options.report: found}
     written = report.write(NAME, {"spread": "quartiles"}, every, machine=machine)
-    console.print(markdown(HEAD, rows_of(found)))
-    console.print(f"written: {written}")
+    print(markdown(HEAD, rows_of(found)))
+    print(f"written: {written}")
 
 
 def run(name: str, first: Content) -> Path:
@@ -132,6 +129,7 @@ def _short(figure: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+NO = "no"
 HEAD = ("report", "figure", "first", "second", "second / first", "within the spread")
 
 
@@ -144,14 +142,18 @@ def table() -> str:
 
 
 def rows_of(found: Content) -> list[list[str]]:
-    """A comparison's rows of the table: the speed of the machine, and each figure."""
+    """A comparison's rows of the table: the speed of the machine with how many figures are within the
+    spread either way, and each figure.
+    """
     runs = [found["first"], found["second"]]
-    rows = [[f"`{runs[0]['command']}`", "", *map(speed, runs), "", ""]]
+    rows = []
     for name, (before, again) in found["figures"].items():
         old, new = before["quartiles"], again["quartiles"]
         change = f"{new[1] / old[1]:.2f}" if old[1] > 0 and new[1] > 0 else ""
         rows.append(["", name, _cell(before), _cell(again), change, within(old, new)])
-    return rows
+    inside = sum(row[-1] != NO for row in rows)
+    head = [f"`{runs[0]['command']}`", "", *map(speed, runs), "", f"{inside} of {len(rows)}"]
+    return [head, *rows]
 
 
 def within(old: Sequence[float], new: Sequence[float]) -> str:
@@ -159,7 +161,7 @@ def within(old: Sequence[float], new: Sequence[float]) -> str:
     second, first = old[0] <= new[1] <= old[2], new[0] <= old[1] <= new[2]
     if second and first:
         return "both ways"
-    return "second in first" if second else "first in second" if first else "no"
+    return "second in first" if second else "first in second" if first else NO
 
 
 def _cell(figure: Content) -> str:

@@ -116,6 +116,7 @@ def test_a_row_has_both_spreads_and_the_state_of_the_machine() -> None:
         "2026-11-26, speed not recorded",
         "2026-11-29, product 40 and 21, then 41 and 39 ms",
     ]
+    assert rows[0][-1] == "2 of 2"
     assert rows[1] == [
         "",
         "mask 0.02, sparse / diffusers",
