@@ -142,8 +142,8 @@ def table() -> str:
 
 
 def rows_of(found: Content) -> list[list[str]]:
-    """A comparison's rows of the table: the speed of the machine with how many figures are within the
-    spread either way, and each figure.
+    """A comparison's rows of the table: first the speed of the machine and how many figures are
+    within the spread at least one way, then each figure.
     """
     runs = [found["first"], found["second"]]
     rows = []
