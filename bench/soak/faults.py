@@ -88,13 +88,18 @@ class Faults:
 
     def _model(self) -> tuple[int, str]:
         """A process that works, and its model. Those that others have replaced do not: they only
-        wait for their last jobs, and nobody misses them.
+        wait for their last jobs, and nobody misses them. Nor does one that is just being loaded:
+        who asked for it is told, and nothing has to come back.
         """
         found: list[tuple[int, str]] = []
 
         def some() -> bool:
             processes = model_processes(self._triton().pid)
-            working = {(p, m) for p, m in processes.items() if identity(p) not in self._replaced}
+            working = {
+                (p, m)
+                for p, m in processes.items()
+                if identity(p) not in self._replaced and self._server.ready(m)
+            }
             found[:] = sorted(working)
             return bool(found)
 

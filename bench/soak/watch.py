@@ -17,6 +17,8 @@ from tessera.shared.processes import model_processes
 
 _EVERY_S = 2.0
 _SHARED = Path("/dev/shm")
+WITH_PROCESSES = frozenset(ALL_MODELS) - {"generate"}  # an ensemble runs in tritonserver
+"""Models that a whole server has processes of."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Seen:
         """Whether every model has a process. How much a server uses of which a part is missing
         says how long that was missing, not whether anything grows.
         """
-        return set(ALL_MODELS) <= self.parts.keys()
+        return self.parts.keys() >= WITH_PROCESSES
 
 
 class Watch(threading.Thread):

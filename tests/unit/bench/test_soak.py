@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.server import ALL_MODELS
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
 from bench.soak.traffic import Happened
-from bench.soak.watch import Seen, growth
+from bench.soak.watch import WITH_PROCESSES, Seen, growth
 
 
 def seen(at: float, memory: float, missing: str = "") -> Seen:
-    parts = {name: 1 for name in ALL_MODELS if name != missing} | {"tritonserver": round(memory)}
+    parts = {name: 1 for name in WITH_PROCESSES if name != missing} | {
+        "tritonserver": round(memory)
+    }
     return Seen(at, parts, files=10, processes=3, shared=4)
 
 
@@ -63,7 +64,7 @@ def test_looks_at_a_server_without_one_of_its_models_do_not_count() -> None:
 
 def test_growth_is_told_for_each_part() -> None:
     looks = [
-        Seen(at, {**dict.fromkeys(ALL_MODELS, 100), "denoise": 100 + 10 * at}, 1, 1, 1)
+        Seen(at, {**dict.fromkeys(WITH_PROCESSES, 100), "denoise": 100 + 10 * at}, 1, 1, 1)
         for at in range(8)
     ]
     found = summary(soak(memory=[], happened=[], looks=looks))["memory_growth_by_part"]
