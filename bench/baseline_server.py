@@ -172,11 +172,18 @@ def tune(
     """The best way to batch, and latencies of all.
 
     A few requests are sent at once to each, which loads LoRAs. Then each gets all of them, at a
-    share of what the fastest drew before. The least p95 wins, and of equal ones the least mean.
+    share of what the fastest drew before.
     """
     first = turns.at_once(requests[:WARMING])
     speeds = [summary(replay(first, up.send), 0.0)["pictures_per_s"] for up in ups.values()]
     timed = trace.at_rate(requests, share * max(speeds))
     figures = {one: percentiles(turns.latencies(replay(timed, up.send))) for one, up in ups.items()}
-    best = min(figures, key=lambda one: (figures[one]["p95"], figures[one]["mean"]))
-    return best, [{**vars(one), "latency_s": latency} for one, latency in figures.items()]
+    return best_of(figures), [
+        {**vars(one), "latency_s": latency} for one, latency in figures.items()
+    ]
+
+
+def best_of(figures: Mapping[Batching, Mapping[str, float]]) -> Batching:
+    """The one with the least p95, and of equal ones the least mean. One without any has failed."""
+    done = {one: latency for one, latency in figures.items() if latency}
+    return min(done, key=lambda one: (done[one]["p95"], done[one]["mean"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from bench.baselines import BATCHED, EQUAL, OWN, SINGLE, STATIC, TESSERA, report_of
@@ -76,7 +77,7 @@ def goals() -> str:
         cells = []
         for load in (EQUAL, OWN):
             found = [run for side in sides if (run := _of(runs, side, load, SHARE))]
-            best = min(found, key=lambda run, e=edits: _p95(run, e), default=None)
+            best = min(found, key=partial(_p95, edits=edits), default=None)
             cells.append(_goal(best, _of(runs, TESSERA, load, SHARE), edits, least))
         rows.append([what, f"{least:g}", *cells])
     loads = (f"{SHARE:g} of the slowest one's capacity", f"{SHARE:g} of its own capacity")

@@ -1,7 +1,8 @@
 """A small stand-in for the module that Triton's Python backend gives its models.
 
-Has the members that `tessera.triton.pb` and `bench.baseline_model` use, with the real ones' behaviour as far as the tests
-need it. `BLS` maps a model's name to the function that answers calls to it.
+Has the members that `tessera.triton.pb` and `bench.baseline_model` use, with the real ones'
+behaviour as far as the tests need it. `BLS` maps a model's name to the function that answers calls
+to it.
 """
 
 from __future__ import annotations
