@@ -14,8 +14,7 @@ of the slowest one's capacity. Requests with fresh prompts get others in each pa
 
 A picture is in time within `--deadline`, three seconds (`bench.replay.DEADLINE_S`): about three
 times what the baseline takes for one alone. Writes `bench/results/baselines.json` and
-`docs/images/baselines.png`, of other scenarios than `mixed` `baselines_SCENARIO.json`. Takes under
-25 minutes on two cores.
+`docs/images/baselines.png`, of other scenarios than `mixed` `baselines_SCENARIO.json`.
 """
 
 from __future__ import annotations
@@ -23,12 +22,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from bench import report, trace, turns
 from bench.baseline_server import (
@@ -42,7 +43,8 @@ from bench.baseline_server import (
     tune,
 )
 from bench.latency import scaling
-from bench.replay import Outcome, add_workload, draw, table, workload_of
+from bench.markdown import two
+from bench.replay import Outcome, add_workload, draw, workload_of
 from bench.senders import Things, by_client, drawn, prepare, tessera
 from bench.server import ROOT
 from bench.trace import Asked
@@ -71,7 +73,7 @@ console = Console(highlight=False)
 
 def main() -> None:
     """Measure, print the tables, write the report."""
-    options = _options()
+    options, began = _options(), time.monotonic()
     machine = report.describe_machine(options.threads) | {"scaling": scaling(options.threads)}
     things = prepare(FOLDER, options.loras, options.templates)
     batching, candidates = _tuned(things, options) if options.tune else (USUAL, [])
@@ -79,6 +81,7 @@ def main() -> None:
     results = {
         "batching": {**vars(batching), "candidates": candidates},
         **_measure(things, batching, options),
+        "seconds": round(time.monotonic() - began),
     }
     _print(results)
     if options.scenario == "mixed":
@@ -132,9 +135,11 @@ def _measure(things: Things, batching: Batching, options: argparse.Namespace) ->
                 outcomes = turns.replayed(fresh, rates, sides, quiet, number + place)
                 found.setdefault(load, []).append(outcomes)
     runs = {
-        label_of(side, *load): run_of(side, load, loads[load][side], outcomes, options.deadline)
-        for load, each in found.items()
-        for side, outcomes in by_side(each).items()
+        label_of(side, *load): run_of(
+            side, load, rates[side], [each[side] for each in found[load]], options.deadline
+        )
+        for load, rates in loads.items()
+        for side in sides
     }
     return {
         "capacity": capacity,
@@ -153,11 +158,6 @@ def loads_of(
     slowest = min(capacity.values())
     own = {(OWN, share): {n: share * of for n, of in capacity.items()} for share in shares}
     return own | {(EQUAL, share): dict.fromkeys(capacity, share * slowest) for share in equal}
-
-
-def by_side(rounds: Sequence[Mapping[str, list[Outcome]]]) -> dict[str, list[list[Outcome]]]:
-    """Each side's outcomes of each round."""
-    return {side: [outcomes[side] for outcomes in rounds] for side in rounds[0]}
 
 
 def run_of(
@@ -235,8 +235,16 @@ def _every(run: Mapping[str, Any]) -> list[float]:
 
 
 def _print(results: Mapping[str, Any]) -> None:
-    console.print(table({name: run["summary"] for name, run in results["runs"].items()}))
-    for name in ("capacity", "differences", "idle_cores", "not_quiet"):
+    shown = Table("run", "p50", "p95", "of rounds", "p95 of edits", "failed", title="seconds")
+    for name, run in results["runs"].items():
+        of = run["summary"]
+        edit = run["kinds"].get("edit", {})
+        cells = [of["latency_s"].get("p50"), of["latency_s"].get("p95"), *of["p95_of_rounds"]]
+        p50, p95, *rounds = ("-" if cell is None else two(cell) for cell in cells)
+        edits = two(edit["p95"]) if "p95" in edit else "-"
+        shown.add_row(name, p50, p95, " ".join(rounds), edits, str(of["failed"]))
+    console.print(shown)
+    for name in ("batching", "capacity", "differences", "idle_cores", "not_quiet", "seconds"):
         console.print(f"{name}: {results[name]}")
 
 
