@@ -253,7 +253,7 @@ _SHARE = 0.8
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="a trace against baselines")
-    add_workload(parser, requests=24)
+    add_workload(parser, requests=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shares", type=float, nargs="+", default=[_SHARE], help="of a capacity")
     parser.add_argument("--equal", type=float, nargs="+", default=[_SHARE], help="of the slowest's")

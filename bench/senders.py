@@ -90,23 +90,30 @@ def tessera(
         folder: of LoRAs, which several servers may share, and of what is the server's own.
         threads: of an engine call.
         flags: further ones of `tessera-serve`.
-        name: of the server's own folder, with its log and recordings. It is emptied.
+        name: of the server's own folder, with its log and recordings. It is emptied, and the
+            recordings are removed at the end.
         program: see `serving`.
     """
     home = folder / name
     shutil.rmtree(home, ignore_errors=True)  # recordings of another run would be hits
     home.mkdir(parents=True)
     own = (f"--threads={threads}", f"--adapters={folder / 'adapters'}", *flags)
-    with (
-        serving(DEMO_BUNDLE, home / "log", *own, program=program) as server,
-        Client(server.grpc) as client,
-    ):
+    try:
+        with serving(DEMO_BUNDLE, home / "log", *own, program=program) as server:
+            _warm(server, things, requests)
+            yield server
+    finally:
+        shutil.rmtree(home / "templates", ignore_errors=True)
+
+
+def _warm(server: Server, things: Things, requests: Sequence[Asked]) -> None:
+    """Record what a trace edits, and load all ControlNets."""
+    with Client(server.grpc) as client:
         edits = {(r.template, r.steps) for r in requests if r.template is not None}
         for template, steps in sorted(edits):
             client.register_template(things.pictures[template], steps=steps, timeout=600)
-        for control in things.controls:  # loads it
+        for control in things.controls:
             client.generate(things.prompt(0), steps=1, controls=[Control(control, things.hint)])
-        yield server
 
 
 @contextlib.contextmanager
