@@ -3,8 +3,8 @@
 
 All requests of a Triton batch that can share a pipeline call do (same steps, LoRAs, ControlNets,
 guidance, and all edits or none). Each such group is answered when it is drawn, by response senders,
-which also models that are not decoupled may use since Triton 2.47. The groups with the LoRAs that
-are fused already come first.
+which models that are not decoupled may use, too, so clients need no streams. The groups with the
+LoRAs that are fused already come first.
 
 LoRAs stay loaded, the latest `KEPT` of them, and are fused when a group has others than the one
 before. Runs in Triton's process for it and imports nothing of this project.
