@@ -39,6 +39,7 @@ class Bench:
 
 
 LOADS = ("0.3", "0.6", "0.8", "0.95")
+LOADS_OPTIONS = ("--shares", *LOADS, "--equal", *LOADS, "--rounds", "2", "--requests", "16")
 BENCHES = {
     "pictures": Bench(
         "run", "pictures and edits against diffusers, load, one UNet step", (), "quick"
@@ -56,7 +57,7 @@ BENCHES = {
         f"baselines-{scenario}": Bench(
             "baselines",
             f"the same, all loads, {what}",
-            ("--scenario", scenario, "--shares", *LOADS, "--equal", *LOADS),
+            ("--scenario", scenario, *LOADS_OPTIONS),
         )
         for scenario, what in {
             "text": "text to image with mixed steps",

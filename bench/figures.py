@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,10 @@ class Drawing:
 
 def _baselines(results: Any, file: Path) -> None:
     runs = results["runs"].items()
-    replay.draw(
-        {n: [s["latency_s"] for s in run["samples"] if not s["error"]] for n, run in runs}, file
-    )
+    every: dict[str, Sequence[float]] = {
+        n: [s for of in run["latencies"] for s in of if s is not None] for n, run in runs
+    }
+    replay.draw(every, file)
 
 
 def _adapters(results: Any, file: Path) -> None:

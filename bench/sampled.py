@@ -161,7 +161,19 @@ def _crossover(content: Content) -> Iterator[Figure]:
         yield by_turn(name, samples["side"], turns)
 
 
+def _baselines(content: Content) -> Iterator[Figure]:
+    """What p95 of a round is, of Tessera's in the same round at the same load."""
+    runs = content["results"]["runs"]
+    ours = {(of["load"], of["share"]): of for of in runs.values() if of["side"] == "Tessera"}
+    for name, of in runs.items():
+        sides = (of, ours[of["load"], of["share"]])
+        p95 = [[s and 1e3 * s for s in side["summary"]["p95_of_rounds"]] for side in sides]
+        if of["side"] != "Tessera" and len(p95[0]) > 1 and all(p95[0] + p95[1]):
+            yield by_turn(f"{name}, p95 / Tessera's", *p95)
+
+
 _EDITS = Form(_edits, ("rounds", "steps", "quality"))
+_BASELINES = Form(_baselines, ("scenario", "rounds", "requests"))
 _SWITCH = Form(_switch, ("config", "rank", "rounds"))
 FORMS: dict[str, Form] = {
     "cpu": Form(_pictures, ("rounds", "steps")),
@@ -177,6 +189,10 @@ FORMS: dict[str, Form] = {
         _adapters, ("steps", "share", "blocks", "requests", "rank"), ("capacity",)
     ),
     "restarts": Form(_restarts, ("runs",)),
+    "baselines": _BASELINES,
+    "baselines_text": _BASELINES,
+    "baselines_add-ons": _BASELINES,
+    "baselines_edits": _BASELINES,
     "lora_switch_sd15": _SWITCH,
     "lora_switch_sdxl": _SWITCH,
     "lora_crossover": Form(_crossover, ("steps", "rounds")),
@@ -192,10 +208,6 @@ WITHOUT: dict[str, str] = {
     "trace": _ONE_RUN,
     "ablations": _ONE_RUN,
     "aiperf": _ONE_RUN,
-    "baselines": _ONE_RUN,
-    "baselines_text": _ONE_RUN,
-    "baselines_add-ons": _ONE_RUN,
-    "baselines_edits": _ONE_RUN,
     "attention_only": _OTHER_EDITS,
     "edit_controls": _OTHER_EDITS,
     "edit_loras": _OTHER_EDITS,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import again, client_alone, figures, report
+from bench.baseline_tables import BASELINE_TABLES
 from bench.edit_tables import EDIT_TABLES
 from bench.fleet_tables import FLEET_TABLES
 from bench.growth import exponent, is_memory
@@ -117,16 +118,6 @@ def sparse_step() -> str:
     return markdown(head, [[name, *values] for name, values in shares.items()])
 
 
-def baselines() -> str:
-    """A trace against the usual Triton model."""
-    if (content := if_measured("baselines")) is None:
-        return NOT_YET.format("baselines")
-    rows = [[name, *_figures(run["summary"])] for name, run in content["results"]["runs"].items()]
-    capacity = content["results"]["capacity"]
-    rows += [[f"{n}, all sent at once", "", "", "", "", two(c)] for n, c in capacity.items()]
-    return markdown(("side", "requests/s", *FIGURES), rows)
-
-
 def traced() -> str:
     """A trace over each way to the server."""
     if (content := if_measured("trace")) is None:
@@ -195,7 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "edits": edits,
     "overload": overload,
     "growth": growth,
-    "baselines": baselines,
+    **BASELINE_TABLES,
     "trace": traced,
     **TRACE_TABLES,
     **SERVICE_TABLES,

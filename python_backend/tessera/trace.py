@@ -2,7 +2,9 @@
 Chrome's tracing, which Perfetto opens.
 
 Nothing is written unless `write_to` has named a file, nor beyond `LIMIT` bytes of it or once it
-cannot be written: requests matter more. Standard library only.
+cannot be written: requests matter more. A thread writes when its outermost span ends, not in
+between: a write behind an engine, whose caches are cold, would take longer than what is measured.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ _NOTHING = contextlib.nullcontext()
 _path: Path | None = None
 _lock = threading.Lock()
 _descriptor = -1
+
+
+class _Thread(threading.local):
+    """How many spans of this thread have not ended, and those that have but are not written."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.ended: list[tuple[str, int, int, dict[str, Any]]] = []
+
+
+_thread = _Thread()
 
 
 def write_to(file: Path | None) -> None:
@@ -37,34 +49,47 @@ def span(name: str, **details: Any) -> AbstractContextManager[None]:
         name: of the bar.
         details: shown when it is selected.
     """
-    return _measured(name, details) if _path else _NOTHING
+    return _Span(name, details) if _path else _NOTHING
 
 
-@contextlib.contextmanager
-def _measured(name: str, details: dict[str, Any]) -> Iterator[None]:
-    began = time.monotonic_ns()
-    try:
-        yield
-    finally:
-        _write(name, began, time.monotonic_ns() - began, details)
+class _Span(AbstractContextManager[None]):
+    """Measures its body."""
+
+    def __init__(self, name: str, details: dict[str, Any]) -> None:
+        self._name, self._details, self._began = name, details, 0
+
+    def __enter__(self) -> None:
+        _thread.open += 1
+        self._began = time.monotonic_ns()
+
+    def __exit__(self, *_: object) -> None:
+        took = time.monotonic_ns() - self._began
+        _thread.ended.append((self._name, self._began, took, self._details))
+        _thread.open -= 1
+        if not _thread.open:
+            _write(_thread.ended)
+            _thread.ended = []
 
 
-def _write(name: str, began: int, took: int, details: dict[str, Any]) -> None:
-    """One event; a line is appended whole, whoever else writes."""
-    event = {
-        "name": name,
-        "ph": "X",
-        "ts": began / 1e3,  # microseconds of the machine's monotonic clock
-        "dur": took / 1e3,
-        "pid": os.getpid(),
-        "tid": threading.get_native_id(),
-        "args": details,
-    }
+def _write(spans: list[tuple[str, int, int, dict[str, Any]]]) -> None:
+    """An event for each span; all are appended at once, whoever else writes."""
+    events = [
+        {
+            "name": name,
+            "ph": "X",
+            "ts": began / 1e3,  # microseconds of the machine's monotonic clock
+            "dur": took / 1e3,
+            "pid": os.getpid(),
+            "tid": threading.get_native_id(),
+            "args": details,
+        }
+        for name, began, took, details in spans
+    ]
     global _path
     try:
         descriptor = _file()
         if os.fstat(descriptor).st_size < LIMIT:
-            os.write(descriptor, f"{json.dumps(event)},\n".encode())
+            os.write(descriptor, "".join(f"{json.dumps(event)},\n" for event in events).encode())
     except OSError:
         _path = None
 

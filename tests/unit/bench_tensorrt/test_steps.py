@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.tensorrt import run, versions
+from bench.tensorrt import bundles, run, versions
 from tessera.manifest import read_manifest, write_manifest
+from tessera_build.checkpoint import open_checkpoint
 from tessera_build.verify import PICTURE
 from tests.fakes.compiler import FakeCompiler
 from tests.samples.bundles import Small
@@ -96,6 +97,29 @@ def test_compiling_refits_and_parity(
     assert status == 0, rows
     assert {row["what"] for row in rows} == {*whole.graphs, PICTURE}
     assert all(row["difference"] <= row["accepted"] for row in rows)
+
+
+def test_a_bundle_is_made_of_a_checkpoint_that_the_builder_takes(
+    step: Run, small: Callable[[str], Small], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All but the build itself, which takes minutes: what it is given opens as a checkpoint."""
+    asked = list[str]()
+
+    def build(*words: str) -> None:
+        command, checkpoint, *options = words
+        asked.extend((command, *options))
+        pipe, variant = open_checkpoint(Path(checkpoint))
+        assert variant == "sd15"
+        assert tuple(pipe.unet.config.block_out_channels) == (32, 32, 64, 64)
+        shutil.copytree(small("sd15").bundle, tmp_path / "sd15")
+
+    monkeypatch.setattr(bundles, "_run", build)
+    status, (row,) = step("bundles")
+    assert status == 0, row
+    assert row["note"].startswith("sd15, ")
+    assert asked == ["bundle", "--out", str(tmp_path / "sd15"), "--steps=30"]
+    assert step("bundles")[0] == 0  # the bundle that is there is kept
+    assert len(asked) == 4
 
 
 class Forgetful(FakeCompiler):
