@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.templates.texts import Texts, text_id
+from tessera.templates.texts import ZEROED, Texts, text_id, zeroed
 
 TEXT = {"hidden": torch.randn(3, 2), "pooled": torch.randn(4)}
 
@@ -30,6 +30,17 @@ def test_ids_differ_by_everything_that_changes_the_embeddings() -> None:
     ]
     assert len(set(ids)) == len(ids)
     assert text_id("a star", words=["b", "a"]) == text_id("a star", words=["a", "b"])
+
+
+def test_zeros_have_an_id_that_no_prompt_has() -> None:
+    assert ZEROED not in ("", text_id("a star"))
+    assert len(ZEROED) == len(text_id("a star"))
+    zeros = zeroed(TEXT)
+    assert {name: found.shape for name, found in zeros.items()} == {
+        "hidden": (3, 2),
+        "pooled": (4,),
+    }
+    assert not any(found.any() for found in zeros.values())
 
 
 def test_what_was_put_is_found_again(tmp_path: Path) -> None:
