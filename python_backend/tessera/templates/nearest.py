@@ -20,7 +20,7 @@ from tessera.templates.texts import ZEROED, Texts
 
 NEAR = 0.8
 """A prompt is near another if their distance is at most this share of its distance from the empty
-prompt (measured by bench/edit_texts.py)."""
+prompt. Measured with the demo model's text encoder (docs/internals/templates.md)."""
 
 _VECTORS = 1024
 """How many prompts' vectors are kept in memory."""
