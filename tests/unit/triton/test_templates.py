@@ -16,7 +16,7 @@ from tessera.manifest import Graph
 from tessera.plan import AdapterUse
 from tessera.requests.parameters import adapters_text
 from tessera.templates.store import RecordingKey, TemplateStore
-from tessera.templates.texts import ZEROED, text_id
+from tessera.templates.texts import text_id
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.calls import edit_inputs, load, message, plan_in
 from tests.samples.requests import inputs
@@ -58,64 +58,6 @@ def test_registering_with_a_prompt_records_both_branches(sparse_models: dict[str
     other = edit_inputs(PROMPT="a star", STEPS=4, MODE="sparse")
     assert sparse_models["edit"].execute([pb_utils.Request(**other)])[0].error is None
     assert [key.text for key in recorder.keys[2:]] == ["", own.text]
-
-
-@pytest.mark.parametrize(
-    ("given", "texts"),
-    [
-        ({"PROMPT": "a star"}, [ZEROED, text_id("a star")]),
-        ({"PROMPT": "a star", "NEGATIVE_PROMPT": ""}, ["", text_id("a star")]),
-        ({"PROMPT": "a star", "NEGATIVE_PROMPT": "x"}, [text_id("x"), text_id("a star")]),
-        ({"PROMPT": "", "NEGATIVE_PROMPT": "x"}, [text_id("x"), ""]),
-        ({"PROMPT": "", "LORAS": '[{"name": "night"}]'}, [""]),
-        ({"PROMPT": ""}, [""]),
-    ],
-    ids=["left out", "empty", "given", "without a prompt", "with LoRAs", "nothing"],
-)
-def test_a_negative_prompt_that_is_left_out_is_zeros_for_sdxl(
-    zero_models: dict[str, Any], given: dict[str, Any], texts: list[str]
-) -> None:
-    templates, recorder = zero_models["templates"], zero_models["recorder"]
-    image = {"IMAGE": edit_inputs()["IMAGE"]}
-    request = pb_utils.Request(**inputs(ACTION="register", STEPS=4, **given), **image)
-    response = templates.execute([request])[0]
-    assert response.error is None, response.error
-    assert [key.text for key in recorder.keys] == texts
-    if texts[0] == ZEROED:
-        zeros = templates._store.texts.get(recorder.keys[0].digest)
-        assert not any(tensor.any() for tensor in zeros.values())
-    if not given.get("PROMPT"):
-        return
-    edit = edit_inputs(STEPS=4, MODE="sparse", **given)
-    assert zero_models["edit"].execute([pb_utils.Request(**edit)])[0].error is None
-    assert len(recorder.keys) == 2, "the edit found both"
-
-
-def test_an_edit_has_its_zeros_recorded(zero_models: dict[str, Any]) -> None:
-    given = edit_inputs(STEPS=4, MODE="sparse", PROMPT="a star")
-    assert zero_models["edit"].execute([pb_utils.Request(**given)])[0].error is None
-    negative, own = zero_models["recorder"].keys
-    assert (negative.text, own.text) == (ZEROED, text_id("a star"))
-    texts = zero_models["templates"]._store.texts
-    assert not texts.get(negative.digest)["hidden"].any()
-    assert texts.get(own.digest)["hidden"].any()
-
-
-def test_what_was_recorded_as_empty_before_is_no_longer_an_edits_own(
-    zero_models: dict[str, Any],
-) -> None:
-    """It serves until the zeros are recorded, which the edit asks for."""
-    image, recorder = edit_inputs()["IMAGE"], zero_models["recorder"]
-    register = inputs(ACTION="register", PROMPT="a star", NEGATIVE_PROMPT="", STEPS=4)
-    zero_models["templates"].execute([pb_utils.Request(**register, IMAGE=image)])
-    given = edit_inputs(STEPS=4, MODE="sparse", PROMPT="a star")
-    encoded = zero_models["encode"].execute([pb_utils.Request(**given)])[0]
-    plan = plan_in(encoded.arrays())
-    assert plan.recorded
-    assert plan.texts == (ZEROED, text_id("a star"))
-    wanted = zero_models["templates"]._store.wanted(zero_models["digest"])
-    assert [key.text for key in wanted] == [ZEROED]
-    assert len(recorder.keys) == 2
 
 
 def test_registering_with_loras(sparse_models: dict[str, Any]) -> None:
