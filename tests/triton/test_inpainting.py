@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
+from tessera.codec.masks import paste
+from tessera.contract import SCHEDULERS
+from tessera.denoise.canvas import TEMPLATE_SEED
+from tessera_build.similarity import ssim
 from tessera_client import Client, Control
 from tests.samples.bundles import INPAINTING, Small
 from tests.samples.images import island, largest, noise_blocks, ramp
@@ -100,13 +105,66 @@ def test_a_generation_is_an_edit_of_everything(served: Served) -> None:
     assert np.abs(np.asarray(result.image, np.int16) - np.asarray(edited.image))[inner].max() <= 2
 
 
-def test_sparse_edits(served: Served) -> None:
-    """Of everything they are dense ones, and of a part they keep the rest."""
+@torch.inference_mode()
+def held(pipe: Any, image: Any, mask: Any) -> Any:
+    """What a sparse edit draws if every token is computed, over diffusers' components: after each
+    step the latents outside the mask are the template's again, noised by the template's seed.
+    """
+    spec = SCHEDULERS[OPTIONS["scheduler"]]
+    kind = getattr(diffusers, spec.cls)
+    steps, fresh = (
+        kind.from_config(pipe.scheduler.config, **dict(spec.settings)) for _ in range(2)
+    )
+    for each in (steps, fresh):
+        each.set_timesteps(OPTIONS["steps"])
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255 * 2 - 1
+    seen = pixels * torch.from_numpy(mask < 128)
+    scale = pipe.vae.config.scaling_factor
+    clean, masked = (pipe.vae.encode(p.float()).latent_dist.mean * scale for p in (pixels, seen))
+    active = torch.from_numpy(mask[::8, ::8] >= 128)[None, None]
+    drawn, template = (
+        torch.randn(clean.shape, generator=torch.Generator("cpu").manual_seed(seed))
+        for seed in (OPTIONS["seed"], TEMPLATE_SEED)
+    )
+    text = torch.cat([pipe.encode_prompt(each, "cpu", 1, False)[0] for each in ("", PROMPT)])
+    latents = torch.where(active, drawn, template) * steps.init_noise_sigma
+    for index, t in enumerate(steps.timesteps):
+        sample = torch.cat([steps.scale_model_input(latents, t), active.float(), masked], 1)
+        rows = pipe.unet(sample.repeat(2, 1, 1, 1), t, encoder_hidden_states=text).sample
+        without, wanted = rows.chunk(2)
+        guided = without + OPTIONS["guidance"] * (wanted - without)
+        latents = steps.step(guided, t, latents).prev_sample
+        following = steps.timesteps[index + 1 : index + 2]
+        outside = fresh.add_noise(clean, template, following) if len(following) else clean
+        latents = torch.where(active, latents, outside)
+    decoded = pipe.vae.decode(latents / scale).sample
+    shown = (decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    return paste((255 * shown).round().astype(np.uint8), image, mask)
+
+
+def test_sparse_edits_of_everything_are_dense_ones(served: Served) -> None:
     whole = served.client.edit(IMAGE, EVERYTHING, PROMPT, mode="sparse", **OPTIONS)
     assert whole.info.mode == "sparse"
     assert largest(whole, served.expected(EVERYTHING)) <= 2
-    part = served.client.edit(IMAGE, MASK, PROMPT, mode="sparse", **OPTIONS)
-    assert part.info.mode == "sparse"
-    pixels = np.asarray(part.image)
+
+
+def test_a_sparse_edit_whose_margin_reaches_everywhere(served: Served) -> None:
+    """Nothing of its recording is read. The first step is dense."""
+    image, mask = ramp(64, 64), np.zeros((64, 64), np.uint8)
+    mask[16:56, 16:56] = 255
+    result = served.client.edit(image, mask, PROMPT, mode="sparse", **OPTIONS)
+    assert (result.info.mode, result.info.recording, result.info.margin) == ("sparse", "own", 3)
+    expected = held(served.references.inpainting(), image, mask)
+    assert largest(result, expected) <= 2
+    free = served.client.edit(image, mask, PROMPT, mode="dense", **OPTIONS)
+    assert largest(free, expected) > 20, "a dense edit draws what is outside, too"
+
+
+def test_a_sparse_edit_reads_its_recording(served: Served) -> None:
+    """What it reads has not seen the mask, so it is near only."""
+    result = served.client.edit(IMAGE, MASK, PROMPT, mode="sparse", **OPTIONS)
+    assert (result.info.mode, result.info.recording, result.info.margin) == ("sparse", "own", 1)
+    pixels, expected = np.asarray(result.image), held(served.references.inpainting(), IMAGE, MASK)
     assert (pixels[MASK < 128] == IMAGE[MASK < 128]).all()
-    assert (pixels != IMAGE).any(2)[MASK >= 128].mean() > 0.5
+    assert ssim(pixels, expected, MASK) > 0.99
+    assert ssim(IMAGE, expected, MASK) < 0.5, "the edit has changed it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,15 +27,16 @@ from tessera.engines.bundle import Bundle
 from tessera.errors import BundleError
 from tessera.plan import Plan
 from tessera.shared.settings import AdapterSettings, TemplateSettings
-from tessera.templates.nearest import Nearness
+from tessera.templates.nearest import Nearness, distance, vector_of
 from tessera.templates.recorder import Recorder
 from tessera.templates.store import RecordingKey, TemplateStore
-from tessera.templates.texts import text_id
+from tessera.templates.texts import ZEROED, text_id, zeroed
 from tessera.types import Array, Conditions
 from tessera.variants import VARIANTS
 
 RECORDINGS = 3
-"""Of one case that are kept at a time: the disk's budget has room for one more."""
+"""Of one case that are kept at a time, beside one of SDXL's zeros: the disk's budget has room for
+one more, and those with prompts take half at most."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class Editor:
 
     @torch.inference_mode()
     def dense(self, edit: Edit) -> Array:
-        """An edit without recordings."""
-        plan = self._plan(edit.seed)
-        return paste(self._finished(self._of(edit, plan)[0]), edit.image, edit.mask)
+        """An edit without recordings. An inpainting UNet draws all latents, as it is served."""
+        request, _ = self._of(edit, self._plan(edit.seed), held=not self._manifest.inpaints)
+        return paste(self._finished(request), edit.image, edit.mask)
 
     @torch.inference_mode()
     def record(self, image: Array, prompt: str) -> tuple[str, ...]:
-        """Record a picture with a prompt and with the empty one.
+        """Record a picture with a prompt, and with the negative one of edits that name none.
 
         Returns:
             What edits that shall read these have as `Plan.texts`.
@@ -113,15 +114,22 @@ class Editor:
             *(self._manifest.digest, template, defaults.scheduler, defaults.steps, TEMPLATE_SEED)
         )
         text = text_id(prompt)
-        if self._plan(0).guided or not text:
-            self._recorder.ensure(key)
-        if text:
-            own = key.with_text(text)
-            embedded = embed(self._encoders, [prompt])
-            both = {"hidden": embedded.hidden[0], "pooled": embedded.pooled[0]}
-            self._store.texts.put(own.digest, both)
+        negative = ZEROED if self._manifest.zero_negative and text else ""
+        texts = (negative, text) if self._plan(0).guided else (text,)
+        embedded = embed(self._encoders, [prompt])
+        both = {"hidden": embedded.hidden[0], "pooled": embedded.pooled[0]}
+        for each in dict.fromkeys(texts):
+            own = key.with_text(each)
+            if each:
+                self._store.texts.put(own.digest, zeroed(both) if each == ZEROED else both)
             self._recorder.ensure(own)
-        return ("", text) if self._plan(0).guided else (text,)
+        return texts
+
+    @torch.inference_mode()
+    def distance(self, prompt: str, other: str) -> float:
+        """How far another prompt is, as servers measure it that look for a near recording."""
+        hidden = embed(self._encoders, [prompt, other, ""]).hidden
+        return distance(*map(vector_of, hidden))
 
     @torch.inference_mode()
     def sparse(self, edit: Edit, texts: tuple[str, ...], policy: Policy) -> Array:
@@ -170,10 +178,11 @@ class Editor:
             **more,  # type: ignore[arg-type]
         )
 
-    def _of(self, edit: Edit, plan: Plan) -> tuple[Running, Canvas]:
+    def _of(self, edit: Edit, plan: Plan, *, held: bool = True) -> tuple[Running, Canvas]:
         latents, engine = self._manifest.latents, self._vae["vae_encoder"]
         clean = encode_template(engine, edit.image, latents)
-        canvas = canvas_of(clean, torch.from_numpy(active_latents(edit.mask, latents.pixels)))
+        active = torch.from_numpy(active_latents(edit.mask, latents.pixels))
+        canvas = replace(canvas_of(clean, active), held=held)
         masked = None
         if self._manifest.inpaints:
             masked = encode_masked(engine, edit.image, edit.mask, latents)
@@ -196,6 +205,8 @@ class Editor:
     def _conditions(self, plan: Plan, prompt: str) -> Conditions:
         prompts = ["", prompt] if plan.guided else [prompt]
         text = embed(self._encoders, prompts)
+        if plan.guided and self._manifest.zero_negative:
+            text = text.zeroed(0)
         guidance = embed_guidance(plan.guidance, self._manifest.guidance_width)
         return conditions_of(
             text.hidden,

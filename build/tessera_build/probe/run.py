@@ -29,6 +29,9 @@ LEAST, MOST = 4, 8
 TRIAL = 2
 """After so many cases it is known how long the others will take."""
 
+OTHERS = ("near", "template")
+"""What a case's prompt is compared with: the prompt of another edit, and that of the picture."""
+
 POLICIES = (
     *(Policy(margin) for margin in MARGINS),
     *(Policy(BASE, fifths=(fifth,)) for fifth in range(FIFTHS)),
@@ -39,11 +42,14 @@ POLICIES = (
 
 @dataclass(frozen=True)
 class Found:
-    """Of one case: errors by nearness and policy, tokens by margin."""
+    """Of one case: errors by nearness and policy, tokens by margin, distances of the prompt from
+    others by `OTHERS`.
+    """
 
     share: float
     errors: dict[tuple[Nearness, Policy], float]
     tokens: dict[int, float]
+    distances: dict[str, float]
 
 
 class Edits(Protocol):
@@ -64,6 +70,10 @@ class Edits(Protocol):
 
     def record(self, image: Array, prompt: str) -> tuple[str, ...]:
         """Record a picture; returns what edits have as `Plan.texts`."""
+        ...
+
+    def distance(self, prompt: str, other: str) -> float:
+        """How far another prompt is, see `tessera.templates.nearest.distance`."""
         ...
 
     def sparse(self, edit: Edit, texts: tuple[str, ...], policy: Policy) -> Array:
@@ -105,7 +115,7 @@ def probe(
     with tempfile.TemporaryDirectory(prefix="tessera-probe-") as work:
         editor = Editor(bundle, Path(work))
         found = compared(editor, cases(prompts), seconds=60 * minutes, progress=progress)
-    how = _how(bundle, len(found), time.monotonic() - began)
+    how = _how(bundle, found, time.monotonic() - began)
     measured = derived(bundle.manifest.digest, found, how)
     return measured, measured.write(folder)
 
@@ -153,7 +163,9 @@ def _compare(editor: Edits, case: Case) -> Found:
             sparse = editor.sparse(edit, texts, policy)
             errors[nearness, policy] = 1 - ssim(sparse, dense, edit.mask)
     editor.forget()
-    return Found(case.share, errors, {margin: editor.tokens(edit, margin) for margin in MARGINS})
+    tokens = {margin: editor.tokens(edit, margin) for margin in MARGINS}
+    apart = {kind: editor.distance(prompts.edit, getattr(prompts, kind)) for kind in OTHERS}
+    return Found(case.share, errors, tokens, apart)
 
 
 def derived(digest: str, found: Sequence[Found], how: dict[str, object]) -> Measured:
@@ -210,14 +222,20 @@ def _median(values: Iterable[float]) -> float:
     return round(statistics.median(values), 4)
 
 
-def _how(bundle: Bundle, count: int, seconds: float) -> dict[str, object]:
+def _spread(values: Sequence[float]) -> list[float]:
+    """The least, the median and the greatest."""
+    return [round(of(values), 3) for of in (min, statistics.median, max)]
+
+
+def _how(bundle: Bundle, found: Sequence[Found], seconds: float) -> dict[str, object]:
     defaults = bundle.manifest.defaults
     return {
-        "cases": count,
+        "cases": len(found),
         "steps": defaults.steps,
         "scheduler": defaults.scheduler,
         "guidance": defaults.guidance,
         "width": defaults.width,
         "height": defaults.height,
         "minutes": round(seconds / 60, 1),
+        "distances": {k: _spread([each.distances[k] for each in found]) for k in OTHERS},
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from tessera.edits.measured import Measured
+from tessera.templates.nearest import NEAR
 from tessera.terminal.console import new_table
 
 
@@ -34,6 +35,11 @@ def probe_tables(found: Measured) -> Iterator[Table]:
             shown = "; ".join(map(str, policies)) or "dense edits only"
             table.add_row(quality, nearness, f"{limit:g}", f"{value or 1:.3f}", shown)
     yield table
+    yield _numbers(
+        f"distance of prompts; recordings up to {NEAR:g} are taken to be near",
+        ("the edit's from", "least", "median", "most"),
+        [(kind, *(f"{d:.2f}" for d in apart)) for kind, apart in found.how["distances"].items()],
+    )
 
 
 def _numbers(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -46,7 +46,8 @@ class EditRecordings:
     ) -> bool:
         """Whether the template has been recorded for an edit. What is not is noted, unless the edit
         waits for it: the recordings with its prompts, or for `fast` and for several prompts that
-        with the empty one, which serves them all.
+        with the empty one, which serves them all. Nothing is noted where that would not: no policy
+        reaches the quality with it.
 
         Args:
             edit: the edit.
@@ -64,19 +65,24 @@ class EditRecordings:
         one = fast or plan.prompt_count > 1
         hidden = {"encoder_hidden_states": embeddings.hidden}
         chosen = choose(self._store, key, texts, hidden, plain=fast, guided=plan.guided)
-        if chosen is not None and not one and not self._reaches(edit, plan, chosen):
+        if chosen is not None and not self._serves(edit, plan, chosen.nearness, one=one):
             chosen = None
         if chosen is not None:
             self._read_ahead(chosen)
         if chosen is None or (chosen.nearness == Nearness.EMPTY and not one):
-            self._want(edit, key, ("",) if one else texts, embeddings, waits=chosen is None)
+            wanted = ("",) if one else texts
+            if one and not self._serves(edit, plan, Nearness.EMPTY, one=one):
+                wanted = ()
+            self._want(edit, key, wanted, embeddings, waits=chosen is None)
         return chosen is not None
 
-    def _reaches(self, edit: EditChoice, plan: Plan, chosen: Chosen) -> bool:
-        """Whether recordings give the edit its quality."""
+    def _serves(self, edit: EditChoice, plan: Plan, nearness: Nearness, *, one: bool) -> bool:
+        """Whether an edit takes recordings: they give it its quality, or MODE `sparse` asks for the
+        `one` that several prompts share, whatever it gives.
+        """
         adapted = bool(plan.adapters)
-        ratio = edit.mask_ratio
-        return bool(self._policies.of(edit.quality, chosen.nearness, ratio, adapted=adapted))
+        found = self._policies.of(edit.quality, nearness, edit.mask_ratio, adapted=adapted)
+        return bool(found) or (one and edit.mode == "sparse")
 
     def _read_ahead(self, chosen: Chosen) -> None:
         for recording in chosen.recordings:

@@ -17,6 +17,7 @@ from tessera.shared.board import Board
 from tessera.shared.load import LoraLoad
 from tessera.shared.settings import ServerSettings
 from tessera.templates.store import Recording, TemplateStore
+from tessera.templates.texts import ZEROED
 
 LISTED_S = 0.5
 """So long the folder of recordings is taken to be unchanged."""
@@ -109,7 +110,7 @@ class LoadReader:
             every = self._store.recordings()
             mine = [r for r in every if r.key.bundle == self._manifest.digest]
             self._recordings = list(_by_schedule(mine).values())[:RECORDINGS]
-            self._prompted = {_schedule(each) for each in mine if each.key.text}
+            self._prompted = {_schedule(each) for each in mine if each.key.text not in ("", ZEROED)}
             self._templates = self._store.pictures.known()
         self._listed = (now, changed)
 

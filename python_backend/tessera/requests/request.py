@@ -166,7 +166,7 @@ class Prompts:
     """A prompt, as it is read; fields are those of `Request`."""
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
     syntax: str
     clip_skip: int
 
@@ -179,7 +179,7 @@ def read_prompts(inputs: Inputs, manifest: Manifest) -> Prompts:
     """
     syntax = _word(inputs, "PROMPT_SYNTAX", contract.PROMPT_SYNTAXES[0], contract.PROMPT_SYNTAXES)
     prompt = _prompt(inputs, "PROMPT", syntax) if "PROMPT" in inputs else ""
-    negative = _negative_prompt(inputs, syntax) or ""
+    negative = _negative_prompt(inputs, syntax)
     return Prompts(prompt, negative, syntax, _clip_skip(inputs, manifest))
 
 

@@ -16,11 +16,11 @@ import torch
 
 from tessera.templates.keys import Nearness as Nearness
 from tessera.templates.store import Recording, RecordingKey, TemplateStore
-from tessera.templates.texts import Texts
+from tessera.templates.texts import ZEROED, Texts
 
 NEAR = 0.8
 """A prompt is near another if their distance is at most this share of its distance from the empty
-prompt (measured by bench/edit_texts.py)."""
+prompt. Measured with the demo model's text encoder (docs/internals/templates.md)."""
 
 _VECTORS = 1024
 """How many prompts' vectors are kept in memory."""
@@ -146,7 +146,7 @@ def _of_branch(
     own = store.find(key.with_text(text)) if text else empty
     if own is not None:
         return own, Nearness.OWN
-    near = _near(store, key, hidden) if text else None
+    near = _near(store, key, hidden) if text not in ("", ZEROED) else None
     if near is not None:
         return near, Nearness.NEAR
     return None if empty is None else (empty, Nearness.EMPTY)
@@ -165,7 +165,7 @@ def _close(store: TemplateStore, key: RecordingKey, text: torch.Tensor) -> list[
     if origin is None:
         return []
     distances = []
-    for other in store.prompted(key):
+    for other in set(store.prompted(key)) - {ZEROED}:  # which no prompt resembles
         vector = _read(store.texts, key.with_text(other).digest)
         if vector is not None:
             distances.append((distance(text, vector, origin), other))

@@ -223,15 +223,18 @@ class Recorder:
         return storage
 
     def _text(self, key: RecordingKey) -> Tensors:
-        """The prompt's embeddings. Those of the empty prompt are written for later comparisons.
+        """The prompt's embeddings. Those of the empty prompt are written for later comparisons,
+        even if nobody has that one recorded.
 
         Raises:
             Unavailable: nobody has left them in the store.
         """
-        if not key.text:
+        empty = key.with_text("").digest
+        if not key.text or self._store.texts.get(empty) is None:
             text = self._networks.embed()
-            self._store.texts.put(key.digest, text)
-            return text
+            self._store.texts.put(empty, text)
+            if not key.text:
+                return text
         found = self._store.texts.get(key.digest)
         if found is None:
             raise Unavailable(f"the prompt {key.text} of template {key.template} is not known")

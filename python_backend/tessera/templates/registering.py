@@ -11,7 +11,7 @@ from tessera.plan import AdapterUse
 from tessera.requests.request import Lora, Prompts
 from tessera.templates.keys import RecordingKey
 from tessera.templates.store import TemplateStore
-from tessera.templates.texts import text_id
+from tessera.templates.texts import ZEROED, text_id, zeroed
 
 if TYPE_CHECKING:
     from tessera.codec.words import Words
@@ -45,6 +45,7 @@ def keys_of(
     recorder: Recorder,
     store: TemplateStore,
     words: Words,
+    zero_negative: bool,
 ) -> list[RecordingKey]:
     """The keys of a negative prompt and a prompt, each once, whose embeddings are in the store from
     now on.
@@ -56,23 +57,30 @@ def keys_of(
         recorder: embeds prompts.
         store: gets what it returns.
         words: textual inversions that prompts may have.
+        zero_negative: whether edits with the prompt that leave the negative one out have zeros.
 
     Raises:
         InvalidInput: a LoRA is unknown, named twice, or cannot be used.
     """
     if not (prompts.prompt or prompts.negative_prompt or loras or key.controls):
         return [key]
+    negative = prompts.negative_prompt
+    if negative is None and not (zero_negative and prompts.prompt):
+        negative = ""
     keys = []
     with recorder.reading(loras) as read:
         key = key.with_adapters(read.unet)
         for of_branch, prompt, skip in (
-            (key.of_negative, prompts.negative_prompt, 0),
+            (key.of_negative, negative, 0),
             (key, prompts.prompt, prompts.clip_skip),
         ):
-            of_text = partial(text_id, syntax=prompts.syntax, clip_skip=skip, loras=read.text)
-            own = of_branch.with_text(of_text(prompt, words=words.found_in(prompt)))
+            if prompt is None:
+                own = of_branch.with_text(ZEROED)
+            else:
+                of_text = partial(text_id, syntax=prompts.syntax, clip_skip=skip, loras=read.text)
+                own = of_branch.with_text(of_text(prompt, words=words.found_in(prompt)))
             if own.text:
-                embedded = recorder.embed(prompt, prompts.syntax, skip)
-                store.texts.put(own.digest, embedded)
+                embedded = recorder.embed(prompt or "", prompts.syntax, skip)
+                store.texts.put(own.digest, zeroed(embedded) if prompt is None else embedded)
             keys.append(own)
     return list(dict.fromkeys(keys))

@@ -229,7 +229,7 @@ class TemplateStore:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._make_room(keep=target)
-        self.texts.sweep(lambda name: any(map(Path.exists, self._users(name))), WANTED_S)
+        self.texts.sweep(self._needs, WANTED_S)
         return dataclasses.replace(recording, folder=target)
 
     def remove(self, recording: Recording) -> None:
@@ -310,9 +310,10 @@ class TemplateStore:
                 self.remove(recording)
                 used -= recording.bytes
 
-    def _users(self, name: str) -> tuple[Path, Path]:
-        """What needs a text: its recording, or the note that this is wanted."""
-        return self.root / "recordings" / name, self.root / "wanted" / f"{name}.json"
+    def _needs(self, name: str) -> bool:
+        """Whether a text has a recording or a note of one, or is the empty prompt's of others."""
+        recorded, noted = self.root / "recordings", self.root / "wanted" / f"{name}.json"
+        return noted.exists() or any(recorded.glob(f"{name}*"))
 
     def _sweep(self) -> None:
         for name in _FOLDERS:

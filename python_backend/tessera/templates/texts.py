@@ -14,6 +14,10 @@ from pathlib import Path
 from tessera.templates.files import age, write
 from tessera.types import Tensors
 
+ZEROED = "0" * 16
+"""The text id of embeddings of zeros. SDXL has them where a negative prompt is left out; an empty
+one that is given is encoded."""
+
 
 def text_id(
     prompt: str,
@@ -36,6 +40,11 @@ def text_id(
         return ""
     content = json.dumps([prompt, syntax, clip_skip, sorted(words), sorted(loras)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def zeroed(text: Tensors) -> Tensors:
+    """What `ZEROED` stands for, in the shapes of a prompt's embeddings."""
+    return {name: tensor.new_zeros(tensor.shape) for name, tensor in text.items()}
 
 
 class Texts:

@@ -41,7 +41,7 @@ from tessera.shared.settings import ServerSettings
 from tessera.shared.sweep import sweep_boards
 from tessera.templates.pictures import find_picture
 from tessera.templates.store import TemplateStore
-from tessera.templates.texts import text_id
+from tessera.templates.texts import ZEROED, text_id
 from tessera.triton import pb
 from tessera.triton.ending import Endings
 from tessera.types import Array
@@ -193,8 +193,14 @@ class TritonPythonModel:
         of_text = partial(text_id, syntax=request.syntax, loras=self._adapters.in_text)
         skip, negative = request.clip_skip, request.negative_prompt or ""
         own = [of_text(p, clip_skip=skip, words=words.found_in(p)) for p in request.prompts]
-        first = [of_text(negative, words=words.found_in(negative))] if plan.guided else []
-        return (*first, *own)
+        if not plan.guided:
+            return tuple(own)
+        zero = self._zeroes(request)
+        return (ZEROED if zero else of_text(negative, words=words.found_in(negative)), *own)
+
+    def _zeroes(self, request: Request) -> bool:
+        """Whether a negative branch has zeros instead of embeddings."""
+        return self._manifest.zero_negative and request.negative_prompt is None
 
     def _canvas(self, edit: EditChoice, seed: int, prompts: int) -> dict[str, Array]:
         latents = self._manifest.latents
@@ -233,8 +239,7 @@ class TritonPythonModel:
         both = embed(self._encoders, prompts, request.syntax, clip_skips=skips, words=words)
         if not guided:
             return both
-        zero = self._manifest.zero_negative and request.negative_prompt is None
-        return both.zeroed(0) if zero else both
+        return both.zeroed(0) if self._zeroes(request) else both
 
 
 _NOT_MASKED: Array = np.zeros((1, 1, 1), np.float32)

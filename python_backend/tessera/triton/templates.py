@@ -206,7 +206,8 @@ class TritonPythonModel:
     ) -> list[RecordingKey]:
         """Of a client's registration."""
         parts: dict[str, Any] = {"recorder": self._recorder, "store": self._store}
-        return keys_of(key, prompts, loras, **parts, words=self._words())
+        zero = self._manifest.zero_negative
+        return keys_of(key, prompts, loras, **parts, words=self._words(), zero_negative=zero)
 
     @contextmanager
     def _loaded(self, key: RecordingKey) -> Iterator[None]:

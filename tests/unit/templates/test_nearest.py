@@ -14,6 +14,7 @@ from tessera.templates.keys import RecordedControl, recorded_controls
 from tessera.templates.nearest import Nearness, choose, distance
 from tessera.templates.storage import Storage
 from tessera.templates.store import RecordingKey, TemplateStore
+from tessera.templates.texts import ZEROED
 from tessera.types import Tensors
 
 KEY = RecordingKey("bundle", "t", "euler", 2, 1)
@@ -90,6 +91,17 @@ def test_another_prompt_serves_if_it_is_near(
     branches = (1, 1) if expected else (2,)
     found = texts_of(store, ("", OWN), told(0, 0), told(1, 0))
     assert found == (texts, branches, kind)
+
+
+def test_zeros_are_near_to_nothing(store: TemplateStore) -> None:
+    """Before they are recorded they take the empty prompt's, which is not their own."""
+    recorded(store, "", told(0, 0.1))
+    recorded(store, OTHER, told(0, 0.02))
+    rows = told(0, 0), told(0, 0.02)
+    assert texts_of(store, (ZEROED, OTHER), *rows) == (["", OTHER], (1, 1), Nearness.EMPTY)
+    recorded(store, ZEROED, told(0, 0))
+    assert texts_of(store, (ZEROED, OTHER), *rows) == ([ZEROED, OTHER], (1, 1), Nearness.OWN)
+    assert texts_of(store, (OWN,), told(0, 0)) == ([OTHER], (1,), Nearness.NEAR)
 
 
 def test_the_nearest_of_several_is_taken(store: TemplateStore) -> None:

@@ -22,7 +22,7 @@ from tessera.templates.recorder import Recorder, open_networks
 from tessera.templates.store import Recording, TemplateStore
 from tests.fakes.sparse import dense_pass, small_unet
 from tests.samples.bundles import IN_HALF, Small
-from tests.samples.edits import World
+from tests.samples.edits import EMPTY, World
 from tests.samples.requests import MANIFEST
 from tests.samples.schedulers import DEMO
 
@@ -36,6 +36,21 @@ def test_a_recording_is_made_once_and_again_when_it_is_damaged(world: World) -> 
         world.store.load(recording, 0)
     assert world.recorder.ensure(world.key())[1]
     assert world.opened == 1
+
+
+def test_a_recording_with_a_prompt_leaves_what_prompts_are_compared_with(world: World) -> None:
+    """Where nobody records the empty prompt, as with SDXL, whose negative one is zeros."""
+    key = world.key()
+    own = key.with_text("1" * 16)
+    with pytest.raises(Unavailable, match=r"the prompt 1{16} of template .* is not known"):
+        world.recorder.ensure(own)
+    told = {"hidden": torch.ones(7, 24), "pooled": torch.zeros(1)}
+    world.store.texts.put(own.digest, told)
+    assert world.recorder.ensure(own)[1]
+    empty = world.store.texts.get(key.digest)
+    assert empty is not None
+    assert torch.equal(empty["hidden"], EMPTY[0])
+    assert world.store.find(key) is None
 
 
 def test_two_at_once_record_once(world: World) -> None:

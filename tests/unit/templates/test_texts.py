@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tessera.templates.texts import Texts, text_id
+from tessera.templates.store import TemplateStore
+from tessera.templates.texts import ZEROED, Texts, text_id, zeroed
+from tests.samples.templates import filled, key_of
 
 TEXT = {"hidden": torch.randn(3, 2), "pooled": torch.randn(4)}
 
@@ -32,6 +34,17 @@ def test_ids_differ_by_everything_that_changes_the_embeddings() -> None:
     assert text_id("a star", words=["b", "a"]) == text_id("a star", words=["a", "b"])
 
 
+def test_zeros_have_an_id_that_no_prompt_has() -> None:
+    assert ZEROED not in ("", text_id("a star"))
+    assert len(ZEROED) == len(text_id("a star"))
+    zeros = zeroed(TEXT)
+    assert {name: found.shape for name, found in zeros.items()} == {
+        "hidden": (3, 2),
+        "pooled": (4,),
+    }
+    assert not any(found.any() for found in zeros.values())
+
+
 def test_what_was_put_is_found_again(tmp_path: Path) -> None:
     texts = Texts(tmp_path)
     assert texts.get("one") is None
@@ -52,3 +65,21 @@ def test_only_what_is_old_and_not_used_is_removed(tmp_path: Path) -> None:
         os.utime(tmp_path / f"{name}.safetensors", (0, 0))
     texts.sweep(lambda name: name == "used", 60)
     assert {path.stem for path in tmp_path.iterdir()} == {"new", "used"}
+
+
+def test_what_recordings_and_notes_are_compared_by_is_kept(store: TemplateStore) -> None:
+    """The empty prompt's text, too, as long as one of a prompt is there."""
+    first, second = key_of("t"), key_of("u")
+    own = {key: key.with_text("1" * 16) for key in (first, second)}
+    gone, noted = first.with_text("2" * 16), first.with_text("3" * 16)
+    for key in (first, second, *own.values(), gone, noted):
+        store.texts.put(key.digest, TEXT)
+    store.want(noted)
+    for path in (store.root / "texts").iterdir():
+        os.utime(path, (0, 0))
+    recording = filled(store, own[first])
+    kept = {first.digest, own[first].digest, noted.digest}
+    assert {path.stem for path in (store.root / "texts").iterdir()} == kept
+    store.remove(recording)
+    filled(store, second)
+    assert {path.stem for path in (store.root / "texts").iterdir()} == {noted.digest}

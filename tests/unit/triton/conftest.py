@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,14 @@ from tessera.shared.board import Board
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.bundle import FakeBundle, FakeRecorder, FakeTokenizer
 from tests.fakes.calls import call, config_of_denoise, load, run_to_end
+from tests.samples.bundles import Small
 from tests.samples.requests import MANIFEST
 
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """encode, render, denoise, decode, jobs as Triton would load them; BLS reaches denoise."""
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
-    monkeypatch.setenv("TESSERA_BUNDLE", str(tmp_path / "bundle"))
-    monkeypatch.setenv("TESSERA_BOARD", str(tmp_path / "board"))
-    monkeypatch.setenv("TESSERA_TEMPLATES", str(tmp_path / "templates"))
-    for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
-        monkeypatch.delitem(sys.modules, name)
+    prepare(monkeypatch, tmp_path, tmp_path / "bundle")
     from transformers import AutoTokenizer
 
     from tessera.engines.bundle import Bundle
@@ -36,12 +32,39 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
     bundle = FakeBundle()
     monkeypatch.setattr(Bundle, "of", classmethod(lambda cls, settings: bundle))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda path: FakeTokenizer())
+    loaded = opened(monkeypatch, tmp_path)
+    loaded["edit"]._manifest = MANIFEST
+    yield loaded | {"bundle": bundle}
+    unload()
+
+
+@pytest.fixture
+def xl_models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: Callable[[str], Small]
+) -> Iterator[dict[str, Any]]:
+    """The same of a real bundle: SDXL's topology in small."""
+    prepare(monkeypatch, tmp_path, small("sdxl").bundle)
+    yield opened(monkeypatch, tmp_path)
+    unload()
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch, root: Path, bundle: Path) -> None:
+    """What models find when they are imported."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+    monkeypatch.setenv("TESSERA_BUNDLE", str(bundle))
+    monkeypatch.setenv("TESSERA_BOARD", str(root / "board"))
+    monkeypatch.setenv("TESSERA_TEMPLATES", str(root / "templates"))
+    for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, root: Path) -> dict[str, Any]:
+    """The models, which call each other."""
     pb_utils.METRICS.clear()
-    loaded: dict[str, Any] = {"bundle": bundle, "board": Board(tmp_path / "board")}
+    loaded: dict[str, Any] = {"board": Board(root / "board")}
     for name in ("edit", "encode", "render", "denoise", "decode", "jobs", "templates"):
         loaded[name] = load(name).TritonPythonModel()
         loaded[name].initialize({"model_config": json.dumps(config_of_denoise(4))})
-    loaded["edit"]._manifest = MANIFEST
     monkeypatch.setattr(load("denoise"), "BURST_S", 0.0)
     monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: run_to_end(loaded, arrays))
     for name in ("encode", "render", "decode"):
@@ -51,7 +74,11 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str
         return call(loaded["templates"], arrays, pb_utils.PARAMETERS["templates"])
 
     monkeypatch.setitem(pb_utils.BLS, "templates", templates)
-    yield loaded
+    return loaded
+
+
+def unload() -> None:
+    """Forget the models' modules, which are bound to the fake of Triton's backend module."""
     for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
         del sys.modules[name]
 
@@ -68,3 +95,12 @@ def sparse_models(
     recorder = FakeRecorder(models["templates"]._store)
     monkeypatch.setattr(models["templates"], "_recorder", recorder)
     return models | {"recorder": recorder, "digest": manifest.digest}
+
+
+@pytest.fixture
+def zero_models(sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """`sparse_models` of a bundle like SDXL's: a negative prompt that is left out is zeros."""
+    for name in ("encode", "templates"):
+        manifest = dataclasses.replace(sparse_models[name]._manifest, zero_negative=True)
+        monkeypatch.setattr(sparse_models[name], "_manifest", manifest)
+    return sparse_models | {"digest": manifest.digest}

@@ -21,12 +21,14 @@ from tessera.manifest import read_manifest
 from tessera.types import Array
 from tessera_build.cli import app
 from tessera_build.probe import run
-from tessera_build.probe.cases import GENERAL, SHARES, cases
+from tessera_build.probe.cases import GENERAL, SHARES, Case, cases
 from tessera_build.probe.derive import MARGINS
 from tessera_build.probe.editor import Edit, Editor
 from tessera_build.probe.run import LEAST, MOST, compared, derived
 from tessera_build.probe.tables import probe_tables
 from tests.samples.bundles import INPAINTING, Small
+from tests.samples.inpainting import by_diffusers
+from tests.samples.references import References
 
 RNG = np.random.default_rng(3)
 PICTURE = RNG.integers(0, 256, (64, 64, 3), np.uint8)
@@ -52,6 +54,9 @@ class Made:
     def record(self, image: Array, prompt: str) -> tuple[str, ...]:
         self.recorded.append(prompt)
         return ("", prompt)
+
+    def distance(self, prompt: str, other: str) -> float:
+        return len(other) / 100
 
     def sparse(self, edit: Edit, texts: tuple[str, ...], policy: Policy) -> Array:
         scale = 0.0 if policy.margin >= 4 else 1.0 if texts == ("", "") else 0.1
@@ -91,7 +96,8 @@ def values(measured: Measured, quality: EditQuality) -> list[float]:
 def test_what_follows_is_written_and_read(tmp_path: Path) -> None:
     editor = Made()
     found = compared(editor, cases(GENERAL), seconds=0.0, clock=lambda: 0.0)
-    measured = derived("d" * 64, found, {"cases": len(found)})
+    apart = {"near": [0.1, 0.2, 0.3], "template": [1.0, 1.1, 1.25]}
+    measured = derived("d" * 64, found, {"cases": len(found), "distances": apart})
     measured.write(tmp_path)
     policies, _ = policies_of(tmp_path, "d" * 64)
     for (quality, nearness), rows in BUILT_IN.reached.items():
@@ -108,11 +114,12 @@ def test_what_follows_is_written_and_read(tmp_path: Path) -> None:
     assert row.by_margin["4"] == row.by_margin["6"] == 0
     assert row.by_margin["1"] > 0.05
     assert row.left_by_fifth == [1.0] * 5
-    titles = [table.title for table in probe_tables(measured)]
-    assert titles[0] == "1 - SSIM by margin"
+    tables = list(probe_tables(measured))
+    assert tables[0].title == "1 - SSIM by margin"
+    assert list(tables[-1].columns[3].cells) == ["0.30", "1.25"]
 
 
-@pytest.mark.parametrize("name", ["sd15", INPAINTING])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_with_all_tokens_a_sparse_edit_is_the_dense_one(
     name: str, small: Callable[[str], Small], tmp_path: Path
 ) -> None:
@@ -129,6 +136,37 @@ def test_with_all_tokens_a_sparse_edit_is_the_dense_one(
     shares = [editor.tokens(edit, margin) for margin in (0, *MARGINS, 64)]
     assert shares == sorted(shares)
     assert shares[-1] == 1
+    assert (editor.distance("a cat", "a cat"), editor.distance("a cat", "")) == (0, 1)
+
+
+def test_a_dense_edit_of_an_inpainting_bundle_is_what_is_served(
+    small: Callable[[str], Small], tmp_path: Path
+) -> None:
+    """As in diffusers all latents are drawn. A sparse edit keeps the template's, which no margin
+    mends.
+    """
+    made = small(INPAINTING)
+    bundle = Bundle(made.bundle, threads=1)
+    editor, defaults = Editor(bundle, tmp_path), bundle.manifest.defaults
+    image = editor.draw("a room", 0)
+    mask = Case(0, 0.2, GENERAL[0]).mask(*editor.size)
+    for masked, alike in ((mask, False), (np.full_like(mask, 255), True)):
+        edit = Edit(image, masked, "a cat", 1)
+        dense = editor.dense(edit).astype(int)
+        expected = by_diffusers(
+            References(made).inpainting(),
+            image,
+            masked,
+            prompt=edit.prompt,
+            seed=edit.seed,
+            scheduler=defaults.scheduler,
+            num_inference_steps=defaults.steps,
+            guidance_scale=defaults.guidance,
+        )
+        assert np.abs(dense - expected).max() <= 2
+        texts = editor.record(image, "a cat")
+        whole = editor.sparse(edit, texts, Policy(64))
+        assert (np.abs(whole - dense).max() <= 2) == alike
 
 
 def test_the_command_writes_into_the_bundle(
