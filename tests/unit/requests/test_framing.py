@@ -72,7 +72,8 @@ def test_control_images_of_a_registration_are_filled_up_with_its_picture() -> No
         assert (registered[name] == edited.inputs[name]).all()
 
 
-CROP, ROOM = {"PADDING_MASK_CROP": np.array([[4]], np.int32)}, {"EXTEND": np.array([[0, 0, 6, 9]])}
+CROP: dict[str, Any] = {"PADDING_MASK_CROP": np.array([[4]], np.int32)}
+ROOM: dict[str, Any] = {"EXTEND": np.array([[0, 0, 6, 9]], np.int32)}
 
 
 @pytest.mark.parametrize("more", [CROP, ROOM, CROP | ROOM], ids=["crop", "room", "both"])
