@@ -16,7 +16,7 @@ from tessera.types import Array
 WIDEST = 255
 """Largest width of a fade, in pixels."""
 _ROWS = 256
-"""Of a picture, pasted at a time: what is needed for each of its pixels is not there for all."""
+"""How many rows are pasted at a time, so that floats are never needed for a whole large picture."""
 
 
 def width_of(feather: int, factor: float) -> int:

@@ -123,7 +123,7 @@ class TritonPythonModel:
             raise TimedOut(pb.EXPIRED)
         self._board.check_room(self._max_queue, priority)
         memory = held(request, inputs.values())
-        if pb.is_call(message):
+        if pb.is_call(message):  # nobody else may say so
             memory += parameters.get(HELD, 0)
         self._board.check_memory(memory, self._held)
         edit = request.edit
