@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from tessera.contract import EDITED
 from tessera.contract.limits import FEATHER
+from tessera.feather import pasted, width_of
 from tessera.types import Array
 
 PAD, CROP, SCALE = "pad", "crop", "scale"
@@ -86,9 +87,7 @@ class Frame:
         if self.scaled == size:
             here[edited] = new[edited]
         else:
-            share = _fading(edited, size[0] / self.scaled[0])[..., None]
-            mixed = (share * new + (1 - share) * here).round().astype(np.uint8)
-            here[edited] = mixed[edited]
+            here[:] = pasted(new, here, edited, width_of(FEATHER, size[0] / self.scaled[0]))
         return Image.fromarray(whole)
 
     def _part(self, picture: Array) -> Image.Image:
@@ -156,20 +155,3 @@ def _interval(edited: Array, length: int, most: int) -> tuple[int, int]:
         )
     start = min(max((first + last - most) // 2, 0), length - most)
     return start, start + most
-
-
-def _fading(edited: Array, factor: float) -> Array:
-    """The drawing's share of each pixel (h, w): 0 outside the mask, and 1 deep inside, as the
-    server's; `factor` is how many pixels one that was drawn covers.
-    """
-    width = max(1, round(FEATHER * factor))
-    core = Image.fromarray(edited.astype(np.uint8))
-    depth = np.asarray(core).copy()
-    for _ in range(width - 1):
-        core = core.filter(ImageFilter.MinFilter(3))
-        depth += np.asarray(core)
-    deepest = Image.fromarray(depth)
-    for _ in range(width - 1):
-        deepest = deepest.filter(ImageFilter.MaxFilter(3))
-    share: Array = depth / np.maximum(np.asarray(deepest), 1)
-    return share

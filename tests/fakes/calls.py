@@ -34,6 +34,11 @@ def call(
     return response
 
 
+def call_as_sent(name: str, model: Any, arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
+    """The same, with the parameters that the latest request for that model had."""
+    return call(model, arrays, pb_utils.PARAMETERS.get(name))
+
+
 def run_to_end(models: dict[str, Any], arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
     """What Triton's iterative scheduler does with one request."""
     request = pb_utils.Request(900, True, **arrays)

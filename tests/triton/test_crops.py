@@ -87,6 +87,18 @@ def test_a_crop_equals_diffusers_where_the_edit_does_not_fade(
     assert np.abs(drawn.astype(np.int16) - expected)[deep].max() <= 2
 
 
+def test_a_picture_of_more_than_64_mib_is_edited_in_part(http_client: Client) -> None:
+    image = np.zeros((4096, 4200, 3), np.uint8)
+    image[:, ::2] = 90
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[4000:4060, 30:2000] = 255
+    assert image.nbytes + mask.nbytes > 2**26
+    wanted: dict[str, Any] = {"padding_mask_crop": 8, "steps": 2, "seed": 3, "mode": "dense"}
+    drawn = np.asarray(http_client.edit(image, mask, PROMPT, **wanted).image)
+    assert (drawn[mask == 0] == image[mask == 0]).all()
+    assert (drawn[mask > 0] != image[mask > 0]).any()
+
+
 def test_room_is_drawn_around_a_picture_of_an_odd_size(client: Client) -> None:
     image = ramp(101, 75)
     wanted: dict[str, Any] = {"seed": 3, "steps": 4, "extend": (0, 8, 30, 0)}
@@ -117,6 +129,8 @@ def test_pixels_outside_the_mask_stay_whatever_is_asked_for(http_client: Client)
         wanted |= {"mode": ("sparse", "dense")[number % 2]}
         wanted |= {"mask_kind": "soft"} if number % 3 == 0 else {"mask_fill": "blur"}
         wanted |= {"padding_mask_crop": int(rng.integers(0, 30))} if number % 4 < 2 else {}
+        if number % 5 < 2:
+            wanted |= {"mask_feather": int(rng.integers(1, 129)), "mask_tone": "matched"}
         if number > 4:
             wanted["regions"] = [Region(np.roll(mask, 9, 1), "a blue star")]
             edited = np.maximum(mask, np.roll(mask, 9, 1)) > 0

@@ -50,7 +50,7 @@ TENSORS = {
     "TEXT": np.zeros((1, 1, 77, 96), np.float32),
     "POOLED": np.zeros((1, 1, 1), np.float32),
     "CLEAN": np.zeros((1, 1, 1, 1), np.float32),
-    "ACTIVE": np.zeros((1, 1, 1), np.uint8),
+    "ACTIVE": np.zeros((1, 1, 1), np.float32),
     "MASKED": np.zeros((1, 1, 1, 1), np.float32),
     "CONTROL": np.zeros((1, 1, 1, 1, 3), np.uint8),
 }

@@ -10,7 +10,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import interpolate
+from PIL import Image, ImageFilter
+from torch.nn.functional import interpolate, max_pool2d
 
 from bench.server import DEMO_CHECKPOINT
 from tessera.codec.masks import paste
@@ -39,8 +40,8 @@ def pipe() -> Any:
 def published(
     pipe: Any, image: Any, mask: Any, *, scheduler: str, strength: float, seed: int
 ) -> Any:
-    """The loop of the authors' pipeline. Where a mask has pixels of 0, these are the image's in the
-    end, which the authors leave to their caller.
+    """The loop of the authors' pipeline. Latents with no pixel to edit are the image's in the end,
+    and so are pixels of 0, which the authors leave to their caller.
     """
     spec = SCHEDULERS[scheduler]
     config = pipe.scheduler.config
@@ -67,11 +68,12 @@ def published(
         without, wanted = pipe.unet(both, t, encoder_hidden_states=text).sample.chunk(2)
         guided = without + GUIDANCE * (wanted - without)
         latents = steps.step(guided, t, latents).prev_sample
-    latents = torch.where(keep == 1, clean, latents)
+    edited = max_pool2d(torch.from_numpy(mask)[None, None].float(), 4)
+    latents = torch.where(edited == 0, clean, latents)
     decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     shown = (decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
-    edited = (255 * shown).round().astype(np.uint8)
-    return paste(edited, image, np.where(mask > 0, np.uint8(255), np.uint8(0)))
+    drawn = (255 * shown).round().astype(np.uint8)
+    return paste(drawn, image, np.where(mask > 0, np.uint8(255), np.uint8(0)))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -95,6 +97,25 @@ def test_a_soft_mask_equals_the_published_code(
     assert largest(result, expected) <= 2
     hard = http_client.edit(ramp(), mask > 0, PROMPT, **wanted)
     assert largest(hard, expected) > 20, "the strengths matter"
+
+
+@pytest.mark.parametrize("radius", [5, 12])
+def test_a_blurred_mask_equals_the_published_code(
+    http_client: Client, pipe: Any, radius: int
+) -> None:
+    """Its values differ within each latent; what counts is the mask as that code resizes it."""
+    square = np.zeros((128, 128), np.uint8)
+    square[35:94, 30:101] = 255
+    mask = np.asarray(Image.fromarray(square).filter(ImageFilter.GaussianBlur(radius)))
+    options: dict[str, Any] = CASES["the template's seed"]
+    wanted = {"steps": STEPS, "guidance": GUIDANCE, "mode": "dense", **options}
+    result = http_client.edit(ramp(), mask, PROMPT, mask_kind="soft", **wanted)
+    expected = published(pipe, ramp(), mask, **options)
+    assert (expected != ramp()).any()
+    assert largest(result, expected) <= 2
+    blocks = mask.reshape(32, 4, 32, 4).max((1, 3)).repeat(4, 0).repeat(4, 1)
+    coarser = published(pipe, ramp(), blocks, **options)
+    assert largest(result, coarser) > 20, "the values within a latent matter"
 
 
 @pytest.mark.parametrize("part", [False, True], ids=["everything", "a part"])

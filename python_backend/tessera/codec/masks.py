@@ -14,12 +14,15 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 
 from tessera.contract import EDITED
 from tessera.contract.limits import FEATHER as FEATHER
+from tessera.feather import depth_inside, pasted
 from tessera.types import Array
 
 RING = 4
 """Pixels on each side of the border whose colours are compared by `toned`."""
 TONE = 24
 """How far inside the border colours are changed by `toned`, and how far away they are compared."""
+_WHOLE = 255
+"""The strength of a pixel that is edited fully."""
 
 
 def active_latents(mask: Array, pixels: int) -> npt.NDArray[np.uint8]:
@@ -42,9 +45,12 @@ def sampled(mask: Array, pixels: int) -> npt.NDArray[np.bool_]:
     return found
 
 
-def latent_strengths(strengths: Array, pixels: int) -> npt.NDArray[np.uint8]:
-    """The strength of each latent (h, w): that of its strongest pixel, so that a soft mask of 0 and
-    255 means what a hard one does.
+def latent_strengths(strengths: Array, pixels: int) -> npt.NDArray[np.float32]:
+    """The strength of each latent (h, w), FP32: a soft mask resized bilinearly, as differential
+    diffusion's published code does it.
+
+    Where a square of pixels holds 0 and 255 alone, it is 255 if any is: such a mask means what a
+    hard one does. Where the resized mask has nothing of some pixels to edit, it is 1.
 
     Args:
         strengths: (h * pixels, w * pixels), UINT8.
@@ -52,7 +58,12 @@ def latent_strengths(strengths: Array, pixels: int) -> npt.NDArray[np.uint8]:
     """
     height, width = strengths.shape
     squares = strengths.reshape(height // pixels, pixels, width // pixels, pixels)
-    return squares.max((1, 3)).astype(np.uint8)
+    middle = slice((pixels - 1) // 2, pixels // 2 + 1)
+    resized = squares[:, middle, :, middle].mean((1, 3), dtype=np.float32)
+    any_edited = squares.any((1, 3))
+    hard = ((squares == 0) | (squares == _WHOLE)).all((1, 3))
+    found: Array = np.where(hard, np.float32(_WHOLE), np.maximum(resized, 1)) * any_edited
+    return found
 
 
 def prompt_weights(owners: Array, mask: Array, count: int, pixels: int) -> Array:
@@ -75,29 +86,6 @@ def prompt_weights(owners: Array, mask: Array, count: int, pixels: int) -> Array
     return weights
 
 
-def feathered(mask: Array, width: int = FEATHER) -> torch.Tensor:
-    """The edit's share of each pixel (h, w): 0 outside the mask, rising to 1 within `width` pixels
-    of its border.
-
-    Where the mask is too thin for that, the share rises to 1 in the middle.
-    """
-    depth = _depth(mask, width)
-    deepest = _in_both_directions(max_pool2d, depth, width - 1).clamp(min=1)
-    return (depth / deepest)[0]
-
-
-def _depth(mask: Array, most: int) -> torch.Tensor:
-    """How many pixels each is inside the mask (1, h, w), up to `most`; 0 outside, 1 at the
-    border.
-    """
-    inside = torch.from_numpy(mask >= EDITED).float()[None]
-    depth, core = inside, inside
-    for _ in range(most - 1):
-        core = -max_pool2d(-core, 3, 1, 1)
-        depth = depth + core
-    return depth
-
-
 def toned(edited: Array, template: Array, mask: Array) -> Array:
     """An edit (h, w, 3), UINT8, with the colours that are around the mask near its border.
 
@@ -110,7 +98,7 @@ def toned(edited: Array, template: Array, mask: Array) -> Array:
         template: (h, w, 3), UINT8.
         mask: (h, w), UINT8.
     """
-    depth = _depth(mask, TONE)
+    depth = torch.from_numpy(depth_inside(mask >= EDITED, TONE)).float()[None]
     inside = depth > 0
     ring = inside & (depth <= RING)
     around = (_in_both_directions(max_pool2d, inside.float(), RING) > 0) & ~inside
@@ -157,6 +145,4 @@ def paste(edited: Array, template: Array, mask: Array, width: int = FEATHER) -> 
         mask: (h, w), UINT8.
         width: of the fade inside the mask, in pixels.
     """
-    share = feathered(mask, width).numpy()[..., None]
-    mixed = share * edited + (1 - share) * template
-    return mixed.round().astype(np.uint8)
+    return pasted(edited, template, mask >= EDITED, width, np.float32)

@@ -24,7 +24,7 @@ class Canvas:
         clean: the template's latents (1, c, h, w).
         noise: the noise added to them (1, c, h, w).
         active: which latents the edit may change (1, 1, h, w), boolean.
-        strengths: how strongly, (1, 1, h, w), 0 to 255; `None` of a hard mask.
+        strengths: how strongly, (1, 1, h, w) of FP32, 0 to 255; `None` of a hard mask.
         held: whether the others are put back to the template's after every step. Without it the
             network draws all of them, as an inpainting UNet can.
     """
@@ -74,5 +74,5 @@ def canvas_of(clean: torch.Tensor, active: torch.Tensor, *, soft: bool = False) 
     """
     generator = torch.Generator("cpu").manual_seed(TEMPLATE_SEED)
     noise = torch.randn((1, *clean.shape), generator=generator)
-    strengths = active[None, None].int() if soft else None
+    strengths = active[None, None].float() if soft else None
     return Canvas(clean[None], noise, active[None, None].bool(), strengths)

@@ -15,6 +15,7 @@ import numpy as np
 from tessera.contract import EDITED, SIZE_STEP
 from tessera.contract.crops import Box, crop_around, filled
 from tessera.contract.limits import FEATHER
+from tessera.feather import pasted, width_of
 from tessera.types import Array
 
 if TYPE_CHECKING:
@@ -92,9 +93,8 @@ class Frame:
             here[inside] = part[inside]
             return whole
         size = (right - left, bottom - top)
-        share = _fading(inside, size[0] / self.scaled[0])[..., None]
-        mixed = (share * _resized(part, size) + (1 - share) * here).round().astype(np.uint8)
-        here[inside] = mixed[inside]
+        width = width_of(FEATHER, size[0] / self.scaled[0])
+        here[:] = pasted(_resized(part, size), here, inside, width)
         return whole
 
     def _part(self, picture: Array) -> Array:
@@ -190,25 +190,3 @@ def _image(array: Array) -> Image:
     from PIL.Image import fromarray
 
     return fromarray(np.ascontiguousarray(array))
-
-
-def _fading(inside: Array, factor: float) -> Array:
-    """The drawing's share of each pixel (h, w): 0 outside the mask, and 1 deep inside.
-
-    Args:
-        inside: (h, w), boolean.
-        factor: how many pixels of the picture a drawn one covers.
-    """
-    from PIL.ImageFilter import MaxFilter, MinFilter
-
-    core = _image(inside.astype(np.uint8))
-    depth = np.asarray(core).astype(np.uint8)
-    width = min(max(1, round(FEATHER * factor)), 255)
-    for _ in range(width - 1):
-        core = core.filter(MinFilter(3))
-        depth = depth + np.asarray(core)
-    deepest = _image(depth)
-    for _ in range(width - 1):
-        deepest = deepest.filter(MaxFilter(3))
-    share: Array = depth / np.maximum(np.asarray(deepest), 1)
-    return share

@@ -37,11 +37,15 @@ from tessera.requests.masks import (
 from tessera.types import Array
 
 FindTemplate = Callable[[str], Array]
+CheckMemory = Callable[[int], None]
+"""Raises `Unavailable` if there is no room for so many bytes."""
 
 GEOMETRY = ("PADDING_MASK_CROP", "EXTEND")
 """Inputs that are dealt with here; `encode` does not know them."""
 PASTED = ("MASK_KIND", "REGION_MASKS")
 """Inputs with which an edit is pasted through another mask than MASK."""
+_PIXEL_BYTES = 3 + 3 + 3 + 1
+"""Of a pixel of a picture: itself, the drawing at its size, the answer, and where it is edited."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Framed:
         frame: how the drawing is put back; `None` if it is the answer.
         picture: (h, w, 3) that it is put back into.
         mask: (h, w) of that picture, not 0 where it may change.
+        held: bytes of host memory that this takes until the edit is answered.
     """
 
     inputs: dict[str, Array]
@@ -63,6 +68,7 @@ class Framed:
     frame: Frame | None = None
     picture: Array | None = None
     mask: Array | None = None
+    held: int = 0
 
     def answer(self, drawing: Array) -> Array:
         """The picture of the answer, of what `decode` has made."""
@@ -80,17 +86,28 @@ class Framed:
         return {"box": list(self.frame.box), "scaled": list(self.frame.scaled)}
 
 
-def framed(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) -> Framed:
-    """An edit's inputs as the models behind take them.
+def framed(
+    inputs: Inputs,
+    manifest: Manifest,
+    find_template: FindTemplate,
+    check_memory: CheckMemory = lambda held: None,
+) -> Framed:
+    """An edit's inputs as the models behind take them. Memory is checked before there is any larger
+    picture.
 
     Raises:
         InvalidInput: the first field whose value is not accepted.
+        Unavailable: by `check_memory`.
     """
     soft = read_mask_kind(inputs) == contract.MaskKind.SOFT
     padding, sides = _padding(inputs), _sides(inputs)
-    picture = _picture(inputs, find_template, needed=padding is not None or any(sides))
+    picture = _picture(
+        inputs, find_template, manifest.limits, needed=padding is not None or any(sides)
+    )
     if picture is not None:
         _check_size(inputs, picture, sides, manifest.limits, cropped=padding is not None)
+    held = _held(inputs, picture, sides)
+    check_memory(held)
     mask = _mask(inputs, picture, find_template, outside=any(sides))
     like = mask if picture is None else picture
     masks = np.concatenate([mask[None], read_region_masks(inputs, like)])
@@ -106,6 +123,7 @@ def framed(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) -> F
             _named(masks) | ({} if picture is None else {"IMAGE": picture[None]}),
             _dropped(inputs, replaced=picture is not None),
             edited,
+            held=held,
         )
     drawn = np.stack([frame.masked(each, soft=soft) for each in masks])
     given = _named(drawn) | _controls(inputs, frame, size)
@@ -113,7 +131,16 @@ def framed(inputs: Inputs, manifest: Manifest, find_template: FindTemplate) -> F
         given["IMAGE"] = frame.shown(picture)[None]
     dropped = (*_dropped(inputs, replaced=picture is not None), "WIDTH", "HEIGHT")
     inside = np.where(editing(drawn, kind).any(0), np.uint8(255), np.uint8(0))
-    return Framed(given, dropped, inside, frame, picture, edited)
+    return Framed(given, dropped, inside, frame, picture, edited, held)
+
+
+def _held(inputs: Inputs, picture: Array | None, sides: Sides) -> int:
+    """Bytes of host memory that the inputs and what is made of them take, at their own size."""
+    mask = inputs["MASK"].shape[1:3] if "MASK" in inputs else (0, 0)
+    height, width = mask if picture is None else picture.shape[:2]
+    left, top, right, bottom = sides
+    pixels = (height + top + bottom) * (width + left + right)
+    return sum(array.nbytes for array in inputs.values()) + _PIXEL_BYTES * pixels
 
 
 def _named(masks: Array) -> dict[str, Array]:
@@ -144,15 +171,29 @@ def filled_up(inputs: Inputs, limits: Limits) -> Inputs:
     return {**inputs, **controls, "IMAGE": frame.shown(inputs["IMAGE"][0])[None]}
 
 
-def _picture(inputs: Inputs, find_template: FindTemplate, *, needed: bool) -> Array | None:
-    """The picture; `None` of a template whose pixels are not needed here."""
+def _picture(
+    inputs: Inputs, find_template: FindTemplate, limits: Limits, *, needed: bool
+) -> Array | None:
+    """The picture; `None` of a template whose pixels are not needed here.
+
+    A template is filled up. If MASK has a size that is filled up to the template's, the picture was
+    of that size.
+    """
     given = [name for name in ("IMAGE", "TEMPLATE") if name in inputs]
     if len(given) != 1:
         problem = "is given as well as TEMPLATE" if given else "is missing, and so is TEMPLATE"
         raise InvalidInput.described("IMAGE", problem, "one of the two, IMAGE or TEMPLATE")
     if given == ["IMAGE"]:
         return inputs["IMAGE"][0]
-    return find_template(text_of(inputs, "TEMPLATE", "", 100)) if needed else None
+    if not needed:
+        return None
+    picture = find_template(text_of(inputs, "TEMPLATE", "", 100))
+    height, width = inputs["MASK"].shape[1:3] if "MASK" in inputs else (0, 0)
+    if height and width:
+        drawn = filled_frame((width, height), limits.min_size).drawn
+        if drawn == (picture.shape[1], picture.shape[0]):
+            return picture[:height, :width]
+    return picture
 
 
 def _mask(

@@ -93,7 +93,7 @@ def request_memory(bundle: Bundle) -> RequestMemory:
 def held(request: Request, given: Iterable[Array]) -> int:
     """Bytes of host memory that a request takes until it is answered, however long it waits: the
     tensors that it brought, the prepared images of its ControlNets, an edit's picture, and the
-    answer.
+    answer. What `edit` holds of a picture that is not drawn as it is comes on top (`Framed.held`).
 
     Args:
         request: the checked request.

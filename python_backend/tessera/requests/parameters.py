@@ -20,6 +20,9 @@ TEXTS = "texts"
 ADAPTERS = "adapters"
 """Name of the parameter that says with which adapter set an edit's template is recorded."""
 
+HELD = "held"
+"""Name of the parameter that says how many bytes of memory `edit` holds for a request."""
+
 _BRANCHES = 2
 _TEXT_ID = re.compile(r"([0-9a-f]{16})?")
 

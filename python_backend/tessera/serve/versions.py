@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tessera.contract.limits import MAX_CONTROL_PIXELS
+from tessera.contract.limits import MAX_CONTROL_PIXELS, MAX_EDIT_SIDE, MAX_REGIONS
 from tessera.errors import TesseraError, brief
 from tessera.manifest import Manifest
 from tessera.serve.tritonserver import DIRECT, TritonServer, environment
@@ -24,8 +24,6 @@ _HELP_S = 30.0
 _ANSWER_S = 10.0
 _HEAD = 2**20
 """Bytes of a request beside its pictures: prompts, names, JSON around them."""
-_DEFAULT_INPUT = 2**26
-"""What Triton accepts by itself, where it has the flag."""
 _TEXT = 4
 """Bytes of a pixel's value as JSON has it: up to three digits and a comma."""
 
@@ -177,16 +175,16 @@ def known_flags(server: TritonServer) -> frozenset[str]:
 
 def optional_flags(known: Collection[str], manifest: Manifest) -> list[str]:
     """The flags of `FLAGS` that a server knows, with their values for a bundle."""
-    values = {"input": max(_DEFAULT_INPUT, largest_request(manifest))}
+    values = {"input": largest_request(manifest)}
     return [f"--{f.name}={f.value.format(**values)}" for f in FLAGS if f.name in known]
 
 
 def largest_request(manifest: Manifest) -> int:
-    """Bytes of the largest legal request.
+    """Bytes of the largest legal request: an edit's picture with its mask and those of its regions.
 
-    An edit's picture and mask may come as JSON. Control images may be much larger than the picture,
-    and are counted as binary tensors.
+    Within the bundle's size these may come as JSON. Pictures of which only a part is drawn, and
+    control images, may be much larger, and are counted as binary tensors.
     """
-    edit = (3 + 1) * manifest.limits.max_size**2
+    pixels = max(_TEXT * manifest.limits.max_size**2, MAX_EDIT_SIDE**2)
     controls = 3 * MAX_CONTROL_PIXELS if manifest.controlnets else 0
-    return _HEAD + _TEXT * edit + controls
+    return _HEAD + (3 + 1 + MAX_REGIONS) * pixels + controls

@@ -13,8 +13,9 @@ from typing import Any
 from tessera.contract import Info
 from tessera.manifest import Manifest, read_manifest
 from tessera.requests.framing import Framed, framed, needs_framing
-from tessera.requests.parameters import lora_policy_of, priority_of
+from tessera.requests.parameters import HELD, lora_policy_of, priority_of
 from tessera.shared.board import Board
+from tessera.shared.machine import memory_share
 from tessera.shared.metrics import Kind
 from tessera.shared.settings import ServerSettings
 from tessera.templates.pictures import Pictures, find_picture
@@ -31,6 +32,7 @@ class TritonPythonModel:
         self._settings = ServerSettings.from_environment()
         self._board = Board(self._settings.board)
         self._endings = Endings(self._settings, self._board)
+        self._held = memory_share()
         self._renderer = Renderer(self._settings, self._board, queued=False)
 
     @cached_property
@@ -45,6 +47,7 @@ class TritonPythonModel:
         try:
             choices = _choices(request)
             inputs, framing = self._framed(pb.handles(request))
+            choices |= {HELD: framing.held} if framing else {}
         except Exception as error:  # of all others, encode counts those that it refuses
             self._endings.refused(Kind.EDIT, error)
             raise
@@ -74,7 +77,8 @@ class TritonPythonModel:
         arrays = {name: handle.as_numpy() for name, handle in inputs.items()}
         if not needs_framing(arrays, self._manifest.limits):
             return inputs, None
-        framing = framed(arrays, self._manifest, self._find_template)
+        check_memory = partial(self._board.check_memory, most=self._held)
+        framing = framed(arrays, self._manifest, self._find_template, check_memory)
         kept = {name: h for name, h in inputs.items() if name not in framing.dropped}
         new = {name: pb.tensor(name, array[0]) for name, array in framing.inputs.items()}
         return {**kept, **new}, framing

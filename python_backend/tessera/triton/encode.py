@@ -32,7 +32,7 @@ from tessera.requests.controls import identified, prepared
 from tessera.requests.edit import EditChoice
 from tessera.requests.fields import Inputs
 from tessera.requests.memory import held, request_memory
-from tessera.requests.parameters import lora_policy_of, priority_of
+from tessera.requests.parameters import HELD, lora_policy_of, priority_of
 from tessera.requests.request import Request, given_job_id, read_request
 from tessera.shared.board import Board
 from tessera.shared.machine import memory_share
@@ -123,6 +123,8 @@ class TritonPythonModel:
             raise TimedOut(pb.EXPIRED)
         self._board.check_room(self._max_queue, priority)
         memory = held(request, inputs.values())
+        if pb.is_call(message):  # nobody else may say so
+            memory += parameters.get(HELD, 0)
         self._board.check_memory(memory, self._held)
         edit = request.edit
         steps = request.steps - (edit.first_step if edit else 0)
@@ -245,16 +247,16 @@ class TritonPythonModel:
 _NOT_MASKED: Array = np.zeros((1, 1, 1), np.float32)
 _NO_CANVAS: dict[str, Array] = {
     "CLEAN": np.zeros((1, 1, 1), np.float32),
-    "ACTIVE": np.zeros((1, 1), np.uint8),
+    "ACTIVE": np.zeros((1, 1), np.float32),
 }
 """What a generation carries where an edit has its template: Triton batches requests only if they
 carry the same tensors."""
 
 
 def _active(edit: EditChoice, pixels: int) -> Array:
-    """ACTIVE: the mask of latents, or the strengths of a soft one."""
+    """ACTIVE: the mask of latents, or the strengths of a soft one; FP32."""
     if edit.strengths is None:
-        return active_latents(edit.mask, pixels)
+        return active_latents(edit.mask, pixels).astype(np.float32)
     return latent_strengths(edit.strengths, pixels)
 
 

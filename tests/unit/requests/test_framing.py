@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tessera.errors import InvalidInput, Unavailable
 from tessera.requests.edit import no_templates
 from tessera.requests.framing import filled_up, framed, needs_framing
 from tests.samples.requests import MANIFEST, inputs
@@ -69,3 +70,47 @@ def test_control_images_of_a_registration_are_filled_up_with_its_picture() -> No
     assert registered["CONTROL_IMAGES"].shape == (1, 1, 96, 136, 3)
     for name in ("IMAGE", "CONTROL_IMAGES"):
         assert (registered[name] == edited.inputs[name]).all()
+
+
+CROP: dict[str, Any] = {"PADDING_MASK_CROP": np.array([[4]], np.int32)}
+ROOM: dict[str, Any] = {"EXTEND": np.array([[0, 0, 6, 9]], np.int32)}
+
+
+@pytest.mark.parametrize("more", [CROP, ROOM, CROP | ROOM], ids=["crop", "room", "both"])
+def test_a_mask_says_what_size_a_template_had_before_it_was_filled_up(more: Any) -> None:
+    given = asked(130, 92, **more)
+    template = filled_up(given, MANIFEST.limits)["IMAGE"][0]
+    assert template.shape == (96, 136, 3)
+    known = {name: array for name, array in given.items() if name != "IMAGE"}
+    known |= {"TEMPLATE": np.array([[b"it"]], object)}
+    wanted = framed(given, MANIFEST, no_templates)
+    found = framed(known, MANIFEST, lambda identity: template)
+    assert (found.inputs["IMAGE"] == wanted.inputs["IMAGE"]).all()
+    assert (found.inputs["MASK"] == wanted.inputs["MASK"]).all()
+    assert (found.edited == wanted.edited).all()
+    drawing = 255 - found.inputs["IMAGE"][0]
+    assert (found.answer(drawing) == wanted.answer(drawing)).all()
+
+
+@pytest.mark.parametrize("size", [(0, 0), (128, 96), (130, 88), (137, 96)])
+def test_a_mask_of_another_size_than_a_templates_is_refused(size: tuple[int, int]) -> None:
+    template = filled_up(asked(130, 92), MANIFEST.limits)["IMAGE"][0]
+    given = asked(*size, **CROP, TEMPLATE=np.array([[b"it"]], object))
+    del given["IMAGE"]
+    with pytest.raises(InvalidInput, match="accepted: the size of the image, 136 x 96 pixels"):
+        framed(given, MANIFEST, lambda identity: template)
+
+
+def test_memory_is_that_of_the_whole_picture_and_is_asked_for_first() -> None:
+    asked_for: list[int] = []
+
+    def refuse(held: int) -> None:
+        asked_for.append(held)
+        raise Unavailable("no room")
+
+    given = asked(3000, 2000, **CROP) | ROOM
+    with pytest.raises(Unavailable, match="no room"):
+        framed(given, MANIFEST, no_templates, refuse)
+    brought = sum(array.nbytes for array in given.values())
+    assert asked_for == [brought + 10 * 3006 * 2009]
+    assert framed(given, MANIFEST, no_templates).held == asked_for[0]

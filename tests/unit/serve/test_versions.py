@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tessera.contract.limits import MAX_CONTROL_PIXELS
+from tessera.contract.limits import MAX_CONTROL_PIXELS, MAX_EDIT_SIDE, MAX_REGIONS
 from tessera.manifest import Graph, Manifest
 from tessera.serve import launch
 from tessera.serve.launch import Launch
@@ -156,13 +156,17 @@ def test_flags_are_set_for_the_largest_request_of_a_bundle() -> None:
     plain = of_size(512)
     known = {flag.name for flag in FLAGS}
     assert optional_flags(known, plain) == [
-        f"--http-max-input-size={64 * MIB}",
+        f"--http-max-input-size={(1 + 11 * 64) * MIB}",
         "--allow-client-shm=false",
     ]
-    large = of_size(4096)
+    large = of_size(8192)
     assert optional_flags({"http-max-input-size"}, large) == [
-        f"--http-max-input-size={(1 + 4 * 64) * MIB}"
+        f"--http-max-input-size={(1 + 4 * 11 * 64) * MIB}"
     ]
+
+
+def test_the_largest_request_holds_a_picture_that_is_cropped_and_all_its_masks() -> None:
+    assert largest_request(of_size(512)) > (3 + 1 + MAX_REGIONS) * MAX_EDIT_SIDE**2
 
 
 def test_the_largest_request_holds_every_control_image() -> None:

@@ -16,7 +16,7 @@ from tessera.manifest import Graph
 from tessera.shared.board import Board
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.bundle import FakeBundle, FakeRecorder, FakeTokenizer
-from tests.fakes.calls import call, config_of_denoise, load, run_to_end
+from tests.fakes.calls import call, call_as_sent, config_of_denoise, load, run_to_end
 from tests.samples.bundles import Small
 from tests.samples.requests import MANIFEST
 
@@ -68,7 +68,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, root: Path) -> dict[str, Any]:
     monkeypatch.setattr(load("denoise"), "BURST_S", 0.0)
     monkeypatch.setitem(pb_utils.BLS, "denoise", lambda arrays: run_to_end(loaded, arrays))
     for name in ("encode", "render", "decode"):
-        monkeypatch.setitem(pb_utils.BLS, name, partial(call, loaded[name]))
+        monkeypatch.setitem(pb_utils.BLS, name, partial(call_as_sent, name, loaded[name]))
 
     def templates(arrays: dict[str, Any]) -> pb_utils.InferenceResponse:
         return call(loaded["templates"], arrays, pb_utils.PARAMETERS["templates"])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tessera.shared.board import Board
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.calls import message
 from tests.samples.requests import inputs
@@ -25,6 +26,7 @@ def asked(width: int, height: int, **values: Any) -> dict[str, Any]:
     given["MASK"][0, height // 4 : height // 2 + 1, width // 3 : width // 2 + 1] = 255
     kinds: dict[str, Any] = {"EXTEND": np.int32, "PADDING_MASK_CROP": np.int32}
     kinds |= {"STRENGTH": np.float32, "WIDTH": np.int32, "HEIGHT": np.int32}
+    kinds |= {"MASK_FEATHER": np.int32}
     for name, value in values.items():
         array = value if isinstance(value, np.ndarray) else np.array([value], kinds.get(name))
         given[name] = array.reshape(1, -1) if name in kinds else array
@@ -38,22 +40,32 @@ def answer(models: dict[str, Any], arrays: dict[str, Any]) -> tuple[Any, dict[st
     return found["IMAGE"][0], json.loads(found["INFO"][0, 0])
 
 
-TEXT = {kind: np.array([[kind.encode()]], object) for kind in ("soft", "hard")}
+TEXT = {kind: np.array([[kind.encode()]], object) for kind in ("soft", "hard", "drawn", "matched")}
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     size=st.tuples(st.integers(9, 140), st.integers(9, 140)),
     padding=st.none() | st.integers(0, 30),
     kind=st.sampled_from(["soft", "hard"]),
     extend=st.none() | st.tuples(*[st.integers(0, 20)] * 3, st.integers(1, 20)),
+    feather=st.none() | st.integers(1, 128),
+    tone=st.none() | st.sampled_from(["drawn", "matched"]),
 )
 def test_pixels_outside_the_mask_stay_bit_for_bit(
-    models: dict[str, Any], size: Any, padding: int | None, kind: str, extend: Any
+    models: dict[str, Any],
+    size: Any,
+    padding: int | None,
+    kind: str,
+    extend: Any,
+    feather: int | None,
+    tone: str | None,
 ) -> None:
     values: dict[str, Any] = {"MASK_KIND": TEXT[kind]}
+    values |= {} if feather is None else {"MASK_FEATHER": feather}
+    values |= {} if tone is None else {"MASK_TONE": TEXT[tone]}
     values |= {} if padding is None else {"PADDING_MASK_CROP": padding}
     values |= {} if extend is None else {"EXTEND": extend}
     arrays = asked(*size, **values)
@@ -108,6 +120,53 @@ def test_a_template_may_be_cropped_and_extended(sparse_models: dict[str, Any]) -
         whole, _ = answer(sparse_models, given)
         del given["IMAGE"]
         assert (answer(sparse_models, given | {"TEMPLATE": known})[0] == whole).all()
+
+
+def test_a_template_of_an_odd_size_may_be_cropped_and_extended(
+    sparse_models: dict[str, Any],
+) -> None:
+    arrays = asked(90, 70)
+    _, info = answer(sparse_models, arrays)
+    known = np.array([[info["template"].encode()]], object)
+    for values in ({"PADDING_MASK_CROP": 4}, {"EXTEND": (8, 0, 0, 16)}):
+        given = asked(90, 70, **values) | {"IMAGE": arrays["IMAGE"], "MASK": arrays["MASK"]}
+        whole, _ = answer(sparse_models, given)
+        del given["IMAGE"]
+        assert (answer(sparse_models, given | {"TEMPLATE": known})[0] == whole).all()
+    del arrays["IMAGE"], arrays["MASK"]
+    drawn, _ = answer(
+        sparse_models, arrays | {"TEMPLATE": known, "STRENGTH": np.ones((1, 1), np.float32)}
+    )
+    assert drawn.shape == (72, 96, 3), "nothing says that it was smaller"
+
+
+def test_a_whole_picture_counts_although_only_a_part_is_drawn(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where requests are admitted, and where they are not yet."""
+    held: list[int] = []
+    board = models["encode"]._board
+
+    def opened(*arguments: Any, **options: Any) -> Any:
+        held.append(options["held"])
+        return Board.open(board, *arguments, **options)
+
+    monkeypatch.setattr(board, "open", opened)
+    arrays = asked(500, 400, PADDING_MASK_CROP=10, WIDTH=64, HEIGHT=64)
+    answer(models, arrays)
+    assert held[0] > 14 * 500 * 400
+    models["encode"].execute([pb_utils.Request(**inputs())])  # is not ended
+    monkeypatch.setattr(models["edit"], "_held", 1)
+    said, code = message(models["edit"].execute([pb_utils.Request(**arrays)])[0])
+    assert said.startswith("requests under way hold")
+    assert code == pb_utils.TritonError.UNAVAILABLE
+    assert len(held) == 2
+
+
+def test_what_others_say_that_they_hold_does_not_count(models: dict[str, Any]) -> None:
+    first = pb_utils.Request(parameters={"held": 10**15}, **inputs())
+    assert models["encode"].execute([first])[0].error is None
+    assert models["encode"].execute([pb_utils.Request(**inputs())])[0].error is None
 
 
 def test_a_crop_says_what_was_drawn(models: dict[str, Any]) -> None:

@@ -105,7 +105,10 @@ SPOILED: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "NaN": (lambda a: {"TEXT": a["TEXT"] * np.nan}, "TEXT has numbers that are not finite; "),
     "infinite": (lambda a: {"POOLED": a["POOLED"] + np.inf}, "POOLED has numbers that are not"),
     "template": (lambda a: {"CLEAN": np.zeros((1, 4, 9, 9), np.float32)}, "CLEAN has the shape"),
-    "mask": (lambda a: {"ACTIVE": np.zeros((1, 9, 9), np.uint8)}, "ACTIVE has the shape (9, 9); "),
+    "mask": (
+        lambda a: {"ACTIVE": np.zeros((1, 9, 9), np.float32)},
+        "ACTIVE has the shape (9, 9); ",
+    ),
     "masked": (lambda a: {"MASKED": np.zeros((1, 5, 9, 9), np.float32)}, "MASKED has the shape"),
     "image": (lambda a: {"CONTROL": np.zeros((1, 2, 8, 8, 3), np.uint8)}, "CONTROL has the shape"),
 }

@@ -121,10 +121,10 @@ def worked_on(inputs: Inputs) -> tuple[Request, EditChoice]:
 def latents_of(edit: EditChoice, margin: int) -> int:
     """What a sparse step computes, as `encode` and `edits.steps` find it."""
     if edit.strengths is None:
-        found = active_latents(edit.mask, PIXELS)
+        found = active_latents(edit.mask, PIXELS) > 0
     else:
-        found = latent_strengths(edit.strengths, PIXELS)
-    return int(widened(torch.from_numpy(found > 0)[None, None], margin).sum())
+        found = latent_strengths(edit.strengths, PIXELS) > 0
+    return int(widened(torch.from_numpy(found)[None, None], margin).sum())
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)  # a crop is a guess
