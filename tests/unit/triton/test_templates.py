@@ -60,18 +60,6 @@ def test_registering_with_a_prompt_records_both_branches(sparse_models: dict[str
     assert [key.text for key in recorder.keys[2:]] == ["", own.text]
 
 
-def test_only_what_clients_register_is_protected(sparse_models: dict[str, Any]) -> None:
-    templates, store = sparse_models["templates"], sparse_models["templates"]._store
-    edit = edit_inputs(PROMPT="a star", STEPS=4, MODE="sparse")
-    assert sparse_models["edit"].execute([pb_utils.Request(**edit)])[0].error is None
-    store.budget = sum(recording.bytes for recording in store.recordings())
-    assert store.has_room(store.budget), "an edit has waited for it"
-    given = inputs(ACTION="register", PROMPT="a star", STEPS=4)
-    request = pb_utils.Request(**given, IMAGE=edit_inputs()["IMAGE"])
-    assert templates.execute([request])[0].error is None
-    assert not store.has_room(1)
-
-
 def test_registering_with_loras(sparse_models: dict[str, Any]) -> None:
     templates, recorder = sparse_models["templates"], sparse_models["recorder"]
     loras = json.dumps([{"name": "night", "weight": 0.5}])
