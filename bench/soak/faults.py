@@ -88,13 +88,18 @@ class Faults:
 
     def _model(self) -> tuple[int, str]:
         """A process that works, and its model. Those that others have replaced do not: they only
-        wait for their last jobs, and nobody misses them.
+        wait for their last jobs, and nobody misses them. Nor does one that is just being loaded:
+        who asked for it is told, and nothing has to come back.
         """
         found: list[tuple[int, str]] = []
 
         def some() -> bool:
             processes = model_processes(self._triton().pid)
-            working = {(p, m) for p, m in processes.items() if identity(p) not in self._replaced}
+            working = {
+                (p, m)
+                for p, m in processes.items()
+                if identity(p) not in self._replaced and self._server.ready(m)
+            }
             found[:] = sorted(working)
             return bool(found)
 
@@ -107,9 +112,15 @@ class Faults:
         self._replaced |= {identity(p) for p, m in processes.items() if m == model}
         sentence = f"model {model} is back after"
         before = self._server.log.read_text().count(sentence)
+        triton = self._triton().pid
         os.kill(process, signal.SIGKILL)
         self._server.wait_until(
-            lambda: self._server.log.read_text().count(sentence) > before, _HEALS_WITHIN_S
+            # a tritonserver that ends by itself behind the kill is started again with all models
+            lambda: (
+                self._server.log.read_text().count(sentence) > before
+                or not psutil.pid_exists(triton)
+            ),
+            _HEALS_WITHIN_S,
         )
         return f"killed a process of {model}"
 

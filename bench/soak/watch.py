@@ -17,6 +17,8 @@ from tessera.shared.processes import model_processes
 
 _EVERY_S = 2.0
 _SHARED = Path("/dev/shm")
+WITH_PROCESSES = frozenset(ALL_MODELS) - {"generate"}  # an ensemble runs in tritonserver
+"""Models that a whole server has processes of."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Seen:
         """Whether every model has a process. How much a server uses of which a part is missing
         says how long that was missing, not whether anything grows.
         """
-        return set(ALL_MODELS) <= self.parts.keys()
+        return self.parts.keys() >= WITH_PROCESSES
 
 
 class Watch(threading.Thread):
@@ -94,10 +96,10 @@ def shared_memory(server: Server) -> list[Path]:
     return list(_SHARED.glob(f"tessera-run-*-{server.process.pid}-*"))
 
 
-def growth(values: Sequence[float]) -> float:
+def growth(values: Sequence[float]) -> float | None:
     """How much larger the last quarter is than the second one, at the median: the first quarter
-    warms up.
+    warms up. `None` of something that was not there in the second quarter.
     """
     quarter = len(values) // 4
     before = statistics.median(values[quarter : 2 * quarter])
-    return statistics.median(values[-quarter:]) / before - 1.0
+    return statistics.median(values[-quarter:]) / before - 1.0 if before else None

@@ -16,7 +16,7 @@ from tessera.codec.vae import decode_latents
 from tessera.contract import Info, MaskTone, Stats
 from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
-from tessera.errors import InvalidInput
+from tessera.errors import Unavailable
 from tessera.plan import Plan
 from tessera.requests.tensors import check_tensors
 from tessera.shared.board import Board
@@ -81,11 +81,15 @@ class TritonPythonModel:
         """The stats, once every input has been found to be as it has to be."""
         names: list[str] = [name for name in ("LATENTS", "PIXELS", "MASK") if name in plan.shapes]
         arrays: dict[str, Array] = {n: inputs[n].as_numpy() for n in names if n in inputs}
-        check_tensors(arrays, plan.shapes, names)
         try:
-            return Stats.from_json(pb.text(inputs["STATS"]))
+            stats = Stats.from_json(pb.text(inputs["STATS"]))
         except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
-            raise InvalidInput.described("STATS", "is none", "what denoise has answered") from None
+            # seen on 2.51 in the second in which tritonserver ended, of a request that was right
+            raise Unavailable(
+                f"what denoise has answered for job {plan.job_id} was lost; send the request again"
+            ) from None
+        check_tensors(arrays, plan.shapes, names)
+        return stats
 
     def _picture(self, inputs: dict[str, pb.TensorHandle]) -> Array:
         latents = pb.to_torch(inputs["LATENTS"])[None]

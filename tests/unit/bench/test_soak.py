@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.server import ALL_MODELS
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
 from bench.soak.traffic import Happened
-from bench.soak.watch import Seen, growth
+from bench.soak.watch import WITH_PROCESSES, Seen, growth
 
 
 def seen(at: float, memory: float, missing: str = "") -> Seen:
-    parts = {name: 1 for name in ALL_MODELS if name != missing} | {"tritonserver": round(memory)}
+    parts = {name: 1 for name in WITH_PROCESSES if name != missing} | {
+        "tritonserver": round(memory)
+    }
     return Seen(at, parts, files=10, processes=3, shared=4)
 
 
@@ -30,6 +31,7 @@ def soak(
 def test_growth_is_that_after_the_first_quarter() -> None:
     assert growth([1, 1, 100, 100, 100, 100, 110, 110]) == pytest.approx(0.1)
     assert growth([1, 50, 100, 100, 100, 100, 100, 100]) == pytest.approx(0.0)
+    assert growth([0, 0, 0, 0, 1, 1, 1, 1]) is None
 
 
 def test_every_request_is_counted_and_faulty_ones_are_listed() -> None:
@@ -63,7 +65,7 @@ def test_looks_at_a_server_without_one_of_its_models_do_not_count() -> None:
 
 def test_growth_is_told_for_each_part() -> None:
     looks = [
-        Seen(at, {**dict.fromkeys(ALL_MODELS, 100), "denoise": 100 + 10 * at}, 1, 1, 1)
+        Seen(at, {**dict.fromkeys(WITH_PROCESSES, 100), "denoise": 100 + 10 * at}, 1, 1, 1)
         for at in range(8)
     ]
     found = summary(soak(memory=[], happened=[], looks=looks))["memory_growth_by_part"]

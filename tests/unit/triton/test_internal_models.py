@@ -127,8 +127,6 @@ DECODED: dict[str, tuple[Arrays, str]] = {
     "NaN": ({"LATENTS": np.full((1, 4, 24, 16), np.nan, np.float32)}, "LATENTS has numbers"),
     "picture": ({"PIXELS": np.zeros((1, 8, 8, 3), np.uint8)}, "PIXELS has the shape (8, 8, 3); "),
     "mask": ({"MASK": np.zeros((1, 8, 8), np.uint8)}, "MASK has the shape (8, 8); accepted: "),
-    "no JSON": ({"STATS": np.array([[b"{"]], object)}, "STATS is none; accepted: "),
-    "not stats": ({"STATS": np.array([[b"[1]"]], object)}, "STATS is none; accepted: "),
 }
 
 
@@ -143,6 +141,21 @@ def test_decode_checks_what_comes_with_a_plan(
     said, code = message(models["decode"].execute([pb_utils.Request(**right | spoiled)])[0])
     assert said.startswith(sentence)
     assert code == INVALID
+    assert phase(models, "j") == "failed"
+
+
+@pytest.mark.parametrize("stats", [b"", b"{", b"[1]", b"[" * 100_000])
+def test_what_was_lost_between_denoise_and_decode_can_be_asked_for_again(
+    models: dict[str, Any], stats: bytes
+) -> None:
+    """A user's request was right: clients repeat what is unavailable, not what is invalid."""
+    arrays = encoded(models, JOB_ID="j", STEPS=2)
+    rendered = models["render"].execute([pb_utils.Request(**arrays)])[0].arrays()
+    rendered["STATS"] = np.array([[stats]], object)
+    lost = pb_utils.Request(PLAN=arrays["PLAN"], **rendered)
+    sentence, code = message(models["decode"].execute([lost])[0])
+    assert sentence == "what denoise has answered for job j was lost; send the request again"
+    assert code == pb_utils.TritonError.UNAVAILABLE
     assert phase(models, "j") == "failed"
 
 
