@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
 
 from tessera.errors import TesseraError
 from tessera.terminal.console import new_table
-from tessera_client.cli_edit import MaskKind, Seed, Strength
+from tessera_client.cli_adapters import Loras, read_loras
+from tessera_client.cli_controls import Controls, read_controls
+from tessera_client.cli_edit import Crop, Height, MaskKind, Quality, Seed, Strength, Width
 from tessera_client.client import Client
 from tessera_client.comparing import Compared, Pair, compare, pairs_in
 from tessera_client.messages import EditOptions
@@ -26,10 +28,12 @@ from tessera_client.terminal import (
     SAMPLING,
     SERVER,
     AsJson,
+    ClipSkip,
     Guidance,
     NegativePrompt,
     Scheduler,
     Steps,
+    Syntax,
     Timeout,
     Url,
     console,
@@ -63,12 +67,20 @@ def compare_folder(
         str | None, option(PICTURE, help="Prompt of pictures without a text of their own.")
     ] = None,
     negative_prompt: NegativePrompt = None,
+    syntax: Syntax = None,
+    clip_skip: ClipSkip = None,
     mask_kind: MaskKind = None,
+    padding_mask_crop: Crop = None,
+    width: Width = None,
+    height: Height = None,
+    quality: Quality = None,
     strength: Strength = None,
     seed: Seed = 1,
     steps: Steps = None,
     guidance: Guidance = None,
     scheduler: Scheduler = None,
+    lora: Loras = None,
+    control: Controls = None,
     repeats: Annotated[
         int, option(SAMPLING, min=1, max=100, help="Draw each way so often, for the times.")
     ] = 1,
@@ -76,14 +88,16 @@ def compare_folder(
     timeout: Timeout = 600.0,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a folder's edits dense and sparse, and compare them: a sheet, and SSIM, PSNR, times."""
+    """Draw a folder's edits dense and sparse, and compare them: a sheet, and SSIM, PSNR, times.
+
+    In the file of --control, {name} stands for the name of each picture.
+    """
     given = locals()
     try:
         pairs = pairs_in(folder, prompt)
-        known = [name for name in EditOptions.__annotations__ if name in given]
-        options = cast(EditOptions, {name: given[name] for name in known})
+        options = _options(given)
         with open_client(url, timeout) as client:
-            done = _all(client, pairs, options, repeats)
+            done = _all(client, pairs, options, control or (), repeats)
         if done:
             written = _write(done, out or folder / "compare")
             _tell(done, written, as_json)
@@ -92,8 +106,19 @@ def compare_folder(
     raise typer.Exit(1 if len(done) < len(pairs) else 0)
 
 
+def _options(given: Mapping[str, Any]) -> EditOptions:
+    """What the SDK's `edit` takes of the command's arguments, without ControlNets."""
+    renamed = {**given, "prompt_syntax": given["syntax"], "loras": read_loras(given["lora"])}
+    known = [name for name in EditOptions.__annotations__ if name in renamed]
+    return cast(EditOptions, {name: renamed[name] for name in known})
+
+
 def _all(
-    client: Client, pairs: Sequence[Pair], options: EditOptions, repeats: int
+    client: Client,
+    pairs: Sequence[Pair],
+    options: EditOptions,
+    controls: Sequence[str],
+    repeats: int,
 ) -> list[Compared]:
     """Those that could be drawn; why others could not is said."""
     done = []
@@ -103,8 +128,11 @@ def _all(
             bar.update(task, description=pair.name)
             try:
                 advance = partial(bar.advance, task)
-                done.append(compare(client, pair, options, repeats=repeats, on_drawn=advance))
-            except (TesseraError, TypeError, ValueError) as error:
+                own = options.copy()
+                named = [text.replace("{name}", pair.name) for text in controls]
+                own["controls"] = read_controls(named)
+                done.append(compare(client, pair, own, repeats=repeats, on_drawn=advance))
+            except (TesseraError, TypeError, ValueError, OSError) as error:
                 console.say(f"{pair.name}: {error}", style="red")
             bar.update(task, completed=number * (1 + 2 * repeats))
     return done
@@ -141,13 +169,15 @@ def _tell(done: Sequence[Compared], folder: Path, as_json: bool) -> None:
 
 
 def _table(done: Sequence[Compared]) -> Table:
-    table = new_table("picture", *_NUMBERS, title="Inside the mask", numbers=_NUMBERS)
+    names = ("picture", *_NUMBERS, "recording")
+    table = new_table(*names, title="Inside the mask", numbers=_NUMBERS)
     for each in done:
-        table.add_row(each.pair.name, *_cells(each.ratio, each.ssim, each.psnr, *_times(each)))
+        cells = _cells(each.ratio, each.ssim, each.psnr, *_times(each))
+        table.add_row(each.pair.name, *cells, each.recording)
     if len(done) > 1:
         found = _medians(done)
-        names = ("mask_ratio", "ssim", "psnr", "dense_ms", "sparse_ms")
-        table.add_row("median", *_cells(*(found[name] for name in names)))
+        medians = ("mask_ratio", "ssim", "psnr", "dense_ms", "sparse_ms")
+        table.add_row("median", *_cells(*(found[name] for name in medians)), "")
     return table
 
 

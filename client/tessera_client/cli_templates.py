@@ -17,6 +17,8 @@ from tessera_client.terminal import (
     FAILURES,
     LOCAL,
     AsJson,
+    ClipSkip,
+    Syntax,
     Timeout,
     Url,
     console,
@@ -42,6 +44,8 @@ def add(
     negative_prompt: Annotated[
         str | None, typer.Option(help="Negative prompt of its edits.")
     ] = None,
+    syntax: Syntax = None,
+    clip_skip: ClipSkip = None,
     lora: Loras = None,
     control: Controls = None,
     url: Url = LOCAL,
@@ -61,6 +65,8 @@ def add(
                 copies=copies,
                 prompt=prompt,
                 negative_prompt=negative_prompt,
+                prompt_syntax=syntax,
+                clip_skip=clip_skip,
                 loras=read_loras(lora),
                 controls=read_controls(control),
             )

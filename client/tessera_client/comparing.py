@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tessera.contract import EditQuality, Info
 from tessera.types import Array
 from tessera_client.client import Client
 from tessera_client.edits import mask_of
@@ -45,17 +46,20 @@ class Compared:
         mask: (h, w) of UINT8, 255 where it is edited.
         pictures: by way.
         milliseconds: INFO's `total_ms` of each time, by way.
-        sparse_steps: share of the sparse edit's steps that were sparse.
-        seconds: that the recording took; 0 if it was there.
+        info: of the sparse edit whose picture this is.
+        recordings: what each of the sparse edits read, as INFO says it, each once.
+        seconds: that the recording took; 0 if it was there, `None` of a crop, for which a first
+            sparse edit has made it.
     """
 
     pair: Pair
     picture: Image.Image
     mask: Array
     pictures: dict[str, Image.Image]
-    milliseconds: dict[str, list[float]] = field(default_factory=dict)
-    sparse_steps: float = 0.0
-    seconds: float = 0.0
+    milliseconds: dict[str, list[float]]
+    info: Info
+    recordings: tuple[str, ...]
+    seconds: float | None
 
     @property
     def ssim(self) -> float:
@@ -71,6 +75,11 @@ class Compared:
     def ratio(self) -> float:
         """Share of the pixels that are edited."""
         return float((self.mask > 0).mean())
+
+    @property
+    def recording(self) -> str:
+        """What the sparse edits read; several words if this changed meanwhile."""
+        return ", ".join(self.recordings) or "none"
 
     def median_ms(self, way: str) -> float:
         """Of all times."""
@@ -90,8 +99,13 @@ class Compared:
             "mask_ratio": round(self.ratio, 4),
             "ssim": round(self.ssim, 4),
             "psnr": round(self.psnr, 2),
-            "sparse_steps": round(self.sparse_steps, 3),
-            "recording_s": round(self.seconds, 3),
+            "quality": self.info.edit_quality,
+            "sparse_steps": round(self.info.sparse_ticks / max(self.info.ticks, 1), 3),
+            "recording": self.recording,
+            "recorded_loras": self.info.recorded_loras,
+            "recorded_controls": self.info.recorded_controls,
+            "margin": self.info.margin,
+            "recording_s": None if self.seconds is None else round(self.seconds, 3),
             "milliseconds": self.milliseconds,
             "faster": round(self.median_ms("dense") / self.median_ms("sparse"), 3),
         }
@@ -134,7 +148,7 @@ def compare(
     repeats: int = 1,
     on_drawn: Callable[[], None] = lambda: None,
 ) -> Compared:
-    """Record a picture, and edit it both ways, in turn.
+    """Record a picture as its edits read it, and edit it both ways, in turn.
 
     Args:
         client: of the server.
@@ -148,26 +162,53 @@ def compare(
     """
     picture = picture_of(str(pair.picture), pair.picture)
     mask = hard(mask_of(pair.mask, picture), soft=options.get("mask_kind") == "soft")
-    schedule: Any = {name: options.get(name) for name in ("steps", "scheduler")}
-    recorded = client.register_template(picture.convert("RGB"), **schedule)
-    on_drawn()
     drawn: dict[str, list[Result]] = {way: [] for way in WAYS}
-    for _ in range(repeats):
+
+    def draw(way: str) -> Result:
+        own = options.copy()
+        own["mode"] = way
+        return client.edit(picture, pair.mask, pair.prompt, **own)
+
+    seconds: float | None = None
+    for turn in range(repeats):
         for way in WAYS:
-            own = options.copy()
-            own["mode"] = way
-            drawn[way].append(client.edit(picture, pair.mask, pair.prompt, **own))
+            if way == "sparse" and not turn:  # the dense edit has said of what quality edits are
+                quality = drawn["dense"][0].info.edit_quality
+                if options.get("padding_mask_crop") is None:
+                    seconds = _record(client, picture, pair.prompt, options, quality)
+                else:  # only the server knows the picture of the crop
+                    draw(way)
+                on_drawn()
+            drawn[way].append(draw(way))
             on_drawn()
-    info = drawn["sparse"][0].info
+    read = (result.info.recording for result in drawn["sparse"])
     return Compared(
         pair,
         picture,
         mask,
-        {way: results[0].image for way, results in drawn.items()},
+        {way: results[-1].image for way, results in drawn.items()},
         {way: [round(r.info.total_ms, 1) for r in results] for way, results in drawn.items()},
-        info.sparse_ticks / max(info.ticks, 1),
-        recorded.seconds if recorded.recorded else 0.0,
+        drawn["sparse"][-1].info,
+        tuple(dict.fromkeys(filter(None, read))),
+        seconds,
     )
+
+
+def _record(
+    client: Client, picture: Image.Image, prompt: str, options: EditOptions, quality: str | None
+) -> float:
+    """Register a picture with what its edits read: with their prompts and ControlNets, unless they
+    are `fast`. Returns seconds that took; 0 if it had been recorded before.
+    """
+    names = ["steps", "scheduler", "loras"]
+    asked: Any = options
+    given: dict[str, Any] = {}
+    if quality != EditQuality.FAST:
+        names += ["negative_prompt", "prompt_syntax", "clip_skip", "controls"]
+        given["prompt"] = prompt
+    given |= {name: asked[name] for name in names if asked.get(name) is not None}
+    recorded = client.register_template(picture.convert("RGB"), **given)
+    return recorded.seconds if recorded.recorded else 0.0
 
 
 def ssim(one: Array, other: Array, mask: Array) -> float:

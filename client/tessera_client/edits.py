@@ -22,7 +22,8 @@ Rectangle = Sequence[int]
 Mask = Picture | Rectangle | None
 """A picture or array whose light pixels (128 and more; of a boolean array, the true ones) are
 edited, a rectangle, or `None`: where the image is transparent. An image that is not is edited as a
-whole, if there is a `strength`, or only gets the room around it that `extend` asks for."""
+whole, if there is a `strength`, or only gets the room around it that `extend` asks for. So is a
+template."""
 
 _LARGEST = 2**31
 
@@ -65,6 +66,19 @@ def regions_of(regions: Any, image: Image.Image | None) -> list[ReadRegion]:
         prompt = text_of(f"regions[{index}].prompt", region.prompt)
         found.append(ReadRegion(mask_of(region.mask, image), prompt))
     return found
+
+
+def mask_of_edit(mask: Mask, image: Image.Image | None, options: Mapping[str, Any]) -> Array | None:
+    """The mask of an edit as `mask_of` has it; `None` for a template that is edited without one,
+    whose size only the server knows.
+
+    Raises:
+        TypeError, ValueError: see `mask_of`.
+    """
+    whole = any(options.get(name) is not None for name in ("strength", "extend"))
+    if mask is None and image is None and whole:
+        return None
+    return mask_of(mask, image, options)
 
 
 def mask_of(

@@ -26,7 +26,7 @@ from tessera.types import Array
 from tessera_client.bundle import ServedBundle
 from tessera_client.checks import choice_of, integer_of, text_of, wrong_type, wrong_value
 from tessera_client.controls import ReadControl, control_inputs, controls_of, sizes_differ
-from tessera_client.edits import Mask, ReadRegion, mask_of, regions_of
+from tessera_client.edits import Mask, ReadRegion, mask_of_edit, regions_of
 from tessera_client.fitting import PAD, RESIZES, Frame, frame_of, hard, needs_limits, whole_frame
 from tessera_client.messages import (
     EditManyOptions,
@@ -90,7 +90,8 @@ class Wish:
         loras: as LORAS has them.
         controls: with their pictures.
         image: of an edit, the right way up; `None` for a template and for a generation.
-        mask: of an edit, (h, w) of UINT8.
+        mask: of an edit, (h, w) of UINT8; `None` for a generation, and for a template that is
+            edited without one.
         regions: of an edit, with their masks.
     """
 
@@ -111,7 +112,7 @@ class Wish:
             fits = self._framed_there
             return not fits and needs_limits(self.options.get("resize", PAD))
         sized = {"width", "height"} <= set(self.options)
-        return sizes_differ(self.controls) and self.mask is None and not sized
+        return sizes_differ(self.controls) and not self._edits and not sized
 
     def order(self, job_id: str, bundle: ServedBundle | None = None) -> Order:
         """The order of one picture.
@@ -152,13 +153,17 @@ class Wish:
             self.options.get("priority", 0),
         )
         settings = self.options | ({"loras": self.loras} if self.loras else {})
-        return Order(call, job_id, self.prompt, settings, self.mask is None, **back)
+        return Order(call, job_id, self.prompt, settings, not self._edits, **back)
 
     def with_seed(self, seed: int) -> Wish:
         """The same with a seed."""
         options = self.options | {"seed": seed}
         more = (self.loras, self.controls, self.image, self.mask, self.regions)
         return Wish(self.name, self.model, self.prompt, options, *more)
+
+    @property
+    def _edits(self) -> bool:
+        return self.model is EDIT
 
     @property
     def _soft(self) -> bool:
@@ -187,7 +192,7 @@ class Wish:
             if bundle is None or self._framed_there:
                 return whole_frame(self.image.size)
             return frame_of(self._edited(self.mask), self.options.get("resize", PAD), bundle)
-        if self.mask is not None or not sizes_differ(self.controls):
+        if self._edits or not sizes_differ(self.controls):
             return None
         defaults = bundle.defaults if bundle else {}
         width, height = (
@@ -216,7 +221,7 @@ def edit(
     picture = None if image is None else picture_of("image", image)
     make = partial(_wish, "edit", EDIT, EditOptions, prompt, options)
     regions = regions_of(options.get("regions") or (), picture)
-    return make(image=picture, mask=mask_of(mask, picture, options), regions=regions)
+    return make(image=picture, mask=mask_of_edit(mask, picture, options), regions=regions)
 
 
 def seeds_of(n: Any, seed: Any) -> list[int]:

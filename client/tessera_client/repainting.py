@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tessera.types import Array
-from tessera_client.checks import wrong_type
+from tessera_client.checks import wrong_type, wrong_value
 from tessera_client.edits import Rectangle, mask_of
 from tessera_client.messages import EditOptions
 from tessera_client.orders import Wish, edit, seeds_of
@@ -20,6 +20,9 @@ from tessera_client.results import Result
 
 PADDING = 32
 """Pixels around a box that are drawn with it, if `padding_mask_crop` is left out."""
+
+NOT_OF_BOXES = ("extend", "regions", "resize", "template")
+"""Options of edits that do not go with boxes, which are drawn and put back one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +74,15 @@ def repaint_of(
         image: a picture of any size.
         boxes: (x, y, width, height) in pixels.
         prompt: of all boxes, or a list with one for each.
-        options: as `edit` has them.
+        options: as `edit` has them, without `NOT_OF_BOXES`.
         job_id: of the jobs, with -1, -2 ... behind it.
 
     Raises:
         TypeError, ValueError: something is of no accepted form; the sentence names it.
     """
+    for name in NOT_OF_BOXES:
+        if options.get(name) is not None:
+            raise wrong_value(name, options[name], "nothing in repaint; edit takes it")
     picture = picture_of("image", image)
     accepted = "a list of x, y, width, height"
     if isinstance(boxes, str | bytes | Mapping) or not isinstance(boxes, Sequence | np.ndarray):

@@ -37,7 +37,8 @@ class Drawing:
         job_id: to watch and cancel it by.
         options: as the SDK takes them; of a generation, without those of edits.
         image: of an edit, (h, w, 3) of uint8; `None` if `options` name a template.
-        mask: of an edit, (h, w) of uint8; `None` for a generation.
+        mask: of an edit, (h, w) of uint8; `None` for a generation, and for a template that is
+            edited as a whole.
     """
 
     prompt: str
@@ -45,6 +46,11 @@ class Drawing:
     options: EditOptions
     image: Array | None = None
     mask: Array | None = None
+
+    @property
+    def edits(self) -> bool:
+        """Whether it is an edit."""
+        return self.mask is not None or self.options.get("template") is not None
 
 
 def numbered(drawing: Drawing, count: int) -> list[Drawing]:
@@ -74,7 +80,7 @@ async def draw(
     log.info(
         "%s: %s, %d x %d, %d steps, %.0f ms, prompt %r",
         info.job_id,
-        "generation" if drawing.mask is None else "edit",
+        "edit" if drawing.edits else "generation",
         info.width,
         info.height,
         info.steps,
@@ -89,7 +95,7 @@ async def _ask(
 ) -> Result:
     options: Any = drawing.options
     more: Any = {"job_id": drawing.job_id, "on_preview": on_preview, **options}
-    if drawing.mask is None:
+    if not drawing.edits:
         return await gateway.client.generate(drawing.prompt, **more)
     return await gateway.client.edit(drawing.image, drawing.mask, drawing.prompt, **more)
 

@@ -202,6 +202,25 @@ def test_an_edit_without_a_mask_starts_from_the_picture(api: OpenAI, http_client
     assert (said["info"]["mask_ratio"], said["info"]["ticks"]) == (1.0, STEPS // 2)
 
 
+def test_a_template_needs_neither_an_image_nor_a_mask(
+    running: RunningGateway, http_client: Client
+) -> None:
+    image = http_client.generate(CIRCLE, seed=1, steps=STEPS).image
+    template = http_client.register_template(image, steps=STEPS).template
+    extra = ours(seed=4, mode="dense", template=template, strength=0.5)
+    request = urllib.request.Request(
+        f"{running.url}/v1/images/edits",
+        json.dumps({"prompt": SQUARE, **extra}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        content = json.loads(answer.read())
+    options: Any = {"seed": 4, "steps": STEPS, "mode": "dense", "strength": 0.5}
+    result = http_client.edit(image, None, SQUARE, **options)
+    assert (pixels(opened(content["data"][0]["b64_json"])) == pixels(result.image)).all()
+    assert content["size"] == f"{image.width}x{image.height}"
+
+
 def test_a_url_leads_to_the_picture(api: OpenAI) -> None:
     answer = api.images.generate(
         prompt=CIRCLE,

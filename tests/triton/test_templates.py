@@ -6,12 +6,14 @@ import asyncio
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from bench.server import DEMO_BUNDLE, Server
 from tessera.denoise.canvas import TEMPLATE_SEED
@@ -20,6 +22,8 @@ from tessera.manifest import read_manifest
 from tessera.shared.processes import model_processes
 from tessera.templates.store import RecordingKey, TemplateStore
 from tessera_client import AsyncClient, Client, Result
+from tessera_client.comparing import compare, pairs_in
+from tessera_client.messages import EditOptions
 from tests.samples.images import island, largest, ramp
 from tests.samples.inpainting import PROMPT
 from tests.samples.jobs import unique, wait_for_step
@@ -71,6 +75,47 @@ def test_a_registered_template_is_edited_sparsely_by_its_id(client: Client, pict
     memory = client.templates()["memory"]
     assert memory["bytes"] > 0
     assert memory["hits"] > 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"strength": 0.5}, {"extend": (0, 0, 32, 0)}], ids=["whole", "room"]
+)
+def test_a_template_without_a_mask_is_edited_as_its_image_is(
+    http_client: Client, picture: Any, options: dict[str, Any]
+) -> None:
+    template = http_client.register_template(picture, steps=STEPS).template
+    options = {"seed": 1, "steps": STEPS, "mode": "dense", **options}
+    by_id = http_client.edit(None, None, PROMPT, template=template, **options)
+    by_image = http_client.edit(picture, None, PROMPT, **options)
+    assert by_id.image.tobytes() == by_image.image.tobytes()
+    assert by_id.image.size == by_image.image.size
+
+
+@pytest.mark.parametrize(
+    ("options", "recording"),
+    [
+        ({}, "own"),
+        ({"quality": "fast"}, "empty"),
+        ({"padding_mask_crop": 16, "width": 64, "height": 64}, "own"),
+        ({"loras": ["outline"], "negative_prompt": "grey"}, "own"),
+    ],
+    ids=["balanced", "fast", "crop", "LoRA"],
+)
+def test_a_comparison_reads_what_later_edits_read(
+    http_client: Client, tmp_path: Path, options: EditOptions, recording: str
+) -> None:
+    Image.fromarray(ramp()[::-1]).save(tmp_path / "one.png")
+    Image.fromarray(island()).save(tmp_path / "one.mask.png")
+    (pair,) = pairs_in(tmp_path, PROMPT)
+    options |= {"seed": 1, "steps": STEPS}
+    report = compare(http_client, pair, options, repeats=2).report
+    assert (report["recording"], report["quality"]) == (
+        recording,
+        options.get("quality") or "balanced",
+    )
+    assert report["recorded_loras"] is (True if "loras" in options else None)
+    assert report["margin"] >= 1
+    assert report["sparse_steps"] > 0
 
 
 def test_edits_take_the_recording_of_the_nearest_prompt(http_client: Client) -> None:

@@ -18,7 +18,7 @@ import grpc
 
 from tessera.contract import MODELS
 from tessera.errors import InvalidInput
-from tessera_gateway.fleet import wire
+from tessera_gateway.fleet import expected, wire
 from tessera_gateway.fleet.book import Choice, NoWorker
 from tessera_gateway.fleet.hot import Heat
 from tessera_gateway.fleet.peek import Peek, peek, tensors_of
@@ -60,6 +60,7 @@ class Copies:
         pool = self._pool
         values = {"ACTION": "register", "STEPS": edit.steps, "SCHEDULER": edit.scheduler or None}
         tensors = tensors_of({name: v for name, v in values.items() if v is not None})
+        tensors += self._words(edit, target)
         try:
             tensors.append(await picture(pool.members[source], edit.template))
         except (*_FAILED, KeyError) as error:  # a worker may have left meanwhile
@@ -67,6 +68,15 @@ class Copies:
             pool.metrics.copied("hot", "failed")
             return
         await spread(pool, tensors, [name for name in pool.members if name != target], 1, "hot")
+
+    def _words(self, edit: Peek, target: str) -> Sequence[Tensor]:
+        """What the copy is recorded with, so that the edit can use it there: its prompts and LoRAs,
+        unless it reads the recording with the empty prompt.
+        """
+        entry = self._pool.book.workers.get(target)
+        if entry is None or expected.reads_empty(entry.load, edit):
+            return ()
+        return edit.words
 
 
 async def register(

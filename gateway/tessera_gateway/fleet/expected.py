@@ -110,7 +110,12 @@ def texts(load: Load, peek: Peek) -> int:
     """How many recordings an edit waits for that needs them: one of each prompt, or the one that
     serves all.
     """
-    return 1 if peek.regions or _quality(load, peek) == EditQuality.FAST else branches(load, peek)
+    return 1 if reads_empty(load, peek) else branches(load, peek)
+
+
+def reads_empty(load: Load, peek: Peek) -> bool:
+    """Whether an edit has the empty prompt recorded, which serves all prompts."""
+    return bool(peek.regions) or _quality(load, peek) == EditQuality.FAST
 
 
 def _quality(load: Load, peek: Peek) -> str:

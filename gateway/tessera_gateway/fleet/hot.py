@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
+from tessera_gateway.fleet import expected
 from tessera_gateway.fleet.book import Book, Choice
 from tessera_gateway.fleet.peek import Peek
 from tessera_gateway.fleet.score import key_of, record_ms
@@ -55,7 +56,8 @@ class Heat:
         latest.append((now, min(waits, predicted.total - others[best].total)))
         while now - latest[0][0] > FELT_S:
             latest.popleft()
-        if sum(lost for _, lost in latest) < record_ms(load, peek):
+        costs = expected.texts(load, peek) * record_ms(load, peek)
+        if sum(lost for _, lost in latest) < costs:
             return None
         latest.clear()
         return best

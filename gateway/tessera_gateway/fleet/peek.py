@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from tessera_gateway.fleet.masks import Edited, check_room, edited_of
 from tessera_gateway.fleet.wire import Tensor
 from tessera_gateway.kserve.head import read_inference
 from tessera_gateway.kserve.limits import LIMITS, Limits
+
+WORDS = ("PROMPT", "NEGATIVE_PROMPT", "PROMPT_SYNTAX", "CLIP_SKIP", "LORAS")
+"""Inputs of edits that recordings with a prompt depend on, without ControlNets."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Peek:
         loras: (name, weight) of each, sorted.
         controls: names, sorted, each once.
         copies: workers that are to have a template that is registered.
+        words: of an edit and a registration, what recordings of its own depend on: `WORDS`.
     """
 
     model: str = ""
@@ -70,6 +74,7 @@ class Peek:
     loras: tuple[tuple[str, float], ...] = ()
     controls: tuple[str, ...] = ()
     copies: int | None = None
+    words: tuple[Tensor, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def draws(self) -> bool:
@@ -143,6 +148,8 @@ def peek(model: str, tensors: Sequence[Tensor]) -> Peek:
         except (ValueError, TypeError, LookupError, AttributeError, struct.error, RecursionError):
             continue
     by_name = {tensor.name: tensor for tensor in tensors}
+    if model in ("edit", "templates"):
+        found = replace(found, words=_words(by_name))
     with contextlib.suppress(ValueError, LookupError):
         if model == "edit":
             found = _edit(found, by_name)
@@ -150,6 +157,12 @@ def peek(model: str, tensors: Sequence[Tensor]) -> Peek:
         if "IMAGE" in by_name and found.padding is None:
             found = replace(found, **_image(by_name["IMAGE"], found.room))
     return found
+
+
+def _words(tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Copies, so that nobody keeps a whole request for them."""
+    there = (tensors[name] for name in WORDS if name in tensors)
+    return tuple(replace(each, data=bytes(each.data)) for each in there if each.data is not None)
 
 
 def _edit(found: Peek, tensors: Mapping[str, Tensor]) -> Peek:

@@ -35,13 +35,19 @@ def said_of(result: Result) -> dict[str, Any]:
     return {"job_id": info.job_id, "seed": info.seed, "info": asdict(info)}
 
 
-def head_of(order: Order) -> dict[str, Any]:
-    """What an answer and each event say of all pictures."""
+def head_of(order: Order, drawn: tuple[int, int]) -> dict[str, Any]:
+    """What an answer and each event say of all pictures.
+
+    Args:
+        order: what was asked for.
+        drawn: (width, height) of a picture or a preview, if the order does not know it.
+    """
+    width, height = order.size or drawn
     return {
         "background": "opaque",
         "output_format": str(order.form),
         "quality": order.quality,
-        "size": order.size,
+        "size": f"{width}x{height}",
     }
 
 
@@ -64,7 +70,7 @@ def answer(
     content = {
         "created": int(time.time()),
         "data": data,
-        **head_of(order),
+        **head_of(order, results[0].image.size),
         "usage": usage_of(order, results),
     }
     return json.dumps(content).encode()
@@ -72,9 +78,10 @@ def answer(
 
 def usage_of(order: Order, results: Sequence[Result]) -> dict[str, Any]:
     """Tokens of the prompt, which counts once, and of pictures, by their size."""
-    of_picture = order.width * order.height // TOKEN_PIXELS
+    width, height = order.size or results[0].image.size
+    of_picture = width * height // TOKEN_PIXELS
     text = results[0].info.prompt_tokens
-    image = of_picture if order.drawings[0].mask is not None else 0
+    image = of_picture if order.drawings[0].edits else 0
     output = of_picture * len(results)
     return {
         "input_tokens": text + image,

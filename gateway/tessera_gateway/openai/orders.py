@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tessera.contract import SIZE_STEP
 from tessera.types import Array
 from tessera_client import Control, Lora, Region, ServedBundle
 from tessera_client.messages import EditOptions
@@ -28,7 +29,7 @@ from tessera_gateway.pictures import Format, decode, decode_url
 STRENGTH = {"low": 0.8, "high": 0.5}
 """Of an edit without a mask, by `input_fidelity`: 0.8 is the usual one of image-to-image."""
 OF_EDITS: tuple[str, ...] = ("strength", "mode", "template", "mask_kind", "mask_fill")
-OF_EDITS += ("mask_feather", "mask_tone", "padding_mask_crop", "extend")
+OF_EDITS += ("mask_feather", "mask_tone", "padding_mask_crop", "width", "height", "extend")
 """Options of edits in `tessera`."""
 WHOLE = 100
 """`output_compression` that loses nothing."""
@@ -40,7 +41,8 @@ class Order:
 
     Attributes:
         drawings: one for each picture.
-        width, height: of the pictures, in pixels.
+        size: (width, height) of the pictures, in pixels; `None` of a template that is edited
+            without a mask: only the server knows it.
         kind: what the names of its events begin with.
         form, compression: of the pictures' files.
         partials: how many previews of each picture a stream shall have.
@@ -49,19 +51,13 @@ class Order:
     """
 
     drawings: list[Drawing]
-    width: int
-    height: int
+    size: tuple[int, int] | None
     kind: str
     form: Format
     compression: int
     partials: int
     quality: str
     as_url: bool
-
-    @property
-    def size(self) -> str:
-        """As answers write it."""
-        return f"{self.width}x{self.height}"
 
 
 def generation(fields: PictureFields, extra: Extra, bundle: ServedBundle, max_pixels: int) -> Order:
@@ -89,27 +85,58 @@ def edit(sent: SentEdit, bundle: ServedBundle, max_pixels: int) -> Order:
     options = _options(fields, extra, bundle, max_pixels)
     picture = _picture(sent, extra, max_pixels)
     mask = _mask(sent, extra, picture, max_pixels)
-    left, top, right, bottom = extra.extend or (0, 0, 0, 0)
-    if mask is None and picture is not None and extra.extend:
-        mask = np.zeros((picture.height, picture.width), np.uint8)
-    if mask is None and picture is not None:  # all of it, from the picture itself
-        mask = np.full((picture.height, picture.width), 255, np.uint8)
+    if mask is None and not extra.extend:  # all of it, from the picture itself
         options["strength"] = extra.strength or STRENGTH[fields.input_fidelity or "low"]
-    if mask is None:
-        raise unfit("mask", "is missing", "a mask, since tessera.template gives the image")
-    size = mask.shape[1], mask.shape[0]
-    if picture is not None and picture.size != size:
-        problem = f"has {size[0]} x {size[1]} pixels"
-        raise unfit("mask", problem, f"the image's {picture.width} x {picture.height}")
-    size = (size[0] + left + right, size[1] + top + bottom)
-    if _size(fields.size) not in (None, size):
-        raise invalid("size", fields.size, f"auto, or the image's {size[0]}x{size[1]}")
+    if mask is None and picture is not None:
+        inside = 0 if extra.extend else 255
+        mask = np.full((picture.height, picture.width), inside, np.uint8)
+    size = _size_of_edit(fields, extra, picture, mask)
+    _check_crop(extra, bundle)
     if extra.regions:
         options["regions"] = [_region(*each, max_pixels) for each in enumerate(extra.regions)]
     image = None if picture is None else np.asarray(picture.convert("RGB"))
     job_id = extra.job_id or uuid.uuid4().hex
     drawing = Drawing(fields.prompt, job_id, options, image, mask)
     return _order(fields, drawing, size, "image_edit")
+
+
+def _size_of_edit(
+    fields: PictureFields, extra: EditExtra, picture: Image.Image | None, mask: Array | None
+) -> tuple[int, int] | None:
+    """(width, height) of the answer; `None` of a template without a mask.
+
+    Raises:
+        ApiError: mask or size are not the picture's.
+    """
+    asked = _size(fields.size)
+    if mask is None:
+        if asked is not None:
+            raise invalid("size", fields.size, "auto, since tessera.template has a size of its own")
+        return None
+    height, width = mask.shape
+    if picture is not None and picture.size != (width, height):
+        problem = f"has {width} x {height} pixels"
+        raise unfit("mask", problem, f"the image's {picture.width} x {picture.height}")
+    left, top, right, bottom = extra.extend or (0, 0, 0, 0)
+    size = width + left + right, height + top + bottom
+    if asked not in (None, size):
+        raise invalid("size", fields.size, f"auto, or the image's {size[0]}x{size[1]}")
+    return size
+
+
+def _check_crop(extra: EditExtra, bundle: ServedBundle) -> None:
+    """See whether a crop can be enlarged to the size that is asked for.
+
+    Raises:
+        ApiError: it cannot, or there is no crop.
+    """
+    low, high = bundle.min_size, bundle.max_size
+    for name, side in (("width", extra.width), ("height", extra.height)):
+        if side is not None and extra.padding_mask_crop is None:
+            raise invalid(f"tessera.{name}", side, "nothing without tessera.padding_mask_crop")
+        if side is not None and (not low <= side <= high or side % SIZE_STEP):
+            accepted = f"a multiple of {SIZE_STEP} from {low} to {high}"
+            raise invalid(f"tessera.{name}", side, accepted)
 
 
 def check_model(name: str | None, bundle: ServedBundle) -> None:
@@ -123,7 +150,9 @@ def check_model(name: str | None, bundle: ServedBundle) -> None:
         raise ApiError(404, message, "model_not_found", param="model")
 
 
-def _order(fields: PictureFields, drawing: Drawing, size: tuple[int, int], kind: str) -> Order:
+def _order(
+    fields: PictureFields, drawing: Drawing, size: tuple[int, int] | None, kind: str
+) -> Order:
     form, compression = fields.output_format or Format.PNG, fields.output_compression
     if fields.background == "transparent":
         raise invalid("background", "transparent", "opaque, auto")
@@ -135,7 +164,7 @@ def _order(fields: PictureFields, drawing: Drawing, size: tuple[int, int], kind:
         raise invalid("response_format", "url", "b64_json with stream")
     return Order(
         numbered(drawing, fields.n or 1),
-        *size,
+        size,
         kind=kind,
         form=form,
         compression=WHOLE if compression is None else compression,

@@ -124,6 +124,8 @@ class EditExtra(Extra):
     mask_feather: int | None = Field(default=None, ge=1, le=MAX_FEATHER)
     mask_tone: str | None = Field(default=None, pattern=_one_of(MASK_TONES))
     padding_mask_crop: int | None = Field(default=None, ge=0, le=MAX_EDIT_SIDE)
+    width: int | None = Field(default=None, description="To enlarge the crop to, in pixels.")
+    height: int | None = Field(default=None, description="Likewise.")
     extend: list[Room] | None = Field(
         default=None,
         min_length=4,

@@ -120,9 +120,10 @@ class EventSource:
         if isinstance(news, Exception):
             return event("error", {"type": "error", "error": api_error(news).content})
         order = self.order
-        head = {"created_at": int(time.time()), **head_of(order)}
+        created = int(time.time())
         if isinstance(news, _Partial):
             preview = news.preview
+            head = head_of(order, (preview.width, preview.height))
             content = {
                 "b64_json": partial_of(order, preview.enlarged()),
                 "partial_image_index": news.index,
@@ -133,7 +134,7 @@ class EventSource:
                     "steps": preview.steps,
                 },
             }
-            return self._named("partial_image", {**head, **content})
+            return self._named("partial_image", {"created_at": created, **head, **content})
         result = news.result
         metadata = self.gateway.settings.metadata
         content = {
@@ -141,7 +142,8 @@ class EventSource:
             "usage": usage_of(order, [result]),
             "tessera": {**said_of(result), "image_index": news.number},
         }
-        return self._named("completed", {**head, **content})
+        head = head_of(order, result.image.size)
+        return self._named("completed", {"created_at": created, **head, **content})
 
     def _named(self, name: str, content: dict[str, Any]) -> bytes:
         kind = f"{self.order.kind}.{name}"

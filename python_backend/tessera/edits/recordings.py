@@ -112,7 +112,7 @@ class EditRecordings:
                 if text:
                     self._store.texts.put(own.digest, {"hidden": hidden, "pooled": pooled})
                 if not waits and self._store.find(own) is None:
-                    self._store.want(own)
+                    self._store.notes.put(own)
         except OSError as error:
             if waits:
                 reason = error.strerror or str(error)

@@ -137,7 +137,8 @@ class Recorder:
             return self._ensure(key, lambda: None, controls)
 
     def attempt(self, key: RecordingKey, *, between: Callable[[], None]) -> bool:
-        """Like `ensure`, for recordings that no request waits for.
+        """Like `ensure`, for recordings that no request waits for. They push out none that clients
+        have registered.
 
         Args:
             key: the key; its template's image has to be in the store.
@@ -145,14 +146,22 @@ class Recorder:
 
         Returns:
             False, immediately, if another process is making this recording.
+
+        Raises:
+            Unavailable: as `ensure`, or there is no room beside registered recordings.
         """
         with self._store.locked(key, wait=False) as locked:
             if locked:
-                self._ensure(key, between, NO_CONTROLS)
+                self._ensure(key, between, NO_CONTROLS, asked=False)
             return locked
 
     def _ensure(
-        self, key: RecordingKey, between: Callable[[], None], controls: Controls
+        self,
+        key: RecordingKey,
+        between: Callable[[], None],
+        controls: Controls,
+        *,
+        asked: bool = True,
     ) -> tuple[Recording, bool]:
         recording = self._store.find(key)
         if recording is not None:
@@ -160,7 +169,12 @@ class Recorder:
         image = self._store.pictures.get(key.template)
         if image is None:
             raise Unavailable(f"template {key.template} was evicted; send its image again")
-        storage = self._storage(key, image)
+        storage, size = self._storage(key, image)
+        if not asked and not self._store.has_room(size):
+            raise Unavailable(
+                f"template {key.template} is not recorded: {size / 1e9:.2g} GB have no room beside "
+                "the recordings that clients have registered; see --template-disk"
+            )
         try:
             steps = self._steps(key, image, storage, between, controls)
             return self._store.record(key, storage, steps), True
@@ -207,7 +221,8 @@ class Recorder:
     def _networks(self) -> Networks:
         return self._open()
 
-    def _storage(self, key: RecordingKey, image: npt.NDArray[Any]) -> Storage:
+    def _storage(self, key: RecordingKey, image: npt.NDArray[Any]) -> tuple[Storage, int]:
+        """The form of a recording, and its bytes."""
         pixels = self._manifest.latents.pixels
         size = (image.shape[0] // pixels, image.shape[1] // pixels)
         numbers = numbers_per_step(self.program, self.sites(), size)
@@ -220,7 +235,7 @@ class Recorder:
                 f"a recording of {key.steps} steps at this size does not fit the "
                 f"{budget / 1e9:g} GB limit of a recording{with_prompt}; see --template-size"
             )
-        return storage
+        return storage, storage.bytes(numbers, key.evaluations)
 
     def _text(self, key: RecordingKey) -> Tensors:
         """The prompt's embeddings. Those of the empty prompt are written for later comparisons,

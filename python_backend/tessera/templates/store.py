@@ -12,7 +12,9 @@ Files are on the disk by then, so that this holds when the machine crashes, too.
 `recording.json` has a checksum of each of its files. A file that does not match is reported as
 `Damaged`, and its recording is removed, so that it is made again.
 
-When recordings exceed their budget, the least recently used are removed first. The same holds for
+When recordings exceed their budget, the least recently used are removed first: of those that no
+client has registered, and only then of those that one has (a file `registered` in their folder) and
+that have been used within `PROTECTED_S`. The least recently used go first, too, of
 images without recordings and for notes of wanted recordings when there are too many. Several
 processes use one store. A file lock keeps two of them from recording the same key.
 """
@@ -35,6 +37,7 @@ from typing import TypeVar
 
 from tessera.templates.files import Patience, Used, age, by_use, locked, names, sweep, write
 from tessera.templates.keys import RecordingKey as RecordingKey
+from tessera.templates.notes import WANTED_S, Notes
 from tessera.templates.pictures import Pictures
 from tessera.templates.storage import Storage
 from tessera.templates.texts import Texts
@@ -43,6 +46,7 @@ from tessera.types import Array, Tensors
 T = TypeVar("T")
 
 _MANIFEST = "recording.json"
+_REGISTERED = "registered"
 _FOLDERS = ("pictures", "recordings", "texts", "wanted")
 
 STALLED_S = 5.0
@@ -54,8 +58,8 @@ UNRECORDED = 256
 PROMPTED = 64
 """How many recordings of one template with different prompts are compared with a prompt."""
 
-WANTED, WANTED_S = 8, 3600.0
-"""How many wanted recordings are remembered, and for how long."""
+PROTECTED_S = 7 * 24 * 3600.0
+"""For so long after its latest use, a registered recording is removed after all others."""
 
 
 class Damaged(Exception):
@@ -109,6 +113,7 @@ class TemplateStore:
         self.budget = budget
         self.pictures = Pictures(root / "pictures")
         self.texts = Texts(root / "texts")
+        self.notes = Notes(root / "wanted")
         self._patience = Patience(STALLED_S)
         self._known: dict[Used, Recording] = {}
         for name in _FOLDERS:
@@ -232,6 +237,17 @@ class TemplateStore:
         self.texts.sweep(self._needs, WANTED_S)
         return dataclasses.replace(recording, folder=target)
 
+    def register(self, recording: Recording) -> None:
+        """Note that a client has asked for a recording: what the server records by itself does not
+        push it out.
+        """
+        with contextlib.suppress(OSError):  # it may have been evicted meanwhile
+            (recording.folder / _REGISTERED).touch()
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes fit into the budget beside the protected recordings."""
+        return size + sum(r.bytes for r in self.recordings() if _protected(r)) <= self.budget
+
     def remove(self, recording: Recording) -> None:
         """Remove a recording."""
         shutil.rmtree(recording.folder, ignore_errors=True)
@@ -302,9 +318,12 @@ class TemplateStore:
         return recording
 
     def _make_room(self, keep: Path) -> None:
-        """Remove the least recently used recordings until the rest fit the budget."""
+        """Remove recordings until the rest fit the budget: the least recently used first, but
+        protected ones last.
+        """
         used = 0
-        for recording in self.recordings():
+        found = self.recordings()
+        for recording in sorted(found, key=lambda r: (r.folder != keep, not _protected(r))):
             used += recording.bytes
             if used > self.budget and recording.folder != keep:
                 self.remove(recording)
@@ -319,32 +338,8 @@ class TemplateStore:
         for name in _FOLDERS:
             sweep(self.root / name)
 
-    def want(self, key: RecordingKey) -> None:
-        """Note that a recording will be needed. `wanted` lists these notes."""
-        text = json.dumps(key.fields)
-        write(self.root / "wanted" / f"{key.digest}.json", text.encode())
-        self._notes()
 
-    def wanted(self, bundle: str) -> list[RecordingKey]:
-        """Keys of a bundle's recordings that are needed but missing, latest note first."""
-        keys = []
-        for path in self._notes():
-            try:
-                keys.append(RecordingKey.from_fields(json.loads(path.read_text())))
-            except (ValueError, TypeError, AttributeError):
-                path.unlink(missing_ok=True)
-            except OSError:
-                continue  # it can be read later, or another process has removed it
-        return [key for key in keys if key.bundle == bundle]
-
-    def _notes(self) -> list[Path]:
-        """Notes of wanted recordings, latest first; removes those that are too old or too many."""
-        notes = sorted((self.root / "wanted").glob("*.json"), key=age)
-        kept = [path for path in notes[:WANTED] if age(path) < WANTED_S]
-        for path in notes[len(kept) :]:
-            path.unlink(missing_ok=True)
-        return kept
-
-    def done(self, key: RecordingKey) -> None:
-        """Remove the note that a recording is wanted."""
-        (self.root / "wanted" / f"{key.digest}.json").unlink(missing_ok=True)
+def _protected(recording: Recording) -> bool:
+    """Whether a client has registered it, and it is in use."""
+    registered = (recording.folder / _REGISTERED).exists()
+    return registered and age(recording.folder / _MANIFEST) < PROTECTED_S

@@ -178,9 +178,11 @@ class TritonPythonModel:
             keys = waiting.keys(key) if waiting.texts else self._keys(key, prompts, loras)
             ensure = partial(self._recorder.ensure, controls=RecordedControls(ask, images))
             recordings, made = zip(*map(ensure, keys), strict=True)
+            for recording in recordings if job_id is None else ():  # a client's, not an edit's
+                self._store.register(recording)
             self._recorded = time.monotonic()
         for each in keys:
-            self._store.done(each)
+            self._store.notes.remove(each)
         seconds = round(time.monotonic() - began, 3)
         described = {"template": identity, "recorded": any(made), "seconds": seconds}
         # Older clients know no such keys.
@@ -294,7 +296,7 @@ class TritonPythonModel:
 
     def _record_wanted(self) -> None:
         """The latest, unless this process or the other one is recording; nobody waits for it."""
-        for key in self._store.wanted(self._manifest.digest)[:1]:
+        for key in self._store.notes.keys(self._manifest.digest)[:1]:
             if not self._busy.acquire(blocking=False):
                 return
             try:
@@ -307,7 +309,7 @@ class TritonPythonModel:
             finally:
                 self._recorded = time.monotonic()
                 self._busy.release()
-            self._store.done(key)
+            self._store.notes.remove(key)
 
     def _give_way(self) -> None:
         """Wait while something is denoised, but not for long: somebody may wait for this, too."""

@@ -195,11 +195,13 @@ class TestCommand:
         assert "abc  recorded in 0.5 s: 4 steps of euler, 5 MB (float16/1)" in result.output
         words = ["templates", "add", str(tmp_path / "i.png"), "--prompt", "a", "--negative-prompt"]
         words += ["b", "--lora", "ink:0.5", "--control", f"edges={tmp_path / 'i.png'},scale=0.5"]
+        words += ["--syntax", "plain", "--clip-skip", "1"]
         assert run.invoke(cli.app, words).exit_code == 0
         sent = transport.sent("templates")[1]
         assert json.loads(sent["CONTROLS"])[0]["name"] == "edges"
         assert sent["CONTROL_IMAGES"].shape == (1, 1, 8, 16, 3)
         assert (sent["PROMPT"], sent["NEGATIVE_PROMPT"]) == (b"a", b"b")
+        assert (sent["PROMPT_SYNTAX"], sent["CLIP_SKIP"]) == (b"plain", 1)
         assert json.loads(sent["LORAS"]) == [{"name": "ink", "weight": 0.5}]
         result = run.invoke(cli.app, ["templates", "list"])
         assert "not recorded" in result.output

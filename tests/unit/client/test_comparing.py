@@ -21,7 +21,15 @@ RNG = np.random.default_rng(6)
 
 
 class Drawing(FakeTransport):
-    """Inverts what it is sent; a sparse edit is a little off."""
+    """Inverts what it is sent; a sparse edit is a little off.
+
+    Attributes:
+        recordings: what the first sparse edits say that they have read; later ones say `own`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recordings: list[str] = []
 
     def infer(self, call: Any, timeout: float) -> dict[str, Array]:
         outputs = super().infer(call, timeout)
@@ -29,7 +37,11 @@ class Drawing(FakeTransport):
             return outputs
         info = json.loads(outputs["INFO"][0, 0])
         sparse = call.inputs["MODE"].item() == b"sparse"
-        info |= {"total_ms": 20.0, "sparse_ticks": 1} if sparse else {"total_ms": 50.0}
+        quality = call.inputs.get("EDIT_QUALITY", np.array(b"balanced")).item().decode()
+        info |= {"total_ms": 50.0, "edit_quality": quality}
+        if sparse:
+            info |= {"total_ms": 20.0, "sparse_ticks": 1, "margin": 3}
+            info["recording"] = self.recordings.pop(0) if self.recordings else "own"
         image = 255 - outputs["IMAGE"] // 2 - 3 * sparse
         return {"IMAGE": image.astype(np.uint8), "INFO": np.array([[json.dumps(info).encode()]])}
 
@@ -68,11 +80,13 @@ def test_every_pair_is_drawn_both_ways(transport: Drawing, tmp_path: Path) -> No
     assert [each["MODE"] for each in sent] == [b"dense", b"sparse"] * 4
     assert {each["SEED"] for each in sent} == {1}
     assert [each["STEPS"] for each in transport.sent("templates")] == [4, 4]
-    for words in ("one", "two", "median", "22.9 %", "50 ms", "20 ms", "2.50 x"):
+    assert [each["PROMPT"] for each in transport.sent("templates")] == [b"a star", b"a ball"]
+    for words in ("one", "two", "median", "22.9 %", "50 ms", "20 ms", "2.50 x", "own"):
         assert words in result.output
     content = json.loads((tmp_path / "compare" / "results.json").read_text())
     (first, _), median = content["pairs"], content["median"]
     assert (first["name"], first["prompt"], first["faster"]) == ("one", "a star", 2.5)
+    assert (first["quality"], first["recording"], first["margin"]) == ("balanced", "own", 3)
     assert first["milliseconds"] == {"dense": [50.0, 50.0], "sparse": [20.0, 20.0]}
     assert 0.9 < first["ssim"] < 1
     assert median["psnr"] == pytest.approx(10 * np.log10(255**2 / 9), abs=0.01)
@@ -80,6 +94,48 @@ def test_every_pair_is_drawn_both_ways(transport: Drawing, tmp_path: Path) -> No
         assert sheet.width > 4 * 256
         assert sheet.height > 2 * 256
     assert called(tmp_path, "--prompt", "a ball").exit_code == 0, "its own files are no pairs"
+
+
+def test_what_edits_have_is_recorded_too(transport: Drawing, tmp_path: Path) -> None:
+    put(tmp_path, "one", "a star")
+    put(tmp_path, "two", "a ball")
+    Image.new("RGB", (56, 40)).save(tmp_path / "one-edges.png")
+    words = ["--quality", "best", "--negative", "grey", "--lora", "ink:0.5", "--clip-skip", "1"]
+    words += ["--syntax", "plain", "--control", f"edges={tmp_path / '{name}-edges.png'},scale=0.5"]
+    result = called(tmp_path, *words)
+    assert result.exit_code == 1
+    assert "two-edges.png" in result.output, "each picture has a control image of its own"
+    (recorded,), edits = transport.sent("templates"), transport.sent("edit")
+    assert [each["EDIT_QUALITY"] for each in edits] == [b"best"] * 2
+    names = ("PROMPT", "NEGATIVE_PROMPT", "PROMPT_SYNTAX", "CLIP_SKIP", "LORAS", "CONTROLS")
+    for each in edits:
+        assert [each[name] for name in names] == [recorded[name] for name in names]
+    assert (recorded["PROMPT"], recorded["CLIP_SKIP"]) == (b"a star", 1)
+    assert json.loads(recorded["LORAS"]) == [{"name": "ink", "weight": 0.5}]
+
+
+def test_fast_edits_have_the_empty_prompt_recorded(transport: Drawing, tmp_path: Path) -> None:
+    put(tmp_path, "one", "a star")
+    words = ["--quality", "fast", "--lora", "ink", "--negative", "grey"]
+    assert called(tmp_path, *words).exit_code == 0
+    (recorded,) = transport.sent("templates")
+    assert "LORAS" in recorded
+    assert not {"PROMPT", "NEGATIVE_PROMPT"} & recorded.keys()
+
+
+def test_a_crop_is_recorded_by_a_first_edit(transport: Drawing, tmp_path: Path) -> None:
+    put(tmp_path, "one", "a star")
+    transport.recordings = ["own", "empty", "own"]
+    words = ["--padding-mask-crop", "8", "--width", "64", "--height", "64", "--repeats", "2"]
+    result = called(tmp_path, *words, "--json")
+    assert not transport.sent("templates")
+    edits = transport.sent("edit")
+    assert [each["MODE"] for each in edits] == [b"dense", b"sparse", b"sparse", b"dense", b"sparse"]
+    assert {(int(each["PADDING_MASK_CROP"]), int(each["WIDTH"])) for each in edits} == {(8, 64)}
+    (one,) = map(json.loads, result.stdout.splitlines())
+    assert one["recording_s"] is None
+    assert one["milliseconds"]["sparse"] == [20.0, 20.0]
+    assert one["recording"] == "empty, own", "what they read has changed meanwhile"
 
 
 def test_a_pair_that_cannot_be_drawn_is_said(transport: Drawing, tmp_path: Path) -> None:

@@ -85,6 +85,23 @@ class TestEdit:
         assert sent["EXTEND"].tolist() == [[0, 8, 16, 0]]
         assert sent["EXTEND"].dtype == np.int32
 
+    @pytest.mark.parametrize(
+        "options",
+        [{"strength": 0.5}, {"extend": (0, 8, 16, 0)}],
+        ids=lambda given: next(iter(given)),
+    )
+    def test_a_template_without_a_mask_is_sent_without_one(self, options: dict[str, Any]) -> None:
+        transport = FakeTransport()
+        with Client(transport=transport) as client:
+            result = client.edit(None, None, "a", template="t", **options)
+            with pytest.raises(ValueError, match="there is no mask"):
+                client.edit(None, None, "a", template="t")
+        (sent,) = transport.sent("edit")
+        assert sent["TEMPLATE"] == b"t"
+        assert next(iter(options)).upper() in sent
+        assert not {"MASK", "IMAGE"} & sent.keys()
+        assert "width" not in result.settings, "the size is the template's"
+
     def test_the_server_fits_what_it_crops_or_extends(self) -> None:
         image = np.zeros((130, 333, 3), np.uint8)
         sent = self.sent(image, (3, 2, 7, 3), padding_mask_crop=32, width=64, height=64)

@@ -67,6 +67,25 @@ def test_the_async_client_repaints_the_same() -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("extend", (0, 0, 8, 8)),
+        ("regions", [{"mask": (0, 0, 8, 8), "prompt": "b"}]),
+        ("resize", "crop"),
+        ("template", "t"),
+    ],
+)
+def test_options_that_do_not_go_with_boxes(option: str, value: Any) -> None:
+    transport = FakeTransport()
+    with (
+        Client(transport=transport) as client,
+        pytest.raises(ValueError, match=f"{option} is .*; accepted: nothing in repaint"),
+    ):
+        client.repaint(IMAGE, BOXES, "a", **{option: value})
+    assert not transport.calls
+
+
+@pytest.mark.parametrize(
     ("boxes", "prompt", "sentence"),
     [
         ("all", "a", "boxes is 'all'; accepted: a list of x, y, width, height"),

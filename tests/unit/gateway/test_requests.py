@@ -191,10 +191,46 @@ def test_masks_that_are_not_accepted(
     assert not transport.inner.sent("edit")
 
 
-def test_a_template_needs_a_mask(http: TestClient, transport: AsyncFakeTransport) -> None:
-    body = {"prompt": "x", "tessera": {"template": "abc"}}
+@pytest.mark.parametrize(
+    ("fields", "strength"),
+    [({}, 0.8), ({"strength": 0.25}, 0.25), ({"extend": [0, 0, 8, 0]}, None)],
+    ids=["usual", "said", "room"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["answer", "events"])
+def test_a_template_needs_no_mask(
+    http: TestClient,
+    transport: AsyncFakeTransport,
+    fields: dict[str, Any],
+    strength: float | None,
+    stream: bool,
+) -> None:
+    body = {"prompt": "x", "stream": stream, "tessera": {"template": "abc", **fields}}
     answer = http.post(EDITS, json=body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "mask")
+    assert answer.status_code == 200, answer.text
+    (sent,) = transport.inner.sent("edit")
+    assert sent["TEMPLATE"] == b"abc"
+    assert not {"MASK", "IMAGE"} & sent.keys()
+    assert sent.get("STRENGTH") == (None if strength is None else pytest.approx(strength))
+    assert '"size": "8x4"' in answer.text, "the picture's, which only the server knew"
+    wrong = http.post(EDITS, json=body | {"size": "8x4"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "size")
+
+
+def test_a_crop_has_a_size_to_be_drawn_at(http: TestClient, transport: AsyncFakeTransport) -> None:
+    white = {"mask_image": url_of(WHITE)}
+    extra = white | {"padding_mask_crop": 3, "width": 64, "height": 56}
+    answer = http.post(EDITS, json=edited(tessera=extra))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["size"] == "8x4"
+    (sent,) = transport.inner.sent("edit")
+    assert (sent["WIDTH"], sent["HEIGHT"]) == (64, 56)
+    for wrong, param in (
+        (extra | {"width": 60}, "tessera.width"),
+        (extra | {"height": 0}, "tessera.height"),
+        (white | {"height": 64}, "tessera.height"),
+    ):
+        answer = http.post(EDITS, json=edited(tessera=wrong))
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,20 @@ def test_a_recording_for_nobody_is_left_to_whoever_makes_it(world: World) -> Non
     assert len(calls) == 2  # for 5 steps
 
 
+def test_nothing_registered_is_pushed_out_for_what_nobody_waits_for(world: World) -> None:
+    registered, _ = world.recorder.ensure(world.key())
+    world.store.register(registered)
+    world.store.budget = registered.bytes + 1
+    other = world.key().with_text("0123")
+    world.store.texts.put(other.digest, world.open().embed())
+    with pytest.raises(Unavailable, match="no room beside the recordings that clients have regis"):
+        world.recorder.attempt(other, between=lambda: None)
+    assert world.store.find(other) is None
+    assert world.store.find(registered.key) is not None
+    assert world.recorder.ensure(other)[1], "a request that waits for it gets it"
+    assert [r.key for r in world.store.recordings()] == [other]
+
+
 def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     poor = World(tmp_path, budget=1000)
     with pytest.raises(Unavailable, match=r"does not fit the 1e-06 GB .* see --template-size"):

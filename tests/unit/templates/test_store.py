@@ -155,7 +155,7 @@ class TestStore:
         self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
         recording = filled(store, key_of())
-        store.want(key_of("wanted"))
+        store.notes.put(key_of("wanted"))
 
         def fail(path: Path, *args: object, **options: object) -> Any:
             raise OSError(number, os.strerror(number))
@@ -167,11 +167,11 @@ class TestStore:
             another = TemplateStore(store.root, budget=store.budget)
             assert another.recordings() == []
             assert store.recordings() == [recording], "it has read that one"
-            assert store.wanted("bundle") == []
+            assert store.notes.keys("bundle") == []
             with pytest.raises(Damaged, match="cannot be read"):
                 store.load(recording, 0)
         assert another.recordings() == store.recordings() == [recording]
-        assert [k.template for k in store.wanted("bundle")] == ["wanted"]
+        assert [k.template for k in store.notes.keys("bundle")] == ["wanted"]
         for step in range(4):
             store.load(recording, step)
 
@@ -237,6 +237,28 @@ class TestStore:
         small.find(key_of("a"))  # used: b is now the oldest
         filled(small, key_of("c"))
         assert {r.key.template for r in small.recordings()} == {"a", "c"}
+
+    def test_what_clients_have_registered_goes_last(
+        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Edits that come once, with a prompt of their own each, push it out otherwise."""
+        registered = filled(store, key_of("a"))
+        store.register(registered)
+        small = TemplateStore(store.root, budget=2 * registered.bytes)
+        os.utime(registered.folder / "recording.json", (time.time() - 100, time.time() - 100))
+        for name in "bcd":
+            filled(small, key_of(name))
+            assert {r.key.template for r in small.recordings()} == {"a", name}
+        assert small.has_room(registered.bytes)
+        assert not small.has_room(registered.bytes + 1)
+        small.register(filled(small, key_of("e")))
+        assert not small.has_room(1)
+        filled(small, key_of("f"))  # what a client waits for has room in any case
+        assert {r.key.template for r in small.recordings()} == {"e", "f"}
+        monkeypatch.setattr(store_module, "PROTECTED_S", -1.0)  # not used for long
+        assert small.has_room(2 * registered.bytes)
+        filled(small, key_of("g"))
+        assert {r.key.template for r in small.recordings()} == {"f", "g"}
 
     def test_evicting_a_template_takes_its_picture_and_recordings(
         self, store: TemplateStore
@@ -325,26 +347,3 @@ class TestStore:
         assert store.pictures.get(names[0]) is not None  # used: the second is now the oldest
         last = store.keep(np.full((8, 8, 3), 9, np.uint8))
         assert set(store.pictures.known()) == {names[0], recorded, last}
-
-    def test_what_is_wanted_is_not_remembered_for_ever(
-        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(store_module, "WANTED", 2)
-        for number, name in enumerate("abc"):
-            store.want(key_of(name))
-            for path in (store.root / "wanted").glob("*.json"):
-                stamp = path.stat().st_mtime - 10  # older than what comes next
-                os.utime(path, (stamp, stamp))
-            assert len(list((store.root / "wanted").iterdir())) == min(number + 1, 2)
-        assert [k.template for k in store.wanted("bundle")] == ["c", "b"]
-        monkeypatch.setattr(store_module, "WANTED_S", 15.0)
-        assert [k.template for k in store.wanted("bundle")] == ["c"]
-
-    def test_what_is_wanted_is_remembered_until_it_is_done(self, store: TemplateStore) -> None:
-        store.want(key_of("a"))
-        store.want(key_of("b"))
-        store.want(key_of("b"))
-        store.want(RecordingKey("another bundle", "c", "euler", 4, 0))
-        assert {k.template for k in store.wanted("bundle")} == {"a", "b"}
-        store.done(key_of("a"))
-        assert [k.template for k in store.wanted("bundle")] == ["b"]

@@ -109,7 +109,7 @@ def test_an_automatic_edit_asks_for_a_recording_and_does_not_wait(
     template = json.loads(response.arrays()["INFO"][0, 0])["template"]
     store = sparse_models["templates"]._store
     assert not sparse_models["recorder"].keys
-    wanted = store.wanted(sparse_models["digest"])
+    wanted = store.notes.keys(sparse_models["digest"])
     assert [k.template for k in wanted] == [template] * 2
     assert [bool(k.text) for k in wanted] == [False, True]  # the empty negative prompt's first
     assert store.texts.get(wanted[1].digest)["hidden"].shape[-1] == 8
@@ -123,4 +123,4 @@ def test_an_automatic_edit_asks_for_a_recording_and_does_not_wait(
 def test_a_dense_edit_leaves_nothing_behind(sparse_models: dict[str, Any]) -> None:
     sparse_models["edit"].execute([pb_utils.Request(**edit_inputs(STEPS=2, MODE="dense"))])
     store = sparse_models["templates"]._store
-    assert store.pictures.known() == store.wanted(sparse_models["digest"]) == []
+    assert store.pictures.known() == store.notes.keys(sparse_models["digest"]) == []

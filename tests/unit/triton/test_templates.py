@@ -226,7 +226,7 @@ class TestIdle:
     def want(self, models: dict[str, Any]) -> RecordingKey:
         """The key that an automatic edit has found missing."""
         models["edit"].execute([pb_utils.Request(**edit_inputs(STEPS=4, EDIT_QUALITY="fast"))])
-        (key,) = models["templates"]._store.wanted(models["digest"])
+        (key,) = models["templates"]._store.notes.keys(models["digest"])
         return key
 
     def test_is_left_to_the_other_process_that_records_it(
@@ -242,16 +242,16 @@ class TestIdle:
             (response,) = pool.submit(templates.execute, [request]).result(30)
             assert response.error is None
         assert [k.steps for k in sparse_models["recorder"].keys] == [7]
-        assert other.wanted(sparse_models["digest"]) == [key]
+        assert other.notes.keys(sparse_models["digest"]) == [key]
         templates._record_wanted()
         assert [k.steps for k in sparse_models["recorder"].keys] == [7, 4]
-        assert not other.wanted(sparse_models["digest"])
+        assert not other.notes.keys(sparse_models["digest"])
 
     def test_does_not_queue_behind_a_registration(self, sparse_models: dict[str, Any]) -> None:
         templates, key = sparse_models["templates"], self.want(sparse_models)
         with templates._busy, ThreadPoolExecutor(1) as pool:
             pool.submit(templates._record_wanted).result(30)
-        assert templates._store.wanted(sparse_models["digest"]) == [key]
+        assert templates._store.notes.keys(sparse_models["digest"]) == [key]
 
     def test_goes_on_after_an_error(
         self, sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -260,14 +260,14 @@ class TestIdle:
         module = load("templates")
         for name in ("IDLE_S", "AFTER_ERROR_S"):
             monkeypatch.setattr(module, name, 0.01)
-        wanted, errors = templates._store.wanted, iter([OSError(24, "Too many open files")])
+        wanted, errors = templates._store.notes.keys, iter([OSError(24, "Too many open files")])
 
         def failing(bundle: str) -> list[RecordingKey]:
             for error in errors:
                 raise error
             return list(wanted(bundle))
 
-        monkeypatch.setattr(templates._store, "wanted", failing)
+        monkeypatch.setattr(templates._store.notes, "keys", failing)
         templates._thread.start()
         end = time.monotonic() + 300
         while wanted(sparse_models["digest"]):

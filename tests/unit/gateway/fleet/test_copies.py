@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def test_fewer_than_one_are_refused(copies: int) -> None:
     asyncio.run(run())
 
 
-async def heat(it: It, *, fails: bool = False) -> None:
+async def heat(it: It, *, fails: bool = False, **more: Any) -> None:
     """An edit waits for thirty seconds on the first worker, while the second one has nothing."""
     home, other = it.workers
     home.pictures[TEMPLATE] = (PICTURE.shape, PICTURE.tobytes())
@@ -136,7 +137,7 @@ async def heat(it: It, *, fails: bool = False) -> None:
     other.fails = (grpc.StatusCode.UNAVAILABLE, "there is no room") if fails else None
     await it.hear()
     Copies(it.pool)
-    asked = Peek("edit", template=TEMPLATE, mask=0.1, steps=5, scheduler="euler")
+    asked = Peek("edit", template=TEMPLATE, mask=0.1, steps=5, scheduler="euler", **more)
     await it.pool.route(asked, lambda member: member.infer(wire.request_of("edit", {})))
     async with asyncio.timeout(PATIENCE_S):
         while it.pool.copying:
@@ -150,6 +151,41 @@ def test_a_hot_template_is_copied_to_the_worker_that_would_be_done_earlier() -> 
             (asked,) = it.workers[1].registered
             assert (asked.template, asked.steps, asked.scheduler) == (TEMPLATE, 5, "euler")
             assert it.workers[1].pictures == it.workers[0].pictures
+            assert it.copies("hot", "done") == 1
+
+    asyncio.run(run())
+
+
+WORDS = {
+    "PROMPT": "a star",
+    "NEGATIVE_PROMPT": "grey",
+    "LORAS": '[{"name": "ink", "weight": 0.5, "text_weight": 0.0}]',
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "recorded"),
+    [
+        ({"quality": "balanced"}, True),
+        ({"quality": "fast"}, False),
+        ({"quality": "balanced", "regions": 2}, False),
+    ],
+    ids=["balanced", "fast", "regions"],
+)
+def test_a_hot_template_is_recorded_with_what_its_edits_have(
+    more: dict[str, Any], recorded: bool
+) -> None:
+    """Else those with LoRAs could not use the copy. Some read the recording with the empty
+    prompt.
+    """
+    sent = [*tensors_of(WORDS), wire.Tensor("CLIP_SKIP", (1, 1), struct.pack("<i", 1), "INT32")]
+
+    async def run() -> None:
+        async with fleet("ab") as it:
+            await heat(it, words=peek("edit", sent).words, **more)
+            (asked,) = it.workers[1].registered
+            got = {each.name: bytes(each.data or b"") for each in asked.words}
+            assert got == ({each.name: each.data for each in sent} if recorded else {})
             assert it.copies("hot", "done") == 1
 
     asyncio.run(run())

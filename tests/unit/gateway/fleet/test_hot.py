@@ -54,6 +54,14 @@ def test_a_long_wait_counts_at_once() -> None:
     assert felt(Heat(), book_of(busy(9))) is None
 
 
+def test_a_copy_with_both_prompts_has_to_save_two_recordings() -> None:
+    """A guided edit has one of each made. It waits for eleven steps, and these take twenty."""
+    for quality, until in (("fast", ["other"]), ("balanced", [None, "other"])):
+        edit = dataclasses.replace(EDIT, quality=quality, guidance=2.0, mask=1.0)
+        heat, book = Heat(), book_of(busy(11))
+        assert [felt(heat, book, edit) for _ in until] == until
+
+
 def test_what_was_lost_long_ago_no_longer_counts() -> None:
     heat, book = Heat(), book_of(busy(9))
     assert felt(heat, book) is None
