@@ -311,9 +311,8 @@ class TritonPythonModel:
         limit = time.monotonic() - VANISHED_S
         for identity in [i for i, seen in self._seen.items() if seen < limit]:
             plan = self._running[identity].plan
-            self._board.close(plan.slot, plan.ticket, Phase.FAILED)
+            self._endings.failed(plan, RuntimeError(f"Triton has dropped job {plan.job_id}"))
             self._forget(identity)
-            pb.log(f"job {plan.job_id} vanished; its state was collected")
 
 
 def _of_template(

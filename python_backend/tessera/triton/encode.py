@@ -31,9 +31,10 @@ from tessera.plan import Plan
 from tessera.requests.controls import identified, prepared
 from tessera.requests.edit import EditChoice
 from tessera.requests.fields import Inputs
+from tessera.requests.job_id import given_job_id
 from tessera.requests.memory import held, request_memory
 from tessera.requests.parameters import lora_policy_of, priority_of
-from tessera.requests.request import Request, given_job_id, read_request
+from tessera.requests.request import Request, read_request
 from tessera.shared.board import Board
 from tessera.shared.machine import memory_share
 from tessera.shared.metrics import Kind
