@@ -117,6 +117,7 @@ class TritonPythonModel:
         parameters = pb.parameters(message)
         find = partial(find_picture, self._store.pictures)
         request = read_request(inputs, self._manifest, find, quality=self._quality)
+        pb.check_job_id(message, request.job_id)
         self._memory.check(request)
         policy, priority = lora_policy_of(parameters), priority_of(parameters)
         deadline = _deadline(message, started)
