@@ -286,6 +286,7 @@ class TritonPythonModel:
         if not running.finished:
             self._expected.add(identity)
             self._seen[identity] = time.monotonic()  # not before: a tick may take very long
+            self._board.keep(running.plan.slot, running.plan.ticket)  # it may not have a slot
             pb.reschedule(request)
             return None
         stats = final_stats(running).to_json()

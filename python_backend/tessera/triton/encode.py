@@ -97,7 +97,7 @@ class TritonPythonModel:
             return pb.answer_each(requests, self._encode)
 
     def _encode(self, message: pb.Request) -> list[pb.TensorHandle]:
-        started, inputs = time.time(), pb.arrays(message)
+        started, inputs = time.monotonic(), pb.arrays(message)
         kind = Kind.EDIT if "MASK" in inputs else Kind.GENERATE
         try:
             request, plan = self._open(message, inputs, started)
@@ -121,7 +121,7 @@ class TritonPythonModel:
         self._memory.check(request)
         policy, priority = lora_policy_of(parameters), priority_of(parameters)
         deadline = _deadline(message, started)
-        if 0 < deadline < time.time():
+        if 0 < deadline < time.monotonic():
             raise TimedOut(pb.EXPIRED)
         self._board.check_room(self._max_queue, priority)
         memory = held(request, inputs.values())
@@ -165,7 +165,7 @@ class TritonPythonModel:
             texts=texts,
             recorded=request.edit is not None
             and self._recordings.look_up(request.edit, plan, texts, embeddings),
-            encode_ms=1e3 * (time.time() - plan.started),
+            encode_ms=1e3 * (time.monotonic() - plan.started),
             engine_ms=sum(engine.spent_ms for engine in engines) - before,
             prompt_tokens=tokens.tokens,
             prompt_tokens_dropped=tokens.dropped,
