@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 
 from tessera.errors import UnknownJob
+from tessera_client.messages import EditOptions
 from tessera_gateway import cancelling
 from tessera_gateway.cancelling import cancel_job
+from tessera_gateway.drawing import Drawing, draw
+from tessera_gateway.kept import KeptPictures
+from tessera_gateway.keys import Keyring
 from tessera_gateway.settings import GatewaySettings
+from tessera_gateway.state import Gateway
 
 
 class Clock:
@@ -27,7 +32,30 @@ class Clock:
         self.now += seconds
 
 
-class Gateway:
+class Unanswered:
+    """A server that draws for ever."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        self.cancelled: list[str] = []
+
+    async def generate(self, prompt: str, **options: Any) -> None:
+        self.began.set()
+        await asyncio.Event().wait()
+
+    async def cancel(self, job: str) -> None:
+        self.cancelled.append(job)
+
+    async def status(self, job: str) -> None:
+        raise UnknownJob(job)
+
+    preview = status
+
+    async def close(self) -> None:
+        return
+
+
+class Fronted:
     """In front of a server that knows the job from `comes_at` on."""
 
     def __init__(self, clock: Clock, comes_at: float) -> None:
@@ -59,21 +87,39 @@ def cancel(gateway: Any) -> None:
 
 @pytest.mark.parametrize("comes_at", [0.0, 1.0, 50.0])
 def test_a_job_is_cancelled_whenever_it_comes(clock: Clock, comes_at: float) -> None:
-    gateway = Gateway(clock, comes_at)
+    gateway = Fronted(clock, comes_at)
     cancel(gateway)
     assert gateway.cancelled
     assert clock.now <= comes_at + 0.5
 
 
 def test_a_job_that_never_comes_is_given_up_when_its_time_is_over(clock: Clock) -> None:
-    gateway = Gateway(clock, 1e9)
+    gateway = Fronted(clock, 1e9)
     cancel(gateway)
     assert 60 < clock.now < 62
     assert len(gateway.asked) < 150, "the server has other things to do"
 
 
 def test_a_gateway_that_ends_does_not_wait_for_it(clock: Clock) -> None:
-    gateway = Gateway(clock, 50.0)
+    gateway = Fronted(clock, 50.0)
     gateway.closing = True
     cancel(gateway)
     assert 2 < clock.now < 4
+
+
+def test_a_drawing_that_is_given_up_is_cancelled_by_the_gateway_too() -> None:
+    """The SDK tries for a moment only."""
+
+    async def session() -> list[str]:
+        server, kept = Unanswered(), KeptPictures(seconds=1.0, budget=1)
+        client: Any = server
+        gateway = Gateway(GatewaySettings(), client, Keyring(None), kept)
+        drawing = asyncio.ensure_future(draw(gateway, Drawing("a", "j", EditOptions())))
+        await server.began.wait()
+        drawing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await drawing
+        await gateway.close()
+        return server.cancelled
+
+    assert asyncio.run(session()) == ["j"]
