@@ -48,7 +48,7 @@ PLANS = {
     "control": PLAN | {"controls": [CONTROL]},
     "list": [1],
 }
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "TEXT": np.zeros((1, 1, 77, 96), np.float32),
     "POOLED": np.zeros((1, 1, 1), np.float32),
     "CLEAN": np.zeros((1, 1, 1, 1), np.float32),

@@ -170,7 +170,7 @@ def test_every_slot_makes_first_pictures(triton: tuple[int, type[_Triton]]) -> N
     assert len(handler.bodies) == 2 * SLOTS
     inputs = {i["name"]: i["data"] for i in handler.bodies[0]["inputs"]}  # type: ignore[attr-defined]
     assert inputs["WIDTH"] == inputs["HEIGHT"] == [64]
-    assert handler.bodies[0]["parameters"] == {FIRST: "word"}  # type: ignore[attr-defined]
+    assert handler.bodies[0]["parameters"] == {FIRST: "word"}
 
 
 def test_a_server_that_cannot_make_a_picture_says_so(triton: tuple[int, type[_Triton]]) -> None:
