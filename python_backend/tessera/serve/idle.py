@@ -16,11 +16,18 @@ does nothing, and nobody is to blame: it counts as one look, however long it tak
 _LITTLE_S = 0.2
 """Seconds of a CPU that its threads may take for looking whether there is something to do."""
 _LITTLE_BYTES = 1 << 16
+_READ = ("rchar:", "read_bytes:")
+"""Lines of `/proc/PID/io`: what calls have read, and what came from storage, mapped or not."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a process had done at a time (seconds of the monotonic clock)."""
+    """What a process had done at a time (seconds of the monotonic clock).
+
+    Attributes:
+        cpu_seconds: of all its threads, and of its children.
+        bytes_read: by calls, and from storage, where weights may be mapped into memory.
+    """
 
     at: float
     cpu_seconds: float
@@ -46,7 +53,7 @@ def work_of(process: int) -> Work | None:
     for descendant in _descendants(process):
         with contextlib.suppress(OSError):  # it may end meanwhile
             ticks += _ticks(descendant)
-    read = next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
+    read = sum(int(line.split()[1]) for line in lines if line.startswith(_READ))
     return Work(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), read)
 
 

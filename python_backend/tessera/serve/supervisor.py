@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 from tessera.serve.hangs import Hangs
@@ -27,6 +28,7 @@ from tessera.serve.log import pass_on
 from tessera.serve.repository import LOAD_S, READY, Repository
 from tessera.serve.retired import Retired
 from tessera.serve.serving import SERVING
+from tessera.serve.silence import Silence
 from tessera.serve.starts import Starts
 from tessera.serve.undertaker import Undertaker
 from tessera.shared.processes import identity, lives, model_processes
@@ -65,6 +67,7 @@ class Supervisor:
         retired: processes of models that have been loaded again.
         starts: looks for processes that are stuck in their start.
         hangs: looks for processes that hang later.
+        silence: looks whether tritonserver itself hangs.
     """
 
     command: Sequence[str]
@@ -77,6 +80,7 @@ class Supervisor:
     retired: Retired = field(default_factory=Retired)
     starts: Starts = field(default_factory=lambda: Starts(lambda line: None))
     hangs: Hangs = field(default_factory=lambda: Hangs(lambda line: None))
+    silence: Silence = field(default_factory=lambda: Silence(lambda line: None))
     _process: subprocess.Popen[bytes] | None = None
     _undertaker: Undertaker | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
@@ -124,7 +128,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE if self.log else None,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
         self._undertaker = Undertaker.of(self._process.pid)
         if self.log and self._process.stderr:
@@ -223,9 +227,12 @@ class Supervisor:
 
     def _rescan(self, selector: selectors.BaseSelector) -> None:
         """Watch model processes that are not watched yet."""
+        assert self._process is not None, "start() comes first"
         running = self._running()
         current = {pid: model for pid, model in running.items() if pid not in self.retired}
-        if self.starts.look(current, self.repository.state):
+        everything = (self._process.pid, *running)
+        waits = self.starts.look(current, self.repository.state)
+        if waits or self.silence.hangs(everything, self.repository.answers):
             self._kill()
         self.hangs.end(running)
         busy = [m for m in self._workers if self._at_work(m)]
@@ -331,8 +338,8 @@ class Supervisor:
         return True
 
 
-def die_with_parent() -> None:
-    """Runs in the child before its program: end it when this process is gone, however that came
-    about.
+def die_with_parent(number: int) -> None:
+    """Runs in the child before its program: have a signal end it when this process is gone, however
+    that came about.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)

@@ -33,8 +33,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from tessera.templates.files import Patience, Used, age, by_use, locked, names, sweep, write
+from tessera.templates.files import (
+    STALLED_S,
+    Patience,
+    Used,
+    by_use,
+    locked,
+    names,
+    read,
+    read_ahead,
+    sweep,
+    write,
+)
 from tessera.templates.keys import RecordingKey as RecordingKey
+from tessera.templates.notes import WANTED_S, Notes
 from tessera.templates.pictures import Pictures
 from tessera.templates.storage import Storage
 from tessera.templates.texts import Texts
@@ -45,17 +57,11 @@ T = TypeVar("T")
 _MANIFEST = "recording.json"
 _FOLDERS = ("pictures", "recordings", "texts", "wanted")
 
-STALLED_S = 5.0
-"""Storage that takes longer to find a recording is done without."""
-
 UNRECORDED = 256
 """How many images without recordings are kept: the most recently used."""
 
 PROMPTED = 64
 """How many recordings of one template with different prompts are compared with a prompt."""
-
-WANTED, WANTED_S = 8, 3600.0
-"""How many wanted recordings are remembered, and for how long."""
 
 
 class Damaged(Exception):
@@ -96,12 +102,15 @@ class Recording:
         return self.folder / f"{step:04}.safetensors"
 
 
-class TemplateStore:
+class TemplateStore(Notes):
     """The templates in one folder.
 
     Args:
         root: the folder, created if it is missing.
         budget: bytes that all recordings may take together.
+
+    Attributes:
+        patience: waits for its storage.
     """
 
     def __init__(self, root: Path, *, budget: int) -> None:
@@ -109,7 +118,7 @@ class TemplateStore:
         self.budget = budget
         self.pictures = Pictures(root / "pictures")
         self.texts = Texts(root / "texts")
-        self._patience = Patience(STALLED_S)
+        self.patience, self._ahead = Patience(STALLED_S), Patience()
         self._known: dict[Used, Recording] = {}
         for name in _FOLDERS:
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -136,7 +145,7 @@ class TemplateStore:
 
     def find(self, key: RecordingKey) -> Recording | None:
         """The recording of a key, marked as used, or `None`; so, too, if the storage stalls."""
-        return self._patience.read(lambda: self._find(key))
+        return self.patience.read(lambda: self._find(key))
 
     def _find(self, key: RecordingKey) -> Recording | None:
         recording = self._read(self.root / "recordings" / key.digest)
@@ -147,10 +156,10 @@ class TemplateStore:
         return recording
 
     def patiently(self, work: Callable[[], T]) -> T | None:
-        """What `work` reads from the storage; `None` if it stalls. It may not call this, or `find`,
+        """What `work` has from the storage; `None` if it stalls. It may not call this, or `find`,
         again.
         """
-        return self._patience.read(work)
+        return self.patience.read(work)
 
     def prompted(self, key: RecordingKey) -> list[str]:
         """Texts of recordings with prompts, like a key otherwise; at most `PROMPTED`."""
@@ -167,7 +176,7 @@ class TemplateStore:
         """
         size, checksum = recording.checksums[step]
         try:
-            content = recording.file(step).read_bytes()
+            content = read(recording.file(step))
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 self.remove(recording)
@@ -186,14 +195,9 @@ class TemplateStore:
             raise Damaged(recording.key.digest, message) from error
 
     def read_ahead(self, recording: Recording, steps: Iterable[int]) -> None:
-        """Ask the operating system to read the files of kept steps ahead."""
-        for step in steps:
-            with contextlib.suppress(OSError):
-                descriptor = os.open(recording.file(step), os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(descriptor)
+        """Ask the operating system to read the files of kept steps ahead; does not wait for it."""
+        files = [recording.file(step) for step in steps]
+        self._ahead.begin(lambda: read_ahead(files))
 
     def record(
         self, key: RecordingKey, storage: Storage, steps: Iterable[tuple[int, Tensors]]
@@ -280,7 +284,7 @@ class TemplateStore:
         Only a damaged recording is removed.
         """
         try:
-            content = json.loads((folder / _MANIFEST).read_text())
+            content = json.loads(read(folder / _MANIFEST))
         except (ValueError, RecursionError):
             shutil.rmtree(folder, ignore_errors=True)
             return None
@@ -317,33 +321,3 @@ class TemplateStore:
     def _sweep(self) -> None:
         for name in _FOLDERS:
             sweep(self.root / name)
-
-    def want(self, key: RecordingKey) -> None:
-        """Note that a recording will be needed. `wanted` lists these notes."""
-        text = json.dumps(key.fields)
-        write(self.root / "wanted" / f"{key.digest}.json", text.encode())
-        self._notes()
-
-    def wanted(self, bundle: str) -> list[RecordingKey]:
-        """Keys of a bundle's recordings that are needed but missing, latest note first."""
-        keys = []
-        for path in self._notes():
-            try:
-                keys.append(RecordingKey.from_fields(json.loads(path.read_text())))
-            except (ValueError, TypeError, AttributeError):
-                path.unlink(missing_ok=True)
-            except OSError:
-                continue  # it can be read later, or another process has removed it
-        return [key for key in keys if key.bundle == bundle]
-
-    def _notes(self) -> list[Path]:
-        """Notes of wanted recordings, latest first; removes those that are too old or too many."""
-        notes = sorted((self.root / "wanted").glob("*.json"), key=age)
-        kept = [path for path in notes[:WANTED] if age(path) < WANTED_S]
-        for path in notes[len(kept) :]:
-            path.unlink(missing_ok=True)
-        return kept
-
-    def done(self, key: RecordingKey) -> None:
-        """Remove the note that a recording is wanted."""
-        (self.root / "wanted" / f"{key.digest}.json").unlink(missing_ok=True)

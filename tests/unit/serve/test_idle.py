@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tessera.serve.idle import Idle, Work, work_of
 from tests.samples.programs import program
-from tests.samples.waiting import PATIENCE_S
+from tests.samples.waiting import PATIENCE_S, comes
 
 BUSY = "while True: pass"
 READING = """
@@ -17,6 +20,15 @@ import time
 while True:
     open("/dev/zero", "rb").read(1 << 20)
     time.sleep(0.05)
+"""
+MAPPED = """
+import mmap, os, sys, time
+with open(sys.argv[1], "r+b") as file:
+    while True:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+            sum(memory[at] for at in range(0, len(memory), mmap.PAGESIZE))
+        time.sleep(0.5)
 """
 CHILD_BUSY = f"""
 import subprocess, sys
@@ -41,6 +53,29 @@ def test_what_a_process_does_is_seen(code: str) -> None:
         while not has_worked(busy.pid, first):
             assert time.monotonic() < end, "it was not seen to work"
             time.sleep(0.02)
+
+
+def test_what_is_read_from_memory_that_maps_a_file_counts(tmp_path: Path) -> None:
+    """As the weights of a large model are."""
+    with (tmp_path / "weights").open("wb") as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    with program(sys.executable, "-c", MAPPED, str(tmp_path / "weights")) as reader:
+
+        def from_storage() -> int:
+            lines = Path(f"/proc/{reader.pid}/io").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+
+        first, end = from_storage(), time.monotonic() + 10
+        while from_storage() < first + (1 << 20):
+            if time.monotonic() > end:
+                pytest.skip("the storage of temporary files does not count what is read from it")
+            time.sleep(0.05)
+        before = work_of(reader.pid)
+        assert before is not None
+        without_cpu = replace(before, cpu_seconds=1e9)
+        comes(lambda: has_worked(reader.pid, without_cpu))
 
 
 def test_a_process_that_sleeps_or_has_ended_does_nothing() -> None:

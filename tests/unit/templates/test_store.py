@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.templates import notes as notes_module
 from tessera.templates import store as store_module
 from tessera.templates.files import locked
 from tessera.templates.storage import Storage
@@ -329,7 +330,7 @@ class TestStore:
     def test_what_is_wanted_is_not_remembered_for_ever(
         self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(store_module, "WANTED", 2)
+        monkeypatch.setattr(notes_module, "WANTED", 2)
         for number, name in enumerate("abc"):
             store.want(key_of(name))
             for path in (store.root / "wanted").glob("*.json"):
@@ -337,7 +338,7 @@ class TestStore:
                 os.utime(path, (stamp, stamp))
             assert len(list((store.root / "wanted").iterdir())) == min(number + 1, 2)
         assert [k.template for k in store.wanted("bundle")] == ["c", "b"]
-        monkeypatch.setattr(store_module, "WANTED_S", 15.0)
+        monkeypatch.setattr(notes_module, "WANTED_S", 15.0)
         assert [k.template for k in store.wanted("bundle")] == ["c"]
 
     def test_what_is_wanted_is_remembered_until_it_is_done(self, store: TemplateStore) -> None:
