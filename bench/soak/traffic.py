@@ -85,13 +85,14 @@ EDITED: Mapping[str, tuple[int, int]] = {
 """Of the edits in `PICTURES`: the seed of what is edited, and the side of the mask in pixels."""
 
 
-def _edited(name: str) -> tuple[Picture, Picture]:
+def edited(name: str) -> tuple[Picture, Picture]:
+    """What is edited by one of `PICTURES`, and the mask."""
     template, side = EDITED[name]
     return _picture(template), _mask(24, 32, side)
 
 
 def _edit(name: str, **options: Any) -> Ask:
-    image, mask = _edited(name)
+    image, mask = edited(name)
     return lambda client, **more: client.edit(image, mask, _PROMPT, **options, **more)
 
 
@@ -266,7 +267,7 @@ def compared(name: str, result: Result, expected: Expected) -> tuple[str, str]:
     """
     found = np.asarray(result.image, np.int16)
     if result.info.sparse_ticks < expected.sparse:
-        image, mask = _edited(name)
+        image, mask = edited(name)
         off = int(np.abs(found - image)[mask == 0].max())
         return ("wrong", f"{off}/255 outside of the mask") if off else ("denser", "")
     off = int(np.abs(found - expected.picture).max())

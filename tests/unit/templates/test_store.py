@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from tessera.templates import files as files_module
-from tessera.templates import notes as notes_module
 from tessera.templates import store as store_module
 from tessera.templates.files import locked
 from tessera.templates.storage import Storage
@@ -326,26 +325,3 @@ class TestStore:
         assert store.pictures.get(names[0]) is not None  # used: the second is now the oldest
         last = store.keep(np.full((8, 8, 3), 9, np.uint8))
         assert set(store.pictures.known()) == {names[0], recorded, last}
-
-    def test_what_is_wanted_is_not_remembered_for_ever(
-        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(notes_module, "WANTED", 2)
-        for number, name in enumerate("abc"):
-            store.want(key_of(name))
-            for path in (store.root / "wanted").glob("*.json"):
-                stamp = path.stat().st_mtime - 10  # older than what comes next
-                os.utime(path, (stamp, stamp))
-            assert len(list((store.root / "wanted").iterdir())) == min(number + 1, 2)
-        assert [k.template for k in store.wanted("bundle")] == ["c", "b"]
-        monkeypatch.setattr(notes_module, "WANTED_S", 15.0)
-        assert [k.template for k in store.wanted("bundle")] == ["c"]
-
-    def test_what_is_wanted_is_remembered_until_it_is_done(self, store: TemplateStore) -> None:
-        store.want(key_of("a"))
-        store.want(key_of("b"))
-        store.want(key_of("b"))
-        store.want(RecordingKey("another bundle", "c", "euler", 4, 0))
-        assert {k.template for k in store.wanted("bundle")} == {"a", "b"}
-        store.done(key_of("a"))
-        assert [k.template for k in store.wanted("bundle")] == ["b"]
