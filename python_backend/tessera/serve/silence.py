@@ -39,6 +39,12 @@ class Silence:
         self._idle = Idle(self.limit, self.work)
         self._answers = 0
         self._asked = -self.limit
+        self._open = 0  # questions since the latest answer
+
+    @property
+    def owing(self) -> bool:
+        """Whether the server owes more than one answer: better ask it nothing else meanwhile."""
+        return self._open > 1
 
     def hangs(self, processes: Iterable[int], answers: Callable[[float], bool]) -> bool:
         """Whether none of the processes has done anything for the limit, nor has the server
@@ -50,6 +56,7 @@ class Silence:
         """
         if self.clock() - self._asked >= self.limit / _ASKS:
             self._asked = self.clock()
+            self._open += 1
             threading.Thread(target=self._ask, args=(answers,), daemon=True).start()
         tasks = dict.fromkeys(processes, self._answers)  # counted anew behind every answer
         if not tasks or self._idle.among(tasks) != tasks.keys():
@@ -61,3 +68,4 @@ class Silence:
     def _ask(self, answers: Callable[[float], bool]) -> None:
         if answers(self.limit):
             self._answers += 1
+            self._open = 0

@@ -217,9 +217,17 @@ class Supervisor:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupt()
 
-    def _running(self) -> dict[int, str]:
+    @property
+    def _pid(self) -> int:
         assert self._process is not None, "start() comes first"
-        return model_processes(self._process.pid)
+        return self._process.pid
+
+    def _running(self) -> dict[int, str]:
+        return model_processes(self._pid)
+
+    def _state(self, model: str) -> str | None:
+        """See `Repository.state`; does not wait for a server that does not answer anyway."""
+        return None if self.silence.owing else self.repository.state(model)
 
     def _exit_code(self) -> int | None:
         assert self._process is not None, "start() comes first"
@@ -227,12 +235,10 @@ class Supervisor:
 
     def _rescan(self, selector: selectors.BaseSelector) -> None:
         """Watch model processes that are not watched yet."""
-        assert self._process is not None, "start() comes first"
         running = self._running()
         current = {pid: model for pid, model in running.items() if pid not in self.retired}
-        everything = (self._process.pid, *running)
-        waits = self.starts.look(current, self.repository.state)
-        if waits or self.silence.hangs(everything, self.repository.answers):
+        waits = self.starts.look(current, self._state)
+        if self.silence.hangs((self._pid, *running), self.repository.answers) or waits:
             self._kill()
         self.hangs.end(running)
         busy = [m for m in self._workers if self._at_work(m)]
@@ -257,7 +263,7 @@ class Supervisor:
                 continue
             left = list(self._running().values()).count(model)
             complete = left >= self._instances.get(model, 0)  # it has been loaded again since
-            state = "" if complete else self.repository.state(model)
+            state = "" if complete else self._state(model)
             if state is None:
                 continue
             self._suspects.remove(model)
@@ -331,8 +337,7 @@ class Supervisor:
 
     def _stalled(self) -> bool:
         """Whether nothing goes on in the server's start."""
-        assert self._process is not None
-        if not self.starts.stalled((self._process.pid, *self._running())):
+        if not self.starts.stalled((self._pid, *self._running())):
             return False
         self.say(f"nothing has happened for {self.starts.limit:.0f} s")
         return True

@@ -43,12 +43,16 @@ class Looks:
         silence, found = Silence(self.said.append, LIMIT_S, work, lambda: self.now), 0
         for _ in range(looks):
             found += silence.hangs((SERVER, MODEL), lambda seconds: answers)
-            self.now += 0.5
-            due = [ask for at, ask in self._coming if at <= self.now]
-            self._coming = [(at, ask) for at, ask in self._coming if at > self.now]
-            for ask in due:
-                ask()
+            self.pass_time()
         return found
+
+    def pass_time(self) -> None:
+        """Half a second, and answers that come meanwhile."""
+        self.now += 0.5
+        due = [ask for at, ask in self._coming if at <= self.now]
+        self._coming = [(at, ask) for at, ask in self._coming if at > self.now]
+        for ask in due:
+            ask()
 
 
 def nothing(at: float) -> tuple[float, int]:
@@ -84,7 +88,7 @@ def test_one_that_does_not_answer_and_does_something_stays(
 
 def test_the_supervisor_ends_it() -> None:
     with program("setsid", "sleep", "600") as process:
-        silent = SimpleNamespace(hangs=lambda processes, answers: set(processes) == {process.pid})
+        silent = SimpleNamespace(owing=True, hangs=lambda pids, _: set(pids) == {process.pid})
         supervisor = Supervisor([], {}, Repository("http://127.0.0.1:1"), print, silence=silent)  # type: ignore[arg-type]
         supervisor._process = process
         while os.getpgid(process.pid) != process.pid:
@@ -92,6 +96,24 @@ def test_the_supervisor_ends_it() -> None:
         with selectors.DefaultSelector() as selector:
             supervisor._rescan(selector)
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
+
+
+def test_what_owes_answers_is_asked_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question would hold up the looks at all other processes."""
+    monkeypatch.setattr(Repository, "state", lambda self, model: "READY")
+    silence = Silence(print, LIMIT_S, over_time(nothing, SERVER))
+    supervisor = Supervisor([], {}, Repository("http://127.0.0.1:1"), print, silence=silence)
+    owed = [silence.owing, supervisor._state("denoise")]
+    looks = Looks(monkeypatch, late=30)
+    silence.clock = lambda: looks.now
+    for _ in range(60):
+        silence.hangs((SERVER,), lambda seconds: True)
+        looks.pass_time()
+        owed.append(silence.owing)
+        assert supervisor._state("denoise") == (None if silence.owing else "READY")
+    assert owed[:2] == [False, "READY"]
+    assert owed[12:30] == [True] * 18, "from the second question to the first answer"
+    assert not owed[32]
 
 
 def test_processes_that_are_stopped_do_nothing() -> None:
