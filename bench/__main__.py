@@ -4,6 +4,8 @@ python -m bench                 list them
 python -m bench NAME [options]  run one; `NAME --help` lists its options
 python -m bench quick           those of `make bench`, one after the other
 python -m bench all             those of `make bench-all`
+
+One that fails does not end the run of several: what failed is named at the end, with exit code 1.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -36,6 +39,7 @@ class Bench:
 
 
 LOADS = ("0.3", "0.6", "0.8", "0.95")
+LOADS_OPTIONS = ("--shares", *LOADS, "--equal", *LOADS, "--rounds", "2", "--requests", "16")
 BENCHES = {
     "pictures": Bench(
         "run", "pictures and edits against diffusers, load, one UNet step", (), "quick"
@@ -53,7 +57,7 @@ BENCHES = {
         f"baselines-{scenario}": Bench(
             "baselines",
             f"the same, all loads, {what}",
-            ("--scenario", scenario, "--shares", *LOADS, "--equal", *LOADS),
+            ("--scenario", scenario, *LOADS_OPTIONS),
         )
         for scenario, what in {
             "text": "text to image with mixed steps",
@@ -96,8 +100,12 @@ BENCHES = {
     "fleet-hop": Bench("fleet_hop", "what the way through a front adds", by=""),
     "metrics-cost": Bench("metrics_cost", "what metrics add to a step"),
     "soak": Bench("soak.__main__", "mixed traffic with faults", by=""),
+    "aiperf": Bench("aiperf", "AIPerf against the gateway", by=""),
     "client-alone": Bench("client_alone", "the client's size, by Python", by=""),
-    "tables": Bench("tables", "write the tables of README and docs from the reports", (), "quick"),
+    "again": Bench("again", "a report's benchmark on another day, compared with it", by=""),
+    "tables": Bench(
+        "tables", "tables and figures of README and docs, from the reports", (), "quick"
+    ),
 }
 """In the order of the list."""
 
@@ -108,16 +116,23 @@ def main() -> None:
     if name in ("", "-h", "--help"):
         Console().print(listing())
     elif name in ("quick", "all") and not options:
-        for each, bench in BENCHES.items():
-            if bench.by == "quick" or bench.by == name:
-                line = [sys.executable, "-m", "bench", each]
-                subprocess.run(line, check=True)  # in a process of its own, as when it runs alone
+        chosen = [each for each, bench in BENCHES.items() if bench.by in ("quick", name)]
+        failed = run_each({each: [sys.executable, "-m", "bench", each] for each in chosen})
+        if failed:
+            sys.exit(f"failed: {', '.join(failed)}")
     elif name in BENCHES:
         run(name, options)
     else:
         sys.exit(
             f"NAME is {' '.join([name, *options])!r}; accepted: quick, all, {', '.join(BENCHES)}"
         )
+
+
+def run_each(lines: Mapping[str, Sequence[str]]) -> list[str]:
+    """Run commands one after the other, whatever comes of them; the names of those that failed.
+    Each is in a process of its own, as when it runs alone.
+    """
+    return [name for name, line in lines.items() if subprocess.run(line, check=False).returncode]
 
 
 def run(name: str, options: list[str]) -> None:

@@ -2,10 +2,10 @@
 
     python -m bench ablations [--only batching loras] [--rounds 2] [--requests 12]
 
-All sides of an ablation run at once, and idle while another has its turn. In each round every side
-gets the same trace open-loop, at a share of what the slowest side draws when all requests are sent
-at once. Who begins changes from round to round. What no option of the server takes out,
-`bench.ablated_models` does. Writes `bench/results/ablations.json`.
+All sides of an ablation are up, and idle while another has its turn (`bench.turns`). In each round
+every side gets the same trace open-loop, at a share of what the slowest side draws when all
+requests are sent at once. What no option of the server takes out, `bench.ablated_models` does.
+Writes `bench/results/ablations.json`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import report, trace
+from bench import report, trace, turns
 from bench.latency import scaling
-from bench.replay import Outcome, add_workload, percentiles, replay, summary, workload_of
-from bench.senders import Send, Things, by_client, prepare, tessera
+from bench.replay import Outcome, add_workload, workload_of
+from bench.senders import Things, by_client, prepare, tessera
 from bench.server import ROOT
 from bench.trace import Asked
+from bench.turns import Quiet, Up
 
 FOLDER = ROOT / "out" / "bench-ablations"
 SMALL_GB = 0.02
@@ -103,35 +103,6 @@ ABLATIONS = {
 """By name."""
 
 
-@dataclass
-class Measured:
-    """What a side did.
-
-    Attributes:
-        capacity: pictures a second, all sent at once.
-        rounds: figures of each round, see `replay.summary`.
-        latencies: seconds of every request of all rounds.
-    """
-
-    capacity: float
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """As the report has it."""
-        return {
-            "capacity": self.capacity,
-            "latency_s": percentiles(self.latencies),
-            "p95_of_rounds": [found["latency_s"].get("p95") for found in self.rounds],
-            "pictures_per_s": statistics.median(found["pictures_per_s"] for found in self.rounds),
-            "failed": sum(found["failed"] for found in self.rounds),
-            "sparse_steps": self.rounds[0]["sparse_steps"],
-            "switches": sum(found["switches"] or 0 for found in self.rounds),
-            "latencies": [round(value, 4) for value in self.latencies],
-        }
-
-
 def main() -> None:
     """Measure, print the tables, write the report."""
     options = _options()
@@ -154,20 +125,32 @@ def measure(name: str, things: Things, options: argparse.Namespace) -> dict[str,
     rounds = [_trace(ablation, options, number) for number in range(options.rounds)]
     every = [asked for requests in rounds for asked in requests]
     with contextlib.ExitStack() as stack:
-        sends = {
+        sides = {
             side: stack.enter_context(
                 _opened(f"{name}-{number}", ablation.sides[side], things, every, options)
             )
             for number, side in enumerate(ablation.sides)
         }
-        found = {side: Measured(_capacity(rounds[0], send)) for side, send in sends.items()}
-        rate = options.share * min(side.capacity for side in found.values())
-        for number, requests in enumerate(rounds):
-            timed, order = trace.at_rate(requests, rate), list(sends)
-            for side in order[number % len(order) :] + order[: number % len(order)]:
-                _add(found[side], replay(timed, sends[side]), options.deadline)
-    sides = {side: measured.result for side, measured in found.items()}
-    return {"scenario": ablation.scenario, "rate": round(rate, 4), "sides": sides}
+        quiet = Quiet({side: up.server for side, up in sides.items()})
+        capacity = turns.capacities(rounds[0], sides, quiet)
+        rate = options.share * min(capacity.values())
+        rates = dict.fromkeys(sides, rate)
+        found = [
+            turns.replayed(requests, rates, sides, quiet, number)
+            for number, requests in enumerate(rounds)
+        ]
+    of = {side: _figures([each[side] for each in found], options.deadline) for side in sides}
+    return {
+        "scenario": ablation.scenario,
+        "rate": round(rate, 4),
+        "sides": {side: {"capacity": capacity[side], **figures} for side, figures in of.items()},
+        "idle_cores": {side: max(cores) for side, cores in quiet.cores.items()},
+    }
+
+
+def _figures(rounds: Sequence[Sequence[Outcome]], deadline: float) -> dict[str, Any]:
+    every = [round(s, 4) for outcomes in rounds for s in turns.latencies(outcomes)]
+    return turns.figures(rounds, deadline) | {"latencies": every}
 
 
 def _trace(ablation: Ablation, options: argparse.Namespace, number: int) -> list[Asked]:
@@ -178,8 +161,8 @@ def _trace(ablation: Ablation, options: argparse.Namespace, number: int) -> list
 
 @contextlib.contextmanager
 def _opened(
-    log: str, side: Side, things: Things, requests: Sequence[Asked], options: argparse.Namespace
-) -> Any:
+    name: str, side: Side, things: Things, requests: Sequence[Asked], options: argparse.Namespace
+) -> Iterator[Up]:
     with (
         tessera(
             things,
@@ -187,27 +170,12 @@ def _opened(
             FOLDER,
             options.threads,
             *side.flags,
-            log=log,
+            name=name,
             program=side.program,
         ) as server,
         by_client(server.grpc, things, side.mode) as send,
     ):
-        yield send
-
-
-def _capacity(requests: Sequence[Asked], send: Send) -> float:
-    """Pictures a second if all requests are there at once. The trace is sent twice, since first
-    uses of LoRAs and sizes of batches are in the first.
-    """
-    at_once = [dataclasses.replace(asked, at=0.0) for asked in requests]
-    replay(at_once, send)
-    rate: float = summary(replay(at_once, send), deadline=0.0)["pictures_per_s"]
-    return rate
-
-
-def _add(measured: Measured, found: Sequence[Outcome], deadline: float) -> None:
-    measured.rounds.append(summary(found, deadline))
-    measured.latencies += [outcome.latency_s for outcome in found if not outcome.error]
+        yield Up(server, send)
 
 
 def table(name: str, found: dict[str, Any]) -> Table:

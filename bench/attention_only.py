@@ -234,7 +234,13 @@ def edits_of(count: int, seed: int) -> list[Edit]:
     workload = Workload(scenario="edits", seed=seed)
     things = prepare(FOLDER, 1, workload.templates)
     return [
-        Edit(things.pictures[a.template], things.mask(a.mask), things.prompt, a.seed, a.steps)
+        Edit(
+            things.pictures[a.template],
+            things.mask(a.mask),
+            things.prompt(a.prompt),
+            a.seed,
+            a.steps,
+        )
         for a in trace.make(count, workload)
         if a.template is not None
     ]

@@ -2,8 +2,12 @@
 `bench.baselines`, which copies this file into a model repository.
 
 All requests of a Triton batch that can share a pipeline call do (same steps, LoRAs, ControlNets,
-guidance, and all edits or none). LoRAs are loaded and fused when they are others than those of the
-call before. Runs in Triton's process for it and imports nothing of this project.
+guidance, and all edits or none). Each such group is answered when it is drawn, by response senders,
+which models that are not decoupled may use, too, so clients need no streams. The groups with the
+LoRAs that are fused already come first.
+
+LoRAs stay loaded, the latest `KEPT` of them, and are fused when a group has others than the one
+before. Runs in Triton's process for it and imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ import diffusers
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+
+KEPT = 64
+"""LoRAs that stay loaded."""
 
 
 class TritonPythonModel:
@@ -35,18 +42,29 @@ class TritonPythonModel:
         }
         self._pipes: dict[tuple[bool, tuple[str, ...]], Any] = {}
         self._fused: tuple[str, ...] = ()
+        self._loaded: list[str] = []
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Draw the requests of a batch, in as few pipeline calls as they allow."""
-        given = [_inputs(request) for request in requests]
-        groups: dict[str, list[int]] = {}
-        for number, inputs in enumerate(given):
-            groups.setdefault(_key(inputs), []).append(number)
-        pictures: dict[int, Any] = {}
-        for numbers in groups.values():
-            found = self._draw([given[number] for number in numbers])
-            pictures |= dict(zip(numbers, found, strict=True))
-        return [_response(pictures[number]) for number in range(len(requests))]
+    def execute(self, requests: list[Any]) -> None:
+        """Draw the requests of a batch, in as few pipeline calls as they allow, and answer those of
+        each call at once.
+        """
+        groups: dict[str, list[tuple[Any, dict[str, Any]]]] = {}
+        for request in requests:
+            inputs = _inputs(request)
+            groups.setdefault(_key(inputs), []).append((request.get_response_sender(), inputs))
+        for group in sorted(groups.values(), key=self._is_other):
+            try:
+                pictures = self._draw([inputs for _, inputs in group])
+                answers = [_response(picture) for picture in pictures]
+            except Exception as error:
+                failed = pb_utils.TritonError(repr(error))
+                answers = [pb_utils.InferenceResponse([], error=failed) for _ in group]
+            for (sender, _), answer in zip(group, answers, strict=True):
+                sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _is_other(self, group: Sequence[tuple[Any, Mapping[str, Any]]]) -> bool:
+        """Whether a group needs other LoRAs than those that are fused."""
+        return tuple(group[0][1]["loras"]) != self._fused
 
     @torch.inference_mode()
     def _draw(self, group: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -89,22 +107,39 @@ class TritonPythonModel:
         return self._pipes[key]
 
     def _fuse(self, loras: tuple[str, ...]) -> None:
-        """Load and fuse LoRAs, unless those of the call before are the same."""
+        """Fuse LoRAs, unless those of the call before are the same."""
         if loras == self._fused:
             return
         if self._fused:
             self._plain.unfuse_lora()
-            self._plain.unload_lora_weights()
+        self._fused = ()
         for name in loras:
-            file = f"{name}.safetensors"
-            self._plain.load_lora_weights(
-                str(self._adapters), weight_name=file, adapter_name=name.replace(".", "_")
-            )
+            self._load(name)
         if loras:
-            names = [name.replace(".", "_") for name in loras]
+            names = [_adapter(name) for name in loras]
+            self._plain.enable_lora()
             self._plain.set_adapters(names, [1.0] * len(names))
             self._plain.fuse_lora(adapter_names=names)
+        elif self._loaded:
+            self._plain.disable_lora()
         self._fused = loras
+
+    def _load(self, name: str) -> None:
+        """Load a LoRA that is not there, and drop the one that has not been used for longest."""
+        if name in self._loaded:
+            self._loaded.remove(name)
+        else:
+            self._plain.load_lora_weights(
+                str(self._adapters), weight_name=f"{name}.safetensors", adapter_name=_adapter(name)
+            )
+        self._loaded.append(name)
+        if len(self._loaded) > KEPT:
+            self._plain.delete_adapters(_adapter(self._loaded.pop(0)))
+
+
+def _adapter(name: str) -> str:
+    """What PEFT is told: its names have no dots."""
+    return name.replace(".", "_")
 
 
 def _inputs(request: Any) -> dict[str, Any]:

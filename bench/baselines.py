@@ -1,17 +1,20 @@
 """A trace against Tessera, and against a Triton Python model around diffusers' pipelines.
 
-    python -m bench baselines [--scenario mixed] [--requests 24] [--shares 0.8] [--equal 0.8]
+    python -m bench baselines [--scenario mixed] [--rounds 3] [--shares 0.8] [--equal 0.8]
 
 The baseline (`bench/baseline_model.py`) is served by the same tritonserver, with the same weights
-and threads: one request at a time, and with Triton's dynamic batcher. Its LoRAs are loaded and
-fused when a request has others than the one before. ControlNets are in the pipeline. A further side
-is Tessera with static batches (`bench.ablated_models`).
+and threads: one request at a time, and with Triton's dynamic batcher, whose batch size and delay
+are those of the best p95 on a short trace (`bench.baseline_server.tune`). A further side is Tessera
+with static batches (`bench.ablated_models`).
 
-A side's capacity is what it draws when all requests are sent at once. Then the trace is sent
-open-loop at shares of each side's own capacity, and at rates that are equal for all: shares of the
-slowest one's capacity. Sides run one after the other, alone. Writes
-`bench/results/baselines.json` and `docs/images/baselines.png`, of other scenarios than `mixed`
-`baselines_SCENARIO.json`.
+All four servers are up, and one at a time is asked (`bench.turns`). A side's capacity is what it
+draws when all requests are sent at once, at the second time. In each round every side gets the
+round's trace open-loop at shares of its own capacity, and at rates that are equal for all: shares
+of the slowest one's capacity. Requests with fresh prompts get others in each pass.
+
+A picture is in time within `--deadline`, three seconds (`bench.replay.DEADLINE_S`): about three
+times what the baseline takes for one alone. Writes `bench/results/baselines.json` and
+`docs/images/baselines.png`, of other scenarios than `mixed` `baselines_SCENARIO.json`.
 """
 
 from __future__ import annotations
@@ -19,72 +22,73 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tritonclient.http as triton
 from rich.console import Console
+from rich.table import Table
 
-from bench import report, trace
+from bench import report, trace, turns
+from bench.baseline_server import (
+    ALONE,
+    CANDIDATES,
+    TUNING,
+    USUAL,
+    Batching,
+    baseline,
+    by_triton,
+    tune,
+)
 from bench.latency import scaling
-from bench.replay import add_workload, draw, replay, samples, summary, table, workload_of
-from bench.senders import GUIDANCE, Things, by_client, prepare, tessera
-from bench.server import DEMO_CHECKPOINT, ROOT, plain_serving
+from bench.markdown import two
+from bench.replay import Outcome, add_workload, draw, workload_of
+from bench.senders import Things, by_client, drawn, prepare, tessera
+from bench.server import ROOT
 from bench.trace import Asked
+from bench.turns import Quiet, Up
 from tessera_client import Client
 
 FOLDER = ROOT / "out" / "bench-baselines"
-CONTROLNETS = DEMO_CHECKPOINT.parent / "controlnets"
 FIGURE = ROOT / "docs" / "images" / "baselines.png"
-MODEL = "diffusers_pipeline"
-BATCHES = {"one at a time": 1, "static batches": 8}
-"""Requests in a batch of each baseline at most."""
-DELAY_US = 100_000
-"""How long the dynamic batcher waits for more of them."""
-Side = Callable[[Asked], Any]
+TESSERA, STATIC, SINGLE, BATCHED = (
+    "Tessera",
+    "Tessera, static batches",
+    "diffusers, one at a time",
+    "diffusers, static batches",
+)
+OWN, EQUAL = "own", "equal"
+"""Loads: a share of each side's own capacity, or of the slowest one's for all."""
+COMPARED = {
+    "plain": Asked(0.0, 8, 1),
+    "LoRA": Asked(0.0, 8, 1, loras=(0,)),
+    "ControlNet": Asked(0.0, 8, 1, controls=(0,)),
+    "dense edit": Asked(0.0, 8, 1, template=0, mask=0.2),
+}
+"""Pictures that show whether both engines do the same work."""
 console = Console(highlight=False)
 
 
 def main() -> None:
     """Measure, print the tables, write the report."""
-    options = _options()
+    options, began = _options(), time.monotonic()
     machine = report.describe_machine(options.threads) | {"scaling": scaling(options.threads)}
     things = prepare(FOLDER, options.loras, options.templates)
-    requests = trace.make(options.requests, workload_of(options, 1.0))
-    capacity, runs = {}, {}
-    for name, opened in _sides(things, requests, options.threads):
-        with opened as send:
-            capacity[name] = _capacity(requests, send)
-            console.print(f"{name}: {capacity[name]:.2f} pictures/s, all sent at once")
-            for share in options.shares:
-                rate = share * capacity[name]
-                runs[f"{name}, {share:g} of its capacity"] = _run(requests, rate, send, options)
-    slowest = min(capacity.values())
-    for name, opened in _sides(things, requests, options.threads):
-        with opened as send:
-            for share in options.equal:
-                label = label_of_equal(name, share, options.equal)
-                runs[label] = _run(requests, share * slowest, send, options)
+    batching, candidates = _tuned(things, options) if options.tune else (USUAL, [])
+    console.print(f"static batches of {batching.batch}, delay {batching.delay_ms} ms")
     results = {
-        "capacity": capacity,
-        "difference": _difference(things, options.threads),
-        "runs": runs,
+        "batching": {**vars(batching), "candidates": candidates},
+        **_measure(things, batching, options),
+        "seconds": round(time.monotonic() - began),
     }
-    console.print(table({name: found["summary"] for name, found in runs.items()}))
-    console.print(f"pictures/s, all at once: {capacity}; difference {results['difference']}/255")
+    _print(results)
     if options.scenario == "mixed":
-        draw(
-            {n: [s["latency_s"] for s in r["samples"] if not s["error"]] for n, r in runs.items()},
-            options.figure,
-        )
-    settings = vars(options) | {"delay_us": DELAY_US, "batches": BATCHES}
-    out, _ = settings.pop("out"), settings.pop("figure")
-    file = report.write(report_of(options.scenario), settings, results, machine=machine, out=out)
+        draw({name: _every(run) for name, run in results["runs"].items()}, options.figure)
+    settings = {k: v for k, v in vars(options).items() if k not in ("out", "figure")}
+    name = report_of(options.scenario)
+    file = report.write(name, settings, results, machine=machine, out=options.out)
     console.print(f"written: {file}")
 
 
@@ -93,160 +97,172 @@ def report_of(scenario: str) -> str:
     return "baselines" if scenario == "mixed" else f"baselines_{scenario}"
 
 
-def label_of_equal(name: str, share: float, shares: Sequence[float]) -> str:
-    """A side's run at a rate that all sides get."""
-    return f"{name}, one rate for all" + (f", {share:g}" if len(shares) > 1 else "")
+def label_of(side: str, load: str, share: float) -> str:
+    """A run's name in the report."""
+    of = "its capacity" if load == OWN else "the slowest one's capacity"
+    return f"{side}, {share:g} of {of}"
 
 
-def _run(
-    requests: Sequence[Asked], rate: float, send: Side, options: argparse.Namespace
+def _tuned(things: Things, options: argparse.Namespace) -> tuple[Batching, list[dict[str, Any]]]:
+    """How the baseline's batches are best, on a trace of its own."""
+    workload = dataclasses.replace(workload_of(options, 1.0), seed=options.seed - 1)
+    with baseline(things, FOLDER, options.threads, *CANDIDATES) as ups:
+        return tune(trace.make(TUNING, workload), ups, _SHARE)
+
+
+def _measure(things: Things, batching: Batching, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the sides do, in turns."""
+    workload = workload_of(options, 1.0)
+    rounds = [
+        trace.make(options.requests, dataclasses.replace(workload, seed=workload.seed + number))
+        for number in range(options.rounds)
+    ]
+    every = [asked for requests in rounds for asked in requests]
+    with contextlib.ExitStack() as stack:
+        sides = {
+            name: stack.enter_context(opened)
+            for name, opened in _sides(things, every, batching, options.threads)
+        }
+        quiet = Quiet({name: side.server for name, side in sides.items()})
+        differences = _differences(things, sides)
+        capacity = turns.capacities(rounds[0], sides, quiet)
+        loads = loads_of(capacity, options.shares, options.equal)
+        found: dict[tuple[str, float], list[dict[str, list[Outcome]]]] = {}
+        for number, requests in enumerate(rounds):
+            for place, (load, rates) in enumerate(loads.items()):
+                console.print(f"round {number + 1} of {len(rounds)}, {load}")
+                fresh = trace.again(requests, 3 + place)
+                outcomes = turns.replayed(fresh, rates, sides, quiet, number + place)
+                found.setdefault(load, []).append(outcomes)
+    runs = {
+        label_of(side, *load): run_of(
+            side, load, rates[side], [each[side] for each in found[load]], options.deadline
+        )
+        for load, rates in loads.items()
+        for side in sides
+    }
+    return {
+        "capacity": capacity,
+        "differences": differences,
+        "idle_cores": {name: max(cores) for name, cores in quiet.cores.items()},
+        "not_quiet": quiet.given_up,
+        "requests": [[_asked(asked) for asked in requests] for requests in rounds],
+        "runs": runs,
+    }
+
+
+def loads_of(
+    capacity: Mapping[str, float], shares: Sequence[float], equal: Sequence[float]
+) -> dict[tuple[str, float], dict[str, float]]:
+    """Each side's requests a second, by the load and its share."""
+    slowest = min(capacity.values())
+    own = {(OWN, share): {n: share * of for n, of in capacity.items()} for share in shares}
+    return own | {(EQUAL, share): dict.fromkeys(capacity, share * slowest) for share in equal}
+
+
+def run_of(
+    side: str,
+    load: tuple[str, float],
+    rate: float,
+    rounds: Sequence[Sequence[Outcome]],
+    deadline: float,
 ) -> dict[str, Any]:
-    timed = trace.at_rate(requests, rate)
-    console.print(f"the trace at {rate:.2f} requests/s, for {timed[-1].at:.0f} s")
-    found = replay(timed, send)
-    figures = {"rate": round(rate, 4), **summary(found, options.deadline)}
-    return {"summary": figures, "samples": samples(found)}
+    """What a side did at a load, as the report has it. `latencies` are in the order of `requests`
+    of the report, `null` of those that failed.
+    """
+    return {
+        "side": side,
+        "load": load[0],
+        "share": load[1],
+        "summary": {"rate": round(rate, 4), **turns.figures(rounds, deadline)},
+        "kinds": turns.kinds(rounds),
+        "edits": turns.edits(rounds),
+        "latencies": [[None if o.error else round(o.latency_s, 4) for o in r] for r in rounds],
+        "errors": sorted({o.error for outcomes in rounds for o in outcomes if o.error}),
+    }
 
 
 def _sides(
-    things: Things, requests: Sequence[Asked], threads: int
-) -> Iterator[tuple[str, contextlib.AbstractContextManager[Side]]]:
+    things: Things, requests: Sequence[Asked], batching: Batching, threads: int
+) -> Iterator[tuple[str, contextlib.AbstractContextManager[Up]]]:
     """Each side's server, not yet started."""
-    yield "Tessera", _tessera(things, requests, threads)
+    yield TESSERA, _tessera(things, requests, threads, "tessera", "tessera.serve")
     static = ("bench.ablated_server", "static")
-    yield "Tessera, static batches", _tessera(things, requests, threads, static)
-    for name, batch in BATCHES.items():
-        yield name, _baseline(things, threads, batch)
+    yield STATIC, _tessera(things, requests, threads, "tessera-static", *static)
+    yield SINGLE, _baseline(things, threads, ALONE)
+    yield BATCHED, _baseline(things, threads, batching)
 
 
 @contextlib.contextmanager
 def _tessera(
-    things: Things,
-    requests: Sequence[Asked],
-    threads: int,
-    program: Sequence[str] = ("tessera.serve",),
-) -> Iterator[Side]:
+    things: Things, requests: Sequence[Asked], threads: int, name: str, *program: str
+) -> Iterator[Up]:
     with (
-        tessera(things, requests, FOLDER, threads, program=program) as server,
+        tessera(things, requests, FOLDER, threads, name=name, program=program) as server,
         by_client(server.grpc, things) as send,
     ):
-        yield send
+        yield Up(server, send)
 
 
 @contextlib.contextmanager
-def _baseline(things: Things, threads: int, batch: int) -> Iterator[Side]:
-    """A baseline's server, after a picture of each kind."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_repository(Path(folder), threads=threads, batch=batch)
-        with plain_serving([Path(folder)], FOLDER / f"baseline-{batch}.log") as server:
-
-            def send(asked: Asked) -> None:
-                by_triton(server.http_port, things, asked)
-
-            for kind in (Asked(0, 1, 1), Asked(0, 1, 1, loras=(0,)), Asked(0, 1, 1, controls=(0,))):
-                send(kind)
-            send(Asked(0, 1, 1, template=0, mask=0.2))
-            yield send
+def _baseline(things: Things, threads: int, batching: Batching) -> Iterator[Up]:
+    with baseline(things, FOLDER, threads, batching) as ups:
+        yield ups[batching]
 
 
-def write_repository(folder: Path, *, threads: int, batch: int) -> None:
-    """The baseline's model repository.
+def _differences(things: Things, sides: Mapping[str, Up]) -> dict[str, dict[str, float]]:
+    """How far pictures of Tessera and the baseline are apart, of 255: the largest, and the mean."""
+    port, found = sides[SINGLE].server.http_port, {}
+    with Client(sides[TESSERA].server.grpc, timeout=900) as client:
+        for kind, asked in COMPARED.items():
+            ours = np.asarray(drawn(client, things, asked, "dense").image, np.int16)
+            apart = np.abs(ours - by_triton(port, ALONE.model, things, asked))
+            found[kind] = {"largest": int(apart.max()), "mean": round(float(apart.mean()), 3)}
+    return found
 
-    Args:
-        folder: where it is written.
-        threads: of torch.
-        batch: requests in a batch at most; with 1 they are drawn one by one.
-    """
-    version = folder / MODEL / "1"
-    version.mkdir(parents=True)
-    shutil.copy(ROOT / "bench" / "baseline_model.py", version / "model.py")
-    parameters = {
-        "checkpoint": DEMO_CHECKPOINT,
-        "controlnets": CONTROLNETS,
-        "adapters": FOLDER / "adapters",
-        "threads": threads,
+
+def _asked(asked: Asked) -> dict[str, Any]:
+    """A request of the report, without what is at its default."""
+    return {
+        field.name: getattr(asked, field.name)
+        for field in dataclasses.fields(Asked)
+        if getattr(asked, field.name) != field.default
     }
-    lines = [
-        f'parameters {{ key: "{k}" value: {{ string_value: "{v}" }} }}'
-        for k, v in parameters.items()
-    ]
-    batching = f"dynamic_batching {{ max_queue_delay_microseconds: {DELAY_US} }}"
-    (folder / MODEL / "config.pbtxt").write_text(
-        "\n".join([_CONFIG % batch, *lines, batching if batch > 1 else ""])
-    )
 
 
-_CONFIG = """backend: "python"
-max_batch_size: %d
-input [
-  { name: "REQUEST", data_type: TYPE_STRING, dims: [ 1 ] },
-  { name: "IMAGE", data_type: TYPE_UINT8, dims: [ -1, -1, 3 ], optional: true },
-  { name: "MASK", data_type: TYPE_UINT8, dims: [ -1, -1 ], optional: true },
-  { name: "HINT", data_type: TYPE_UINT8, dims: [ -1, -1, 3 ], optional: true }
-]
-output [ { name: "PICTURE", data_type: TYPE_UINT8, dims: [ -1, -1, 3 ] } ]
-instance_group [ { count: 1, kind: KIND_CPU } ]"""
+def _every(run: Mapping[str, Any]) -> list[float]:
+    return [s for outcomes in run["latencies"] for s in outcomes if s is not None]
 
 
-def by_triton(port: int, things: Things, asked: Asked) -> Any:
-    """Have a baseline draw a request; returns the picture (h, w, 3).
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    names = {"loras": things.loras, "controls": things.controls}
-    request = {
-        "prompt": things.prompt,
-        "steps": asked.steps,
-        "seed": asked.seed,
-        "guidance": GUIDANCE,
-        **{field: [known[i] for i in getattr(asked, field)] for field, known in names.items()},
-    }
-    arrays: dict[str, Any] = {"REQUEST": np.array([json.dumps(request).encode()], object)}
-    if asked.template is not None:
-        arrays |= {"IMAGE": things.pictures[asked.template], "MASK": things.mask(asked.mask)}
-    if asked.controls:
-        arrays["HINT"] = np.asarray(things.hint)
-    inputs = []
-    for name, array in arrays.items():
-        kind = "BYTES" if name == "REQUEST" else "UINT8"
-        inputs.append(triton.InferInput(name, [1, *array.shape], kind))
-        inputs[-1].set_data_from_numpy(array[None])
-    client = triton.InferenceServerClient(f"localhost:{port}", network_timeout=900)
-    with contextlib.closing(client):
-        try:
-            return client.infer(MODEL, inputs).as_numpy("PICTURE")[0]
-        except triton.InferenceServerException as error:
-            raise RuntimeError(str(error)) from error
+def _print(results: Mapping[str, Any]) -> None:
+    shown = Table("run", "p50", "p95", "of rounds", "p95 of edits", "failed", title="seconds")
+    for name, run in results["runs"].items():
+        of = run["summary"]
+        edit = run["kinds"].get("edit", {})
+        cells = [of["latency_s"].get("p50"), of["latency_s"].get("p95"), *of["p95_of_rounds"]]
+        p50, p95, *rounds = ("-" if cell is None else two(cell) for cell in cells)
+        edits = two(edit["p95"]) if "p95" in edit else "-"
+        shown.add_row(name, p50, p95, " ".join(rounds), edits, str(of["failed"]))
+    console.print(shown)
+    for name in ("batching", "capacity", "differences", "idle_cores", "not_quiet", "seconds"):
+        console.print(f"{name}: {results[name]}")
 
 
-def _capacity(requests: Sequence[Asked], send: Side) -> float:
-    """Pictures a second, if all requests are there at once."""
-    found = replay([dataclasses.replace(asked, at=0.0) for asked in requests], send)
-    rate: float = summary(found, deadline=0.0)["pictures_per_s"]
-    return rate
-
-
-def _difference(things: Things, threads: int) -> int:
-    """The largest difference of one picture, of 255: both sides do the same work."""
-    asked = Asked(0.0, 8, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        write_repository(Path(folder), threads=threads, batch=1)
-        with plain_serving([Path(folder)], FOLDER / "baseline.log") as server:
-            other = by_triton(server.http_port, things, asked)
-    with (
-        tessera(things, [], FOLDER, threads) as server,
-        Client(server.grpc, timeout=900) as client,
-    ):
-        result = client.generate(things.prompt, steps=asked.steps, seed=1, guidance=GUIDANCE)
-    return int(np.abs(np.asarray(result.image, np.int16) - other).max())
+_SHARE = 0.8
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="a trace against baselines")
-    add_workload(parser, requests=24)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.8], help="of a capacity")
-    parser.add_argument("--equal", type=float, nargs="+", default=[0.8], help="of the slowest's")
+    add_workload(parser, requests=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shares", type=float, nargs="+", default=[_SHARE], help="of a capacity")
+    parser.add_argument("--equal", type=float, nargs="+", default=[_SHARE], help="of the slowest's")
+    parser.add_argument(
+        "--tune",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="search for the baseline's best batch size and delay",
+    )
     parser.add_argument("--out", type=Path, help="another file")
     parser.add_argument("--figure", type=Path, default=FIGURE)
     return parser.parse_args()

@@ -51,12 +51,12 @@ Event = dict[str, Any]
 def main() -> None:
     """Measure both, print the tables, write the report and the figure."""
     LOG.parent.mkdir(exist_ok=True)
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
     overlapped, events = overlap()
     console.print(_overlap_table(overlapped))
     draw_tick(_middle_tick(events))
     sent = transfer()
     console.print(_transfer_table(sent))
-    machine = report.describe_machine(len(os.sched_getaffinity(0)))
     settings = {"sleeps_ms": SLEEPS, "steps": STEPS, "requests": REQUESTS}
     results = {"overlap": overlapped, "transfer": sent}
     file = report.write("controls", settings, results, machine=machine)

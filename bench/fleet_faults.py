@@ -32,7 +32,7 @@ import psutil
 from rich.console import Console
 
 from bench.fleet_steady import Steady, counted, steady
-from bench.report import describe_machine
+from bench.report import describe_machine, ended
 from bench.server import DEMO_BUNDLE, ROOT, free_ports
 from tessera.terminal.console import new_table
 from tests.samples.fleets import RunningFleet, fleet_of
@@ -199,6 +199,7 @@ def main() -> None:
         console.print(result)
         results.append(result)
     console.print(table(results))
+    report["machine"] = ended(report["machine"])
     report["faults"] = [asdict(result) for result in results]
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"written: {options.out}")

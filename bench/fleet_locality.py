@@ -30,7 +30,7 @@ from rich.table import Table
 
 from bench.fleet_policies import by_count
 from bench.fleet_traffic import KINDS, Served, address, percentile, play, traffic, with_all, workers
-from bench.report import describe_machine
+from bench.report import describe_machine, ended
 from bench.server import ROOT, Server
 from tessera_client import Client
 from tessera_gateway.fleet.book import Book, Score
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the report")
     options = parser.parse_args()
     runs: list[dict[str, Any]] = []
+    machine = describe_machine(len(os.sched_getaffinity(0)))
     with workers(ROOT / "out" / "fleet-locality", WORKERS, *BUDGETS) as servers:
         for number in range(options.rounds):
             for policy in sorted(POLICIES, reverse=bool(number % 2)):
@@ -73,7 +74,7 @@ def main() -> None:
     console.print(table(runs))
     report = {
         "date": date.today().isoformat(),
-        "machine": describe_machine(len(os.sched_getaffinity(0))),
+        "machine": ended(machine),
         "steps": options.steps,
         "requests": options.requests,
         "runs": runs,

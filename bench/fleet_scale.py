@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.fleet_steady import Sent, counted, steady
-from bench.report import describe_machine
+from bench.report import describe_machine, ended
 from bench.server import DEMO_BUNDLE, ROOT
 from tests.samples.fleets import RunningFleet, fleet_of
 
@@ -121,6 +121,7 @@ def main() -> None:
     report["seen"] = counted(sent)
     report["moments"] = [asdict(moment) for moment in moments]
     console.print(report["seen"])
+    report["machine"] = ended(report["machine"])
     OUT.write_text(json.dumps(report) + "\n")
     draw(moments, sent, began, IMAGE)
     console.print(f"written: {OUT}, {IMAGE}")

@@ -35,7 +35,7 @@ from bench.fleet_policies import POLICIES
 from bench.fleet_sim import Simulation
 from bench.fleet_traffic import Asked, Served, percentile, play, spread, workers
 from bench.fleet_world import Request, World
-from bench.report import describe_machine
+from bench.report import describe_machine, ended
 from bench.server import ROOT, Server
 from tessera_gateway.fleet.peek import Peek
 from tessera_gateway.fleet.score import predict
@@ -83,6 +83,7 @@ def main() -> None:
     if options.workers < 1:
         parser.error(f"--workers is {options.workers}; accepted: 1 and above")
     rows, cores = [], len(os.sched_getaffinity(0))
+    machine = describe_machine(cores)
     with workers(ROOT / "out" / "fleet-validate", options.workers) as servers:
         for server in servers:  # every recording is on both
             known = [Asked("edit", template=n, side=SIDES[0]) for n in range(TEMPLATES)]
@@ -99,7 +100,7 @@ def main() -> None:
             console.print(rows[-1])
     report = {
         "date": date.today().isoformat(),
-        "machine": describe_machine(cores),
+        "machine": ended(machine),
         "workers": options.workers,
         "costs": asdict(costs),
         "requests": options.requests,

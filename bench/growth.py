@@ -4,9 +4,11 @@ ControlNets, of templates, of requests that wait, and of pixels.
     python -m bench growth [--runs 3] [--only loras controls]
 
 LoRAs and ControlNets: each round starts a server for each number, in turns; the files are links to
-the demo's own. Templates and waiting requests: the server's own stores, in this process. What is
-not measured now stays in the report as it was. Writes `bench/results/growth.json` and
-`docs/images/growth.png`.
+the demo's own. Where there is a server, its memory is taken, too. Templates and waiting requests:
+the server's own stores, in this process.
+
+Writes `bench/results/growth.json` and `docs/images/growth.png`. What is not measured now stays in
+the report, with its own date, command and machine. Those of the report itself are the last run's.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -40,6 +44,8 @@ SIDES = (64, 128, 192, 256)
 TEMPLATES = (1, 100, 1000, 10000)
 WAITING = (1, 16, 128, 512)
 TURNS = 5
+LAST = 3
+"""Points of a curve that its exponent is of."""
 FIGURE = ROOT / "docs" / "images" / "growth.png"
 console = Console(highlight=False)
 
@@ -48,34 +54,42 @@ def main() -> None:
     """Print medians, and write every sample."""
     options = _options()
     machine = report.describe_machine(0)
-    counts: dict[str, Sequence[int]] = {
+    results = report.read("growth")["results"] if report.path_of("growth").exists() else {}
+    for what in options.only:
+        results[what] = measured(what, _counts(options)[what], options.runs)
+        _print(what, results[what]["numbers"])
+    merged = {what: results[what] for what in KINDS if what in results}
+    draw(merged, options.figure)
+    settings = {"runs": options.runs, "turns": TURNS, "only": options.only} | _counts(options)
+    report.write("growth", settings, merged, machine=machine, out=options.out)
+
+
+def measured(what: str, counts: Sequence[int], runs: int) -> dict[str, Any]:
+    """The samples of one kind, with when, how and where they were taken."""
+    machine = report.describe_machine(0)
+    numbers: dict[int, Samples] = {count: defaultdict(list) for count in counts}
+    if what == "pixels":
+        of_sizes(SIDES, numbers)
+    else:
+        for _ in range(runs if what in ON_SERVERS else 1):
+            for count, samples in numbers.items():
+                MEASURED[what](count, samples)
+    return {
+        "date": date.today().isoformat(),
+        "command": report.command(),
+        "machine": report.ended(machine),
+        "numbers": {str(count): samples for count, samples in numbers.items()},
+    }
+
+
+def _counts(options: argparse.Namespace) -> dict[str, Sequence[int]]:
+    return {
         "loras": options.files,
         "controls": options.controls,
         "templates": TEMPLATES,
         "waiting": WAITING,
         "pixels": [side * side for side in SIDES],
     }
-    results: dict[str, dict[int, Samples]] = {
-        what: {count: defaultdict(list) for count in counts[what]} for what in options.only
-    }
-    for what, of_numbers in results.items():
-        if what == "pixels":
-            of_sizes(SIDES, of_numbers)
-            continue
-        for _ in range(options.runs if what in ON_SERVERS else 1):
-            for count, samples in of_numbers.items():
-                MEASURED[what](count, samples)
-    for what, of_numbers in results.items():
-        _print(what, of_numbers)
-    kept = report.read("growth")["results"] if report.path_of("growth").exists() else {}
-    every = {
-        what: {str(count): samples for count, samples in of_numbers.items()}
-        for what, of_numbers in results.items()
-    }
-    merged = {what: (kept | every)[what] for what in counts if what in kept | every}
-    draw(merged, options.figure)
-    settings = {"runs": options.runs, "turns": TURNS, "only": options.only} | counts
-    report.write("growth", settings, merged, machine=machine, out=options.out)
 
 
 def _options() -> argparse.Namespace:
@@ -90,8 +104,11 @@ def _options() -> argparse.Namespace:
 
 
 def exponent(counts: Sequence[float], seconds: Sequence[float]) -> float:
-    """The slope of a curve on logarithmic scales between its last two points: 1 is linear."""
-    return math.log(seconds[-1] / seconds[-2]) / math.log(counts[-1] / counts[-2])
+    """The slope of a curve on logarithmic scales, by least squares over its last three points, or
+    over both if it has two: 1 is linear.
+    """
+    points = [[math.log(value) for value in values[-LAST:]] for values in (counts, seconds)]
+    return statistics.linear_regression(*points).slope
 
 
 def _of_templates(count: int, samples: Samples) -> None:
@@ -157,30 +174,47 @@ ON_SERVERS = ("loras", "controls")
 KINDS = (*MEASURED, "pixels")
 
 
-def draw(results: Mapping[str, Mapping[str, Samples]], file: Path) -> None:
-    """A figure: seconds over numbers, on logarithmic scales."""
+def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """A figure: seconds over numbers on logarithmic scales, and below them megabytes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(4 * len(results), 4), squeeze=False)
-    for each, (what, of_numbers) in zip(axes[0], results.items(), strict=True):
-        counts = [int(count) for count in of_numbers]
-        for call in next(iter(of_numbers.values())):
-            seconds = [statistics.median(samples[call]) for samples in of_numbers.values()]
-            each.plot(counts, seconds, marker="o", markersize=3, label=call)
-        each.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds")
-        each.legend(fontsize=7)
+    with_memory = any(is_memory(call) for of in results.values() for call in _calls(of))
+    rows, columns = 1 + with_memory, len(results)
+    size = (4 * columns, 4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for column, (what, of) in zip(axes.T, results.items(), strict=True):
+        for each, megabytes in zip(column, (False, True), strict=False):
+            calls = [call for call in _calls(of) if is_memory(call) == megabytes]
+            each.set_visible(bool(calls))
+            for call in calls:
+                values = [statistics.median(samples[call]) for samples in of["numbers"].values()]
+                counts = [int(count) for count in of["numbers"]]
+                each.plot(counts, values, marker="o", markersize=3, label=call)
+            unit = "megabytes" if megabytes else "seconds"
+            each.set(xscale="log", yscale="log", xlabel=what, ylabel=unit)
+            if calls:
+                each.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file, dpi=90)
     plt.close(figure)
 
 
-def _print(what: str, of_numbers: Mapping[int, Samples]) -> None:
-    table = Table(what, *next(iter(of_numbers.values())), title="seconds, medians")
+def is_memory(call: str) -> bool:
+    """Whether samples of this name are megabytes, not seconds."""
+    return call.endswith(", MB")
+
+
+def _calls(of: Mapping[str, Any]) -> list[str]:
+    return list(next(iter(of["numbers"].values())))
+
+
+def _print(what: str, of_numbers: Mapping[str, Samples]) -> None:
+    table = Table(what, *next(iter(of_numbers.values())), title="medians, seconds unless said")
     for count, samples in of_numbers.items():
-        table.add_row(str(count), *(f"{statistics.median(v):.4f}" for v in samples.values()))
+        table.add_row(count, *(f"{statistics.median(v):.4f}" for v in samples.values()))
     console.print(table)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from bench.server import DEMO_BUNDLE, serving
+from bench.server import DEMO_BUNDLE, Server, serving
+from bench.soak.watch import look
 from tessera_client import Client, Control, Lora
 
 PROMPT = "a red circle"
@@ -29,13 +30,21 @@ def timed(samples: Samples, what: str, call: Callable[..., object], *given: Any)
     samples[what].append(time.perf_counter() - began)
 
 
+def memory(samples: Samples, when: str, server: Server) -> None:
+    """Append the megabytes that all processes of a server have. Pages that several share count
+    once.
+    """
+    samples[f"memory {when}, MB"].append(round(look(server).memory / 1e6, 1))
+
+
 def of_loras(count: int, samples: Samples) -> None:
-    """Seconds of a server with so many LoRA files."""
+    """Seconds and memory of a server with so many LoRA files."""
     with tempfile.TemporaryDirectory() as name:
         folder = many_loras(Path(name) / "adapters", count)
         began = time.monotonic()
         with serving(DEMO_BUNDLE, Path(name) / "log", f"--adapters={folder}") as server:
             samples["start"].append(time.monotonic() - began)
+            memory(samples, "after the start", server)
             with Client(server.grpc, timeout=300) as client:
 
                 def picture(*loras: str) -> Callable[[], object]:
@@ -47,6 +56,7 @@ def of_loras(count: int, samples: Samples) -> None:
                 timed(samples, "second use", picture("style-00001"))
                 timed(samples, "first list", client.adapters)
                 timed(samples, "second list", client.adapters)
+            memory(samples, "at the end", server)
 
 
 def many_loras(folder: Path, count: int) -> Path:
@@ -59,12 +69,13 @@ def many_loras(folder: Path, count: int) -> Path:
 
 
 def of_controls(count: int, samples: Samples) -> None:
-    """Seconds of a server whose bundle has so many ControlNets."""
+    """Seconds and memory of a server whose bundle has so many ControlNets."""
     with tempfile.TemporaryDirectory() as name:
         bundle, names = many_controls(Path(name) / "bundle", count)
         hint, began = Image.new("RGB", (128, 128)), time.monotonic()
         with serving(bundle, Path(name) / "log") as server:
             samples["start"].append(time.monotonic() - began)
+            memory(samples, "after the start", server)
             with Client(server.grpc, timeout=300) as client:
 
                 def picture(*controls: str) -> Callable[[], object]:
@@ -75,6 +86,7 @@ def of_controls(count: int, samples: Samples) -> None:
                 timed(samples, "first use of a ControlNet", picture(names[-1]))
                 timed(samples, "second use", picture(names[-1]))
                 timed(samples, "description of the bundle", client.bundle)
+            memory(samples, "at the end", server)
 
 
 def many_controls(folder: Path, count: int) -> tuple[Path, list[str]]:
@@ -97,7 +109,13 @@ def many_controls(folder: Path, count: int) -> tuple[Path, list[str]]:
 
 
 def of_sizes(sides: Sequence[int], samples: dict[int, Samples]) -> None:
-    """Seconds of pictures of these sides, by their number of pixels, in turns."""
+    """Seconds of pictures of these sides, by their number of pixels, in turns. Memory is that after
+    the first picture of a size and of all smaller ones.
+
+    Args:
+        sides: in pixels, in ascending order.
+        samples: by number of pixels.
+    """
     with (
         tempfile.TemporaryDirectory() as name,
         serving(DEMO_BUNDLE, Path(name) / "log") as server,
@@ -107,5 +125,7 @@ def of_sizes(sides: Sequence[int], samples: dict[int, Samples]) -> None:
             for side in sides:
                 began = time.perf_counter()
                 client.generate(PROMPT, steps=4, seed=turn, width=side, height=side)
-                if turn:  # engines prepare for a size with its first picture
+                if turn:
                     samples[side * side]["picture"].append(time.perf_counter() - began)
+                else:  # engines prepare for a size with its first picture
+                    memory(samples[side * side], "up to this size", server)

@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from rich.progress import track
 from rich.table import Table
 
+from bench.calibration import shortest_s
 from bench.server import DEMO_CHECKPOINT, Server
 from tessera_client import Client, Info
 
@@ -126,16 +127,8 @@ def table(turns: list[Turn]) -> Table:
 
 def scaling(threads: int) -> float:
     """Speed-up of a matrix product by all threads over one, as a share of their number."""
-    one, many = (min(_product_s(count) for _ in range(3)) for count in (1, threads))
+    one, many = (shortest_s(count) for count in (1, threads))
     return one / many / threads
-
-
-def _product_s(threads: int) -> float:
-    torch.set_num_threads(threads)
-    factor = torch.ones(1024, 1024)
-    began = time.perf_counter()
-    factor @ factor
-    return time.perf_counter() - began
 
 
 def _quartiles(values: list[float]) -> list[float]:

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,6 +61,7 @@ class Level:
         refit_ms: time of a switch to another set.
         side_ms: time of a side path call with all rows.
         turns_ms: time of a step in turns, with refits spread over the steps of a request.
+        samples_ms: of each round, `pair`, `refit` and `side`.
     """
 
     layers: str
@@ -70,6 +71,7 @@ class Level:
     refit_ms: float
     side_ms: float
     turns_ms: float
+    samples_ms: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Sides:
@@ -184,9 +186,16 @@ def measure(
         with _clock(times["side"]):
             sides.side(sets)
     pair, refit, side = (median(found[1:]) for found in times.values())
-    refits = refit / options.steps if count > 1 else 0.0
-    turns = count * (pair + refits)
-    return Level(kind, rank, count, *(round(ms, 2) for ms in (pair, refit, side, turns)))
+    turns = in_turns(pair, refit, count, options.steps)
+    samples = {name: [round(ms, 2) for ms in found[1:]] for name, found in times.items()}
+    medians = {"pair_ms": pair, "refit_ms": refit, "side_ms": side, "turns_ms": turns}
+    rounded = {name: round(ms, 2) for name, ms in medians.items()}
+    return Level(layers=kind, rank=rank, sets=count, **rounded, samples_ms=samples)
+
+
+def in_turns(pair: float, refit: float, count: int, steps: int) -> float:
+    """Milliseconds of a step of so many sets that take turns."""
+    return count * (pair + (refit / steps if count > 1 else 0.0))
 
 
 def table(levels: Sequence[Level]) -> Table:

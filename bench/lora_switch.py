@@ -58,13 +58,14 @@ class Setting:
 
 
 def main() -> None:
-    """Measure, print and write one JSON object: median milliseconds and ratios."""
+    """Measure, print and write one JSON object: median milliseconds, ratios and samples."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", choices=CONFIGS, default="sd15")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    machine = report.describe_machine(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(
             Path(folder), options.config, options.rank, options.rounds, options.threads
@@ -72,12 +73,18 @@ def main() -> None:
         sides = {
             side.__name__: _in_process(side, setting) for side in (prepare, tessera, diffusers)
         }
-    found = {name: {k: round(median(v), 1) for k, v in t.items()} for name, t in sides.items()}
+    found: dict[str, Any] = {
+        name: {k: round(median(v), 1) for k, v in t.items()} for name, t in sides.items()
+    }
     ours, theirs = found["tessera"], found["diffusers"]
     switch = theirs["load"] + theirs["unfuse"]
     found["ratio"] = {k: round(switch / ours[k], 1) for k in ("cold", "warm", "kept") if k in ours}
+    found["samples_ms"] = {
+        f"{side}, {k}": [round(ms, 1) for ms in v]
+        for side in ("tessera", "diffusers")
+        for k, v in sides[side].items()
+    }
     settings = {k: v for k, v in vars(options).items() if k != "threads"}
-    machine = report.describe_machine(options.threads)
     print(json.dumps(found, indent=1))
     report.write(f"lora_switch_{options.config}", settings, found, machine=machine)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench import report
-from bench.markdown import markdown
+from bench.markdown import markdown, spread
+from bench.sampled import by_turn
 
 RATIOS = (0.02, 0.05, 0.11, 0.2, 0.35, 0.6)
 SSIM_WAY = "2 dense steps, wider by 1"
@@ -27,15 +28,18 @@ def whole_edits() -> str:
     for label, name in names.items():
         content = report.read(name)
         levels = {level["ratio"]: level for level in content["results"]["levels"]}
-        shares = [
-            f"{levels[r]['sparse_ms'] / levels[r]['diffusers_ms']:.2f}" if r in levels else ""
-            for r in RATIOS
-        ]
+        shares = [to_diffusers(levels[r]) if r in levels else "" for r in RATIOS]
         rows.append([f"{label}, {content['date']}", *shares])
     cases = [case for case in report.read("edit_quality")["results"] if case["way"] == SSIM_WAY]
     medians = [statistics.median(c["ssim"] for c in cases if c["ratio"] == r) for r in RATIOS]
     rows.append(["SSIM to the dense edit, median", *(f"{value:.3f}" for value in medians)])
     return markdown(("mask", *(f"{ratio:g}" for ratio in RATIOS)), rows)
+
+
+def to_diffusers(level: Mapping[str, Any]) -> str:
+    """The time of a sparse edit as a share of diffusers' within a turn: median and quartiles."""
+    sparse, other = (level["samples_ms"][side] for side in ("sparse", "diffusers"))
+    return spread(by_turn("", sparse, other).quartiles, 2)
 
 
 def lora_switch() -> str:

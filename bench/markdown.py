@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import report
@@ -37,3 +37,18 @@ def spread(quartiles: Sequence[float], digits: int = 1) -> str:
     """The median, with both other quartiles in brackets."""
     low, middle, high = (f"{value:.{digits}f}" for value in quartiles)
     return f"{middle} ({low}-{high})"
+
+
+def speed(run: Mapping[str, Any]) -> str:
+    """When a run was, and how fast its machine: milliseconds of the calibrating product with one
+    and with two threads, before the run and after it.
+    """
+    product = run["machine"].get("product_ms")
+    if product is None:
+        return f"{run['date']}, speed not recorded"
+    shown = ", then ".join(
+        " and ".join(f"{ms:.0f}" for ms in product[when].values())
+        for when in ("before", "after")
+        if when in product
+    )
+    return f"{run['date']}, product {shown} ms"

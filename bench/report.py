@@ -2,23 +2,27 @@
 
     {"name": ..., "date": ..., "command": ..., "machine": {...}, "settings": {...}, "results": ...}
 
-`results` holds raw samples wherever the benchmark has any. Tables and figures are rendered from the
-file, never typed (`bench.tables`).
+`machine` has when the run began, how long it took, the load average before it, and how fast the
+machine was before and after (`bench.calibration`). Reports of before 2026-11-29 lack the first two
+and the last. `results` holds raw samples wherever the benchmark has any. Tables and figures are
+rendered from the file, never typed (`bench.tables`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
-from datetime import date
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.calibration import product_ms
 from bench.server import ROOT
 
 FOLDER = ROOT / "bench" / "results"
@@ -29,6 +33,18 @@ _LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy", "nvidia-pytriton")
 def path_of(name: str) -> Path:
     """Where a report of this name is."""
     return FOLDER / f"{name}.json"
+
+
+@contextlib.contextmanager
+def elsewhere(folder: Path) -> Iterator[None]:
+    """Reports are in another folder until the end of the block."""
+    global FOLDER
+    before = FOLDER
+    FOLDER = folder
+    try:
+        yield
+    finally:
+        FOLDER = before
 
 
 def write(
@@ -45,7 +61,7 @@ def write(
         name: of the report and of its file.
         settings: what decides the figures.
         results: what was measured.
-        machine: what `describe_machine` said before.
+        machine: what `describe_machine` said before the run.
         out: another file.
     """
     file = out or path_of(name)
@@ -53,7 +69,7 @@ def write(
         "name": name,
         "date": date.today().isoformat(),
         "command": command(),
-        "machine": dict(machine),
+        "machine": ended(machine),
         "settings": dict(settings),
         "results": results,
     }
@@ -100,13 +116,29 @@ def command() -> str:
 
 
 def describe_machine(threads: int) -> dict[str, Any]:
-    """The machine and library versions that the figures depend on."""
+    """The machine and library versions that the figures depend on, before a run begins."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    load = round(os.getloadavg()[0], 2)
     return {
         "cpu": names[0] if names else platform.machine(),
         "threads": threads,
-        "load_average_before": round(os.getloadavg()[0], 2),
+        "load_average_before": load,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _LIBRARIES},
+        "product_ms": {"before": product_ms()},
+        "began": datetime.now().isoformat(timespec="seconds"),
     }
+
+
+def ended(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What `describe_machine` said, with how long the run took that ends now, in seconds, and how
+    fast the machine is after it.
+    """
+    found = dict(machine)
+    if "began" in found:
+        took = datetime.now() - datetime.fromisoformat(found["began"])
+        found["seconds"] = round(took.total_seconds())
+    if "product_ms" in found:
+        found["product_ms"] = {**found["product_ms"], "after": product_ms()}
+    return found

@@ -1,8 +1,9 @@
 """What comes after the end of a server's processes: `python -m bench restarts`.
 
 Starts `tessera-serve` on the demo bundle, kills its tritonserver until pictures come again, then
-kills `tessera-serve` itself until none of its processes is left, and starts it once more on the
-same ports. Writes seconds to bench/results/restarts.json; a round takes about a minute.
+kills `tessera-serve` itself until none of its processes is left, starts it once more on the same
+ports, and stops that one by SIGTERM. Writes seconds to bench/results/restarts.json; a round takes
+about a minute.
 """
 
 from __future__ import annotations
@@ -59,17 +60,19 @@ def _round(folder: Path, found: Seconds) -> None:
         server.process.kill()
         _wait(lambda: not any(_lives(process) for process in family))
         found["tessera-serve killed"].append(time.monotonic() - began)
-        found["the next start"].append(_next_start(server, folder / "next"))
+        _next_start(server, folder / "next", found)
 
 
-def _next_start(server: Server, log: Path) -> float:
-    """Seconds until the ports of a server that was killed serve again."""
+def _next_start(server: Server, log: Path, found: Seconds) -> None:
+    """Start a server on the ports of one that was killed, and stop it."""
     ports = (server.http_port, server.grpc_port, server.metrics_port)
     names = ("--http-port", "--grpc-port", "--metrics-port")
     flags = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
     began = time.monotonic()
     with serving(DEMO_BUNDLE, log, *flags):
-        return time.monotonic() - began
+        found["the next start"].append(time.monotonic() - began)
+        began = time.monotonic()
+    found["stop"].append(time.monotonic() - began)
 
 
 def _wait(condition: Callable[[], bool]) -> None:

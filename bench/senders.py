@@ -7,6 +7,8 @@ import contextlib
 import http.client
 import io
 import json
+import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,8 +24,8 @@ from bench.trace import Asked
 from tessera.contract import Info
 from tessera_build.demo.controls import CONTROLS
 from tessera_build.demo.draw import render
-from tessera_build.demo.scenes import describe, held_out_scenes
-from tessera_client import Client, Control, Lora
+from tessera_build.demo.scenes import describe, held_out_scenes, sample_scene
+from tessera_client import Client, Control, Lora, Result
 from tests.samples.gateways import gateway
 
 SIDE = 128
@@ -39,15 +41,17 @@ class Things:
     Attributes:
         loras, controls: names.
         pictures: templates.
-        prompt: of every request.
         hint: the control image.
     """
 
     loras: tuple[str, ...]
     controls: tuple[str, ...]
     pictures: tuple[Any, ...]
-    prompt: str
     hint: Image.Image
+
+    def prompt(self, rank: int) -> str:
+        """The description of a scene."""
+        return describe(sample_scene(random.Random(f"scene {rank}")))
 
     def mask(self, ratio: float) -> Any:
         """A square of this share of the picture; one pixel at least."""
@@ -65,7 +69,7 @@ def prepare(folder: Path, loras: int, templates: int) -> Things:
     pictures = tuple(np.rint(255 * render(scene)).astype(np.uint8) for scene in scenes)
     first = next(iter(CONTROLS.values()))
     hint = Image.fromarray(first(scenes[-1]))
-    return Things(names, tuple(CONTROLS), pictures[:-1], describe(scenes[-1]), hint)
+    return Things(names, tuple(CONTROLS), pictures[:-1], hint)
 
 
 @contextlib.contextmanager
@@ -75,7 +79,7 @@ def tessera(
     folder: Path,
     threads: int,
     *flags: str,
-    log: str = "log",
+    name: str = "server",
     program: Sequence[str] = ("tessera.serve",),
 ) -> Iterator[Server]:
     """A server of the demo bundle that has recorded what the trace edits.
@@ -83,23 +87,33 @@ def tessera(
     Args:
         things: what the trace's ranks stand for.
         requests: the trace.
-        folder: of LoRAs, recordings and the log. Several servers may share it.
+        folder: of LoRAs, which several servers may share, and of what is the server's own.
         threads: of an engine call.
         flags: further ones of `tessera-serve`.
-        log: name of the log.
+        name: of the server's own folder, with its log and recordings. It is emptied, and the
+            recordings are removed at the end.
         program: see `serving`.
     """
+    home = folder / name
+    shutil.rmtree(home, ignore_errors=True)  # recordings of another run would be hits
+    home.mkdir(parents=True)
     own = (f"--threads={threads}", f"--adapters={folder / 'adapters'}", *flags)
-    with (
-        serving(DEMO_BUNDLE, folder / log, *own, program=program) as server,
-        Client(server.grpc) as client,
-    ):
+    try:
+        with serving(DEMO_BUNDLE, home / "log", *own, program=program) as server:
+            _warm(server, things, requests)
+            yield server
+    finally:
+        shutil.rmtree(home / "templates", ignore_errors=True)
+
+
+def _warm(server: Server, things: Things, requests: Sequence[Asked]) -> None:
+    """Record what a trace edits, and load all ControlNets."""
+    with Client(server.grpc) as client:
         edits = {(r.template, r.steps) for r in requests if r.template is not None}
         for template, steps in sorted(edits):
             client.register_template(things.pictures[template], steps=steps, timeout=600)
-        for control in things.controls:  # loads it
-            client.generate(things.prompt, steps=1, controls=[Control(control, things.hint)])
-        yield server
+        for control in things.controls:
+            client.generate(things.prompt(0), steps=1, controls=[Control(control, things.hint)])
 
 
 @contextlib.contextmanager
@@ -117,21 +131,23 @@ def ways(server: Server, things: Things) -> Iterator[dict[str, Send]]:
 def by_client(url: str, things: Things, mode: str = "auto") -> Iterator[Send]:
     """Sends by the SDK; edits in a mode."""
     with Client(url, timeout=900, retries=0) as client:
+        yield lambda asked: drawn(client, things, asked, mode).info
 
-        def send(asked: Asked) -> Info:
-            options: dict[str, Any] = {
-                "steps": asked.steps,
-                "seed": asked.seed,
-                "guidance": GUIDANCE,
-                "loras": [Lora(things.loras[i]) for i in asked.loras],
-                "controls": [Control(things.controls[i], things.hint) for i in asked.controls],
-            }
-            if asked.template is None:
-                return client.generate(things.prompt, **options).info
-            picture, mask = things.pictures[asked.template], things.mask(asked.mask)
-            return client.edit(picture, mask, things.prompt, mode=mode, **options).info
 
-        yield send
+def drawn(client: Client, things: Things, asked: Asked, mode: str = "auto") -> Result:
+    """Have a server draw a request; an edit in a mode."""
+    prompt = things.prompt(asked.prompt)
+    options: dict[str, Any] = {
+        "steps": asked.steps,
+        "seed": asked.seed,
+        "guidance": GUIDANCE,
+        "loras": [Lora(things.loras[i]) for i in asked.loras],
+        "controls": [Control(things.controls[i], things.hint) for i in asked.controls],
+    }
+    if asked.template is None:
+        return client.generate(prompt, **options)
+    picture, mask = things.pictures[asked.template], things.mask(asked.mask)
+    return client.edit(picture, mask, prompt, mode=mode, **options)
 
 
 def by_openai(port: int, things: Things) -> Send:
@@ -148,7 +164,7 @@ def by_openai(port: int, things: Things) -> Send:
                 for i in asked.controls
             ],
         }
-        body: dict[str, Any] = {"prompt": things.prompt, "tessera": own}
+        body: dict[str, Any] = {"prompt": things.prompt(asked.prompt), "tessera": own}
         path = "generations"
         if asked.template is not None:
             picture = Image.fromarray(things.pictures[asked.template])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+from bench import report
 from bench.markdown import NOT_YET, if_measured, markdown, spread
+from bench.sampled import quartiles_of
 
 
 def gateway() -> str:
@@ -46,6 +48,32 @@ def restarts() -> str:
     return markdown(("", f"seconds, {content['settings']['runs']} rounds"), rows)
 
 
+def aiperf() -> str:
+    """What AIPerf measured at the gateway."""
+    if (content := if_measured("aiperf")) is None:
+        return NOT_YET.format("aiperf")
+    rows = []
+    for kind, run in content["results"].items():
+        latency = run["latency_ms"]
+        cells = [f"{latency[name]:,.0f}" for name in ("avg", "p50", "p95", "min", "max")]
+        rate = f"{run['requests_per_s']:.2f}"
+        rows.append([f"`{kind}`", f"{run['requests']}", f"{run['errors']}", *cells, rate])
+    head = ("`--endpoint-type`", "answered", "errors", "mean, ms", "p50", "p95", "least", "most")
+    return markdown((*head, "requests/s"), rows)
+
+
+def ready() -> str:
+    """README's sentence: how long a server takes to start, and to stop where that was measured."""
+    content = report.read("restarts")
+    found, count = content["results"], content["settings"]["runs"]
+    stops = f", and stops within {max(found['stop']):.1f} s" if "stop" in found else ""
+    start = spread(quartiles_of(found["start"]))
+    return (
+        f"A server on the demo bundle is ready after {start} s{stops} "
+        f"({count} rounds of `{content['command']}`, {content['date']})."
+    )
+
+
 def estimate() -> str:
     """How far `seconds_left` is from the truth."""
     if (content := if_measured("estimate")) is None:
@@ -65,6 +93,8 @@ SERVICE_TABLES: dict[str, Callable[[], str]] = {
     "gateway": gateway,
     "watched": watched,
     "restarts": restarts,
+    "ready": ready,
+    "aiperf": aiperf,
     "estimate": estimate,
 }
 """By the name in a text."""

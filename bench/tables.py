@@ -2,6 +2,7 @@
 
     python -m bench tables
 
+Figures are drawn from them, too (`bench.figures`).
 A table stands between `<!-- table: NAME -->` and `<!-- table: end -->`. A unit test compares each
 with what its reports render.
 """
@@ -14,12 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import client_alone, report
+from bench import again, client_alone, figures, report
+from bench.baseline_tables import BASELINE_TABLES
 from bench.edit_tables import EDIT_TABLES
 from bench.fleet_tables import FLEET_TABLES
-from bench.growth import exponent
-from bench.lora_tables import LORA_TABLES
-from bench.markdown import NOT_YET, if_measured, markdown, ms, two
+from bench.growth import exponent, is_memory
+from bench.lora_tables import LORA_TABLES, to_diffusers
+from bench.markdown import NOT_YET, if_measured, markdown, ms, speed, spread, two
+from bench.sampled import quartiles_of
 from bench.server import ROOT
 from bench.service_tables import SERVICE_TABLES
 from bench.trace_tables import TRACE_TABLES
@@ -28,13 +31,15 @@ PLACE = re.compile(r"(<!-- table: (?!end)(\S+) -->\n)(.*?)(<!-- table: end -->)"
 
 
 def main() -> None:
-    """Write every table into its text."""
+    """Write every table into its text, and draw the figures whose results have changed."""
     for text in texts():
         before = text.read_text()
         after = rendered(before)
         if after != before:
             text.write_text(after)
             print(f"written: {text.relative_to(ROOT)}")
+    for sentence in figures.redraw():
+        print(sentence)
 
 
 def texts() -> list[Path]:
@@ -60,10 +65,10 @@ def readme() -> str:
         for ratio in (0.02, 0.11, 0.35):
             level = _level(demo, ratio)
             task = f"sparse edit of {ratio:.0%} of it, `{quality}`".replace("%", " %")
-            rows.append([task, *_edit(level, ms), f"`{demo['command']}`", demo["date"]])
+            rows.append([task, *_edit(level), f"`{demo['command']}`", demo["date"]])
     task = "sparse edit of 20 %, SDXL's topology at half width, 512 x 512, 10 steps, random weights"
     level = _level(sdxl, 0.2)
-    rows.append([task, *_edit(level, _s), f"`{sdxl['command']}`", sdxl["date"]])
+    rows.append([task, *_edit(level, 1e3), f"`{sdxl['command']}`", sdxl["date"]])
     return markdown(("task", "Tessera", "diffusers", "ratio", "command", "measured"), rows)
 
 
@@ -113,16 +118,6 @@ def sparse_step() -> str:
     return markdown(head, [[name, *values] for name, values in shares.items()])
 
 
-def baselines() -> str:
-    """A trace against the usual Triton model."""
-    if (content := if_measured("baselines")) is None:
-        return NOT_YET.format("baselines")
-    rows = [[name, *_figures(run["summary"])] for name, run in content["results"]["runs"].items()]
-    capacity = content["results"]["capacity"]
-    rows += [[f"{n}, all sent at once", "", "", "", "", two(c)] for n, c in capacity.items()]
-    return markdown(("side", "requests/s", *FIGURES), rows)
-
-
 def traced() -> str:
     """A trace over each way to the server."""
     if (content := if_measured("trace")) is None:
@@ -145,10 +140,8 @@ def edits() -> str:
     for level in fast:
         other = next((b for b in balanced if b["ratio"] == level["ratio"]), None)
         cells = [ms(level[f"{side}_ms"]) for side in ("diffusers", "dense", "sparse")]
-        cells.append(f"{level['sparse_ms'] / level['diffusers_ms']:.2f}")
-        more = ["", ""]
-        if other:
-            more = [ms(other["sparse_ms"]), f"{other['sparse_ms'] / other['diffusers_ms']:.2f}"]
+        cells.append(to_diffusers(level))
+        more = [ms(other["sparse_ms"]), to_diffusers(other)] if other else ["", ""]
         rows.append([f"{level['ratio']:g}", *cells, *more])
     head = ("mask", "diffusers' inpainting", "dense", "`fast`", "/ diffusers")
     return markdown((*head, "`balanced`, own prompt recorded", "/ diffusers"), rows)
@@ -166,18 +159,20 @@ def overload() -> str:
 
 
 def growth() -> str:
-    """What more of everything costs, medians."""
+    """What more of everything costs, medians, and how each kind was measured."""
     rows = []
-    for what, of_numbers in report.read("growth")["results"].items():
-        counts = list(of_numbers)
-        for call in of_numbers[counts[0]]:
-            medians = [statistics.median(of_numbers[count][call]) for count in counts]
+    for what, of in report.read("growth")["results"].items():
+        rows.append([f"**{what}**", speed(of), f"`{of['command']}`", ""])
+        numbers = of["numbers"]
+        for call in next(iter(numbers.values())):
+            medians = [statistics.median(samples[call]) for samples in numbers.values()]
+            form = _megabytes if is_memory(call) else _brief
             shown = [
-                f"{_brief(value)} at {int(n):,}" for n, value in zip(counts, medians, strict=True)
+                f"{form(value)} at {int(n):,}" for n, value in zip(numbers, medians, strict=True)
             ]
-            slope = exponent([float(count) for count in counts], medians)
-            rows.append([what, call, ", ".join(shown), f"{round(slope, 1) + 0.0:.1f}"])
-    return markdown(("of what", "what", "time at each number", "exponent at the end"), rows)
+            slope = exponent([float(count) for count in numbers], medians)
+            rows.append(["", call, ", ".join(shown), f"{round(slope, 1) + 0.0:.1f}"])
+    return markdown(("of what", "what", "median at each number", "exponent at the end"), rows)
 
 
 FIGURES = ("p50, s", "p95, s", "in time", "pictures/s")
@@ -191,7 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "edits": edits,
     "overload": overload,
     "growth": growth,
-    "baselines": baselines,
+    **BASELINE_TABLES,
     "trace": traced,
     **TRACE_TABLES,
     **SERVICE_TABLES,
@@ -199,6 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **LORA_TABLES,
     **EDIT_TABLES,
     "client-alone": client_alone.table,
+    "second-day": again.table,
 }
 """By the name in a text."""
 
@@ -222,7 +218,7 @@ def _picture_row() -> list[str]:
         _spread(found["server_ms"], "ms"),
         _spread(found["diffusers_ms"], "ms"),
         _spread(found["ratio"]),
-        "`make bench`",
+        f"`{cpu['command']}`",
         cpu["date"],
     ]
 
@@ -232,9 +228,14 @@ def _level(content: dict[str, Any], ratio: float) -> dict[str, Any]:
     return next(level for level in levels if level["ratio"] == ratio)
 
 
-def _edit(level: dict[str, Any], form: Callable[[float], str]) -> tuple[str, str, str]:
-    sparse, other = level["sparse_ms"], level["diffusers_ms"]
-    return form(sparse), form(other), f"{sparse / other:.2f}"
+def _edit(level: dict[str, Any], per: float = 1.0) -> list[str]:
+    """Both sides, in milliseconds or in multiples of them, and their ratio within a turn."""
+    sides = [level["samples_ms"][side] for side in ("sparse", "diffusers")]
+    if per == 1:
+        shown = [_spread(quartiles_of(side), "ms") for side in sides]
+    else:
+        shown = [f"{spread([v / per for v in quartiles_of(side)])} s" for side in sides]
+    return [*shown, to_diffusers(level)]
 
 
 def _spread(quartiles: Sequence[float], unit: str = "", digits: int = 2) -> str:
@@ -247,8 +248,8 @@ def _brief(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.2f} ms"
 
 
-def _s(value: float) -> str:
-    return f"{value / 1e3:.1f} s"
+def _megabytes(value: float) -> str:
+    return f"{value:,.0f} MB"
 
 
 if __name__ == "__main__":

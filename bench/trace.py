@@ -1,7 +1,7 @@
 """Traces: requests with their times, made of published workloads or read from published traces.
 
-A trace names LoRAs, ControlNets and templates by popularity (0 is the most popular), so that it can
-be sent to any bundle. Its file has one JSON object a line. `bench.replay` sends it.
+A trace names prompts, LoRAs, ControlNets and templates by popularity (0 is the most popular), so
+that it can be sent to any bundle. Its file has one JSON object a line. `bench.replay` sends it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from bench.workloads import (
     COUNTS,
+    FRESH_PROMPTS,
     arrivals,
     control_rank,
     first_of,
@@ -31,6 +32,11 @@ SCENARIOS = ("text", "add-ons", "edits", "mixed")
 edits; and half edits, half pictures with add-ons."""
 STEPS = (8, 12, 20, 30)
 """Of a picture: each as often."""
+PROMPTS = 20
+"""So many are sent again and again. The fresh ones (`workloads.FRESH_PROMPTS`) have ranks from here
+on."""
+_RANKS = 2**31
+"""Of prompts: so many that two fresh ones are not the same."""
 _MILLISECONDS = 1e11
 """Timestamps above this count milliseconds since 1970."""
 
@@ -46,6 +52,7 @@ class Asked:
         loras, controls: ranks.
         template: rank of the edited picture; `None` for a generation.
         mask: share of the picture that an edit's mask covers.
+        prompt: rank; 0 in files of before there were any.
     """
 
     at: float
@@ -55,6 +62,7 @@ class Asked:
     controls: tuple[int, ...] = ()
     template: int | None = None
     mask: float = 0.0
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Workload:
         service: `A` or `B` of Katz: how many LoRAs and ControlNets a request has.
         masks: `internal`, `public` or `try-on`.
         loras, controls, templates: how many there are.
-        zipf: how uneven templates' popularity is.
+        zipf: how uneven the popularity of templates and of `PROMPTS` is.
         rate: requests a second.
         spread: of arrivals, see `workloads.arrivals`.
         steps: from which each request takes one.
@@ -88,8 +96,15 @@ class Workload:
 def make(count: int, workload: Workload) -> list[Asked]:
     """A trace of so many requests; the same one for the same workload."""
     rng = random.Random(workload.seed)
+    prompts = random.Random(f"prompts {workload.seed}")
     times = arrivals(count, workload.rate, rng, spread=workload.spread)
-    return [_one(at, workload, rng) for at in times]
+    return [replace(_one(at, workload, rng), prompt=_prompt(workload, prompts)) for at in times]
+
+
+def _prompt(workload: Workload, rng: random.Random) -> int:
+    if rng.random() < FRESH_PROMPTS:
+        return rng.randrange(PROMPTS, _RANKS)
+    return zipf_rank(PROMPTS, workload.zipf, rng)
 
 
 def _one(at: float, workload: Workload, rng: random.Random) -> Asked:
@@ -121,6 +136,20 @@ def at_rate(trace: Sequence[Asked], rate: float) -> list[Asked]:
     return [replace(asked, at=round(asked.at * now / rate, 4)) for asked in trace]
 
 
+def again(trace: Sequence[Asked], number: int) -> list[Asked]:
+    """The same requests for a further pass, from 1: fresh prompts are others, and so are seeds.
+    Otherwise all of their recordings would be there.
+    """
+    return [
+        replace(
+            asked,
+            seed=(asked.seed + number) % 2**31,
+            prompt=asked.prompt if asked.prompt < PROMPTS else asked.prompt + number * _RANKS,
+        )
+        for asked in trace
+    ]
+
+
 def save(trace: Sequence[Asked], file: Path) -> None:
     """Write a trace."""
     file.write_text("".join(json.dumps(asdict(asked)) + "\n" for asked in trace))
@@ -147,8 +176,9 @@ def read_katz(file: Path, service: str, *, steps: int, loras: int, controls: int
     """Katz's published trace, `diffusion_model_request_trace.json`: one service's requests.
 
     Each entry has `timestamp`, `scene_id` (`A` or `B`), `controlnets` and `loras` (lists of ids, or
-    null). It says nothing of steps, prompts or edits. What is popular in the file is rank 0 here; a
-    rank that is not there is mapped to one that is, rank modulo number.
+    null). It says nothing of steps, prompts or edits: each request has a prompt of its own. What is
+    popular in the file is rank 0 here; a rank that is not there is mapped to one that is, rank
+    modulo number.
 
     Args:
         file: the file.
@@ -180,6 +210,7 @@ def read_katz(file: Path, service: str, *, steps: int, loras: int, controls: int
             seed=number,
             loras=mapped(entry, "loras", loras),
             controls=mapped(entry, "controlnets", controls),
+            prompt=PROMPTS + number,
         )
         for number, entry in enumerate(entries)
     ]

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import Any
 
-from bench.baselines import report_of
 from bench.markdown import NOT_YET, if_measured, markdown, two
 from bench.profile import medians, outside_share
-
-SCENARIOS = ("text", "add-ons", "edits")
-"""Of `bench.trace`, beside `mixed`, which has a table of its own."""
 
 
 def ablations() -> str:
@@ -69,30 +64,9 @@ def profile() -> str:
     return markdown(("milliseconds of a picture", *columns), rows)
 
 
-def scenarios() -> str:
-    """The other scenarios against the usual Triton model: the tail at each load."""
-    rows: list[list[str]] = []
-    for scenario in SCENARIOS:
-        if (content := if_measured(report_of(scenario))) is None:
-            rows.append([NOT_YET.format(f"baselines-{scenario}"), "", "", "", "", ""])
-            continue
-        rows += [
-            [scenario, name, two(run["summary"]["rate"]), *_tail(run["summary"])]
-            for name, run in content["results"]["runs"].items()
-        ]
-    head = ("scenario", "side", "requests/s", "p50, s", "p95, s", "in time")
-    return markdown(head, rows)
-
-
-def _tail(summary: dict[str, Any]) -> list[str]:
-    latency = summary["latency_s"]
-    return [two(latency["p50"]), two(latency["p95"]), f"{100 * summary['good']:.0f} %"]
-
-
 TRACE_TABLES: dict[str, Callable[[], str]] = {
     "ablations": ablations,
     "attention-only": attention_only,
     "profile": profile,
-    "scenarios": scenarios,
 }
 """By the name in a text."""

@@ -32,6 +32,12 @@ LORAS += [(4000, 0.94), (6980, 1.0)]
 """Share of the requests that need one of the most popular LoRAs (Katz, service A)."""
 
 CONTROL_COUNT = 47
+
+FRESH_PROMPTS = 0.75
+"""Share of the requests with a prompt that nobody has sent before. Neither paper tells of prompts.
+DiffusionDB (arXiv 2210.14896) has 1.5 million prompts in its 2 million pictures. In its larger set
+fewer are fresh, 1.8 of 14 million. How often each of the others is sent is not taken from it."""
+
 COUNTS: dict[str, dict[str, tuple[float, ...]]] = {
     "A": {"controls": (0.0, 0.305, 0.695), "loras": (0.002, 0.088, 0.91)},
     "B": {"controls": (0.019, 0.251, 0.699, 0.031), "loras": (0.072, 0.736, 0.192)},

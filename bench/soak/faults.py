@@ -121,15 +121,18 @@ class Faults:
         process, model = self._model()
         processes = model_processes(self._triton().pid)
         self._replaced |= {identity(p) for p, m in processes.items() if m == model}
-        # With the process, tritonserver may end, too: then all is loaded again.
-        sentences = (f"model {model} is back after", "tritonserver has ended")
-
-        def said() -> int:
-            return sum(map(self._server.log.read_text().count, sentences))
-
-        before = said()
+        sentence = f"model {model} is back after"
+        before = self._server.log.read_text().count(sentence)
+        triton = self._triton().pid
         os.kill(process, number)
-        self._server.wait_until(lambda: said() > before, STALL_S + _HEALS_WITHIN_S)
+        self._server.wait_until(
+            # a tritonserver that ends by itself behind it is started again with all models
+            lambda: (
+                self._server.log.read_text().count(sentence) > before
+                or not psutil.pid_exists(triton)
+            ),
+            STALL_S + _HEALS_WITHIN_S,
+        )
         return model
 
     def _kill_server(self) -> str:

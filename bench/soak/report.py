@@ -92,8 +92,9 @@ class Soak:
         told: dict[str, dict[str, float | None]] = {}
         for name in sorted({name for parts in whole for name in parts}):
             values = [float(parts[name]) for parts in whole if name in parts]
-            grown = round(growth(values), 4) if len(values) >= _QUARTERS else None
-            told[name] = {"median_mb": round(statistics.median(values) / 1e6), "growth": grown}
+            grown = growth(values) if len(values) >= _QUARTERS else None
+            median = round(statistics.median(values) / 1e6)
+            told[name] = {"median_mb": median, "growth": _rounded(grown)}
         return told
 
 

@@ -102,10 +102,10 @@ def shared_memory(server: Server) -> list[Path]:
     return list(_SHARED.glob(f"tessera-run-*-{server.process.pid}-*"))
 
 
-def growth(values: Sequence[float]) -> float:
+def growth(values: Sequence[float]) -> float | None:
     """How much larger the last quarter is than the second one, at the median: the first quarter
-    warms up.
+    warms up. `None` of something that was not there in the second quarter.
     """
     quarter = len(values) // 4
     before = statistics.median(values[quarter : 2 * quarter])
-    return statistics.median(values[-quarter:]) / before - 1.0
+    return statistics.median(values[-quarter:]) / before - 1.0 if before else None

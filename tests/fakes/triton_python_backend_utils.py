@@ -1,7 +1,8 @@
 """A small stand-in for the module that Triton's Python backend gives its models.
 
-Has the members that `tessera.triton.pb` uses, with the real ones' behaviour as far as the tests
-need it. `BLS` maps a model's name to the function that answers calls to it.
+Has the members that `tessera.triton.pb` and `bench.baseline_model` use, with the real ones'
+behaviour as far as the tests need it. `BLS` maps a model's name to the function that answers calls
+to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tessera.shared.settings import ServerSettings
 from tessera.shared.signing import ServerKey
 
 TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 BLS: dict[str, Callable[[dict[str, Any]], InferenceResponse]] = {}
 TIMEOUTS: dict[str, int] = {}
 PARAMETERS: dict[str, dict[str, Any]] = {}
@@ -78,6 +80,18 @@ class ReceivedResponse:
         return self.made.error
 
 
+class ResponseSender:
+    """Of a model that is not decoupled: one response, which is final."""
+
+    def __init__(self) -> None:
+        self.sent: InferenceResponse | None = None
+
+    def send(self, response: InferenceResponse, flags: int) -> None:
+        assert self.sent is None
+        assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.sent = response
+
+
 class Request:
     """An incoming request, as Triton hands it to `execute`."""
 
@@ -94,6 +108,10 @@ class Request:
         self._correlation_id = correlation_id
         self._timeout = timeout
         self.flags = 0
+        self.sender = ResponseSender()
+
+    def get_response_sender(self) -> ResponseSender:
+        return self.sender
 
     def inputs(self) -> list[Tensor]:
         return self._inputs

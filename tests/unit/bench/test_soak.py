@@ -35,6 +35,7 @@ def soak(
 def test_growth_is_that_after_the_first_quarter() -> None:
     assert growth([1, 1, 100, 100, 100, 100, 110, 110]) == pytest.approx(0.1)
     assert growth([1, 50, 100, 100, 100, 100, 100, 100]) == pytest.approx(0.0)
+    assert growth([0, 0, 0, 0, 1, 1, 1, 1]) is None
 
 
 def test_every_request_is_counted_and_faulty_ones_are_listed() -> None:

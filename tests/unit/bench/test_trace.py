@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench import trace, workloads
-from bench.trace import Workload
+from bench.trace import Asked, Workload
 
 MANY = 4000
 
@@ -21,6 +23,17 @@ def test_a_trace_is_the_same_every_time_and_survives_its_file(tmp_path: Path) ->
     assert made == trace.make(50, Workload(seed=3)) != trace.make(50, Workload(seed=4))
     trace.save(made, tmp_path / "trace.jsonl")
     assert trace.load(tmp_path / "trace.jsonl") == made
+    old = {
+        "at": 1.0,
+        "steps": 8,
+        "seed": 2,
+        "loras": [1],
+        "controls": [],
+        "template": 3,
+        "mask": 0.5,
+    }
+    (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n")  # from before there were prompts
+    assert trace.load(tmp_path / "old.jsonl") == [Asked(1.0, 8, 2, (1,), (), 3, 0.5, prompt=0)]
     (tmp_path / "other.jsonl").write_text('{"at": 1}\n')
     with pytest.raises(ValueError, match=r"other\.jsonl, line 1: "):
         trace.load(tmp_path / "other.jsonl")
@@ -37,6 +50,27 @@ def test_add_ons_are_as_many_as_published() -> None:
     assert sum(rank < 5 for rank in ranks) / len(ranks) > 0.9
     popular = [rank for asked in made for rank in asked.loras]
     assert sum(rank < 1000 for rank in popular) / len(popular) == pytest.approx(0.74, abs=0.05)
+
+
+def test_most_prompts_are_fresh_and_the_others_popular() -> None:
+    prompts = [asked.prompt for asked in trace.make(MANY, Workload("text"))]
+    fresh = [prompt for prompt in prompts if prompt >= trace.PROMPTS]
+    assert len(fresh) / MANY == pytest.approx(workloads.FRESH_PROMPTS, abs=0.03)
+    assert len(set(fresh)) == len(fresh)
+    known = [prompt for prompt in prompts if prompt < trace.PROMPTS]
+    assert set(known) == set(range(trace.PROMPTS))
+    assert known.count(0) > 5 * known.count(trace.PROMPTS - 1)
+
+
+def test_a_further_pass_has_other_fresh_prompts_and_is_the_same_otherwise() -> None:
+    made = trace.make(200, Workload())
+    passes = [made, trace.again(made, 1), trace.again(made, 2)]
+    assert trace.again(made, 0) == made
+    for before, after in itertools.combinations(passes, 2):
+        for one, other in zip(before, after, strict=True):
+            assert (one.prompt == other.prompt) == (one.prompt < trace.PROMPTS)
+            assert one.seed != other.seed
+            assert replace(other, seed=one.seed, prompt=one.prompt) == one
 
 
 def test_fewer_things_are_the_popular_ones() -> None:
@@ -81,6 +115,7 @@ def test_the_published_trace_of_katz(tmp_path: Path) -> None:
     first, second = trace.read_katz(file, "A", steps=20, loras=5, controls=2)
     assert (first.at, first.loras, first.controls) == (0.0, (0, 1), (0,))
     assert (second.at, second.loras, second.controls) == (2.5, (), (0, 1))
+    assert first.prompt != second.prompt
     (entry,) = trace.read_katz(file, "B", steps=20, loras=5, controls=2)
     assert (entry.steps, entry.controls) == (20, ())
     with pytest.raises(ValueError, match="service is 'C'; accepted: A, B, with entries"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -46,6 +47,17 @@ def test_its_quality_is_as_stated(vae: AutoencoderKL, latents: Latents) -> None:
 
 def test_the_same_vae_gives_the_same_decoder(vae: AutoencoderKL, latents: Latents) -> None:
     assert fit_linear_decoder(vae, latents) == fit_linear_decoder(vae, latents)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_vae_in_half_precision_is_fitted_in_float32_and_stays_as_it_is(
+    vae: AutoencoderKL, latents: Latents, dtype: torch.dtype
+) -> None:
+    """Its weights are those of half precision; only the arithmetic is another's."""
+    half = copy.deepcopy(vae).to(dtype)
+    expected = fit_linear_decoder(copy.deepcopy(half).float(), latents)
+    assert fit_linear_decoder(half, latents) == expected
+    assert half.dtype == dtype
 
 
 @pytest.mark.parametrize("variant", ["sd15", "sd21", "sdxl"])

@@ -1,0 +1,147 @@
+"""Figures of the docs, drawn again from the reports without a run: a part of `bench tables`.
+
+A figure keeps the digest of the results that it was drawn from, so it is drawn again only when they
+have changed. It has few colours, which saves bytes, and it never grows: one that would is not
+replaced. Figures that need more than their report has are drawn by their benchmarks only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from bench import (
+    baselines,
+    edit_policies,
+    edit_quality,
+    growth,
+    lora_quality,
+    mixed_adapters,
+    profile,
+    replay,
+    report,
+)
+
+DIGEST = "Results"
+"""Of a PNG's texts, the one with the digest."""
+COLOURS = 48
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a report's figure is drawn: its file, and a function of results and file."""
+
+    file: Path
+    draw: Callable[[Any, Path], None]
+
+
+def _baselines(results: Any, file: Path) -> None:
+    runs = results["runs"].items()
+    every: dict[str, Sequence[float]] = {
+        n: [s for of in run["latencies"] for s in of if s is not None] for n, run in runs
+    }
+    replay.draw(every, file)
+
+
+def _adapters(results: Any, file: Path) -> None:
+    found = {path: mixed_adapters.Measured(**of) for path, of in results.items()}
+    mixed_adapters.draw(found, file)
+
+
+def _rows(module: Any) -> Callable[[Any, Path], None]:
+    """A drawing by a module whose results are rows of its `Measured`."""
+    return lambda rows, file: module.draw_curves([module.Measured(**row) for row in rows], file)
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "growth": Drawing(growth.FIGURE, growth.draw),
+    "profile": Drawing(profile.FIGURE, profile.draw_bars),
+    "baselines": Drawing(baselines.FIGURE, _baselines),
+    "mixed_adapters": Drawing(mixed_adapters.FIGURE, _adapters),
+    "edit_policies": Drawing(edit_policies.FIGURE, _rows(edit_policies)),
+    "edit_quality": Drawing(edit_quality.FIGURE, _rows(edit_quality)),
+    "lora_quality": Drawing(lora_quality.FIGURE, _rows(lora_quality)),
+}
+"""By the name of the report."""
+
+
+def redraw(drawings: Mapping[str, Drawing] = DRAWINGS) -> list[str]:
+    """Draw what is not of the latest results; what was done with each, a sentence."""
+    done = []
+    for name, drawing in drawings.items():
+        results = _results(name)
+        if results is None or digest_of(drawing.file) == digest(results):
+            continue
+        content, file = drawn(drawing, results), drawing.file
+        before = file.stat().st_size if file.exists() else None
+        if before is not None and len(content) > before:
+            done.append(f"not drawn: {file.name} would grow from {before} to {len(content)} bytes")
+            continue
+        file.write_bytes(content)
+        done.append(f"drawn: {file.name}")
+    return done
+
+
+def drawn(drawing: Drawing, results: Any) -> bytes:
+    """A figure as a PNG of few colours, with the digest of its results."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figure.png"
+        drawing.draw(results, file)
+        with Image.open(file) as picture:
+            few = of_few_colours(picture.convert("RGB"))
+    text = PngInfo()
+    text.add_text(DIGEST, digest(results))
+    sink = io.BytesIO()
+    few.save(sink, "PNG", optimize=True, pnginfo=text)
+    return sink.getvalue()
+
+
+def of_few_colours(picture: Image.Image) -> Image.Image:
+    """A picture of mode RGB with the colours of lines and its most frequent ones as they are, the
+    others by the nearest of them: smoothed edges become coarser.
+    """
+    pixels = np.asarray(picture)  # (height, width, 3)
+    colours, indices, counts = np.unique(
+        pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    of_lines = np.round(255 * np.array(mpl.colormaps["tab10"](range(10)))[:, :3])
+    is_line = (colours[:, None] == of_lines).all(axis=2).any(axis=1)
+    palette = colours[np.lexsort((counts, is_line))[::-1][:COLOURS]]
+    far = np.square(colours[:, None].astype(int) - palette).sum(axis=2)  # (colours, palette)
+    nearest = far.argmin(axis=1)[indices.reshape(pixels.shape[:2])]
+    few = Image.fromarray(nearest.astype(np.uint8), "P")
+    few.putpalette(palette.astype(np.uint8).tobytes())
+    return few
+
+
+def digest(results: Any) -> str:
+    """Of results, however their file is laid out."""
+    return hashlib.sha256(json.dumps(results).encode()).hexdigest()
+
+
+def digest_of(file: Path) -> str | None:
+    """The digest of the results that a figure was drawn from, None if it does not say."""
+    if not file.exists():
+        return None
+    with Image.open(file) as picture:
+        found = picture.info.get(DIGEST)
+    return found if isinstance(found, str) else None
+
+
+def _results(name: str) -> Any:
+    """The results of a report, None if there is none. A file of rows alone is its results."""
+    if not report.path_of(name).exists():
+        return None
+    content = json.loads(report.path_of(name).read_text())
+    return content["results"] if isinstance(content, dict) else content

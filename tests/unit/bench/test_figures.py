@@ -1,0 +1,83 @@
+"""Figures are drawn again from reports."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageColor
+
+from bench import figures, report
+from bench.figures import COLOURS, DRAWINGS, Drawing, digest_of, drawn, of_few_colours, redraw
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_every_figure_can_be_drawn_from_its_report(name: str, tmp_path: Path) -> None:
+    drawing, file = DRAWINGS[name], tmp_path / "figure.png"
+    content = json.loads(report.path_of(name).read_text())
+    results = content if isinstance(content, list) else content["results"]
+    file.write_bytes(drawn(drawing, results))
+    assert digest_of(file) == figures.digest(results)
+    with Image.open(file) as new, Image.open(drawing.file) as old:
+        assert new.width == old.width
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_that_names_its_results_is_of_the_report(name: str) -> None:
+    """`python -m bench tables` draws it. Figures of before there were digests name none."""
+    content = json.loads(report.path_of(name).read_text())
+    results = content if isinstance(content, list) else content["results"]
+    assert digest_of(DRAWINGS[name].file) in (None, figures.digest(results))
+
+
+def test_only_changed_results_are_drawn(tmp_path: Path) -> None:
+    drawings: list[Any] = []
+
+    def draw(results: Any, file: Path) -> None:
+        drawings.append(results)
+        Image.new("RGB", (20, 20), (results[0], 0, 0)).save(file)
+
+    file = tmp_path / "figure.png"
+    with report.elsewhere(tmp_path):
+        assert redraw({"some": Drawing(file, draw)}) == []
+        report.write("some", {}, [7], machine={"cpu": "one"})
+        assert redraw({"some": Drawing(file, draw)}) == ["drawn: figure.png"]
+        assert redraw({"some": Drawing(file, draw)}) == []
+        report.write("some", {}, [9], machine={"cpu": "one"})
+        assert redraw({"some": Drawing(file, draw)}) == ["drawn: figure.png"]
+    assert drawings == [[7], [9]]
+    with Image.open(file) as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == (9, 0, 0)
+
+
+def test_few_colours_keep_those_of_lines() -> None:
+    """A line's colour stays, however many shades of others there are beside it, and how short it
+    is. So does the ground.
+    """
+    picture = Image.new("RGB", (256, 300), "white")
+    picture.paste(Image.linear_gradient("L").convert("RGB"))
+    lines = [ImageColor.getrgb(colour) for colour in ("#1f77b4", "#17becf", "#9467bd")]
+    for number, colour in enumerate(lines):
+        picture.putpixel((5, 20 * number), colour)
+    few = of_few_colours(picture)
+    found = few.convert("RGB")
+    assert len(few.getcolors() or []) == COLOURS
+    assert [found.getpixel((5, 20 * number)) for number in range(3)] == lines
+    assert found.getpixel((5, 299)) == (255, 255, 255)
+
+
+def test_a_figure_that_would_grow_stays(tmp_path: Path) -> None:
+    def draw(results: Any, file: Path) -> None:
+        Image.effect_noise((200, 200), 50).convert("RGB").save(file)
+
+    file = tmp_path / "figure.png"
+    Image.new("RGB", (2, 2)).save(file)
+    before = file.read_bytes()
+    with report.elsewhere(tmp_path):
+        report.write("some", {}, [7], machine={"cpu": "one"})
+        (said,) = redraw({"some": Drawing(file, draw)})
+    assert re.fullmatch(rf"not drawn: figure.png would grow from {len(before)} to \d+ bytes", said)
+    assert file.read_bytes() == before
