@@ -61,12 +61,14 @@ def drain(
         return
     from tessera.shared.activity import Activity
 
+    began = time.monotonic()
     jobs, activities = _opened(board, hurry, seconds), Activity(activity)
     if jobs is None:
-        say("requests are not waited for: a process keeps the lock of the job board")
+        if not hurry():
+            say("requests are not waited for: a process keeps the lock of the job board")
         return
     jobs.refuse()
-    began = quiet = jobless = time.monotonic()
+    quiet = jobless = time.monotonic()
     refused_at, refusals = 0.0, 0
     told = cancelled = False
     while not hurry():
@@ -94,7 +96,9 @@ def drain(
 
 
 def _opened(board: Path, hurry: Callable[[], bool], seconds: float) -> Board | None:
-    """The board, once it can be locked; `None` if that takes longer than so many seconds."""
+    """The board, once it can be locked; `None` if that takes longer than so many seconds, or there
+    is a `hurry`.
+    """
     from tessera.shared.board import Board  # imports numpy
 
     end = time.monotonic() + seconds
