@@ -61,6 +61,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gateway.client = new_client()  # the one before is closed if the application ran already
+        gateway.closing = False
         _reload_at_hangup(gateway)
         yield
         await gateway.close()

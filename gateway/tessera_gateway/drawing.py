@@ -19,6 +19,7 @@ from tessera.contract import RANDOM_SEEDS
 from tessera.types import Array
 from tessera_client import Preview, Result
 from tessera_client.messages import EditOptions
+from tessera_gateway.cancelling import cancel_job
 from tessera_gateway.errors import ApiError
 from tessera_gateway.state import Gateway, gateway_of
 
@@ -68,8 +69,12 @@ async def draw(
     Raises:
         TesseraError: see `tessera_client.AsyncClient.generate`.
     """
-    with gateway.drawing(drawing.job_id):
-        result = await _ask(gateway, drawing, on_preview)
+    try:
+        with gateway.drawing(drawing.job_id):
+            result = await _ask(gateway, drawing, on_preview)
+    except asyncio.CancelledError:
+        gateway.start(cancel_job(gateway, drawing.job_id))  # for longer than the SDK tries
+        raise
     info, prompt = result.info, drawing.prompt if gateway.settings.log_prompts else "..."
     log.info(
         "%s: %s, %d x %d, %d steps, %.0f ms, prompt %r",

@@ -41,6 +41,7 @@ class Gateway:
         kept: pictures behind URLs.
         statuses: of jobs, for those who watch them.
         previews: of jobs, likewise.
+        closing: whether it is being stopped.
     """
 
     settings: GatewaySettings
@@ -49,6 +50,7 @@ class Gateway:
     kept: KeptPictures
     statuses: Shared[JobStatus] = field(init=False)
     previews: Shared[Preview | None] = field(init=False)
+    closing: bool = False
     _jobs: Counter[str] = field(default_factory=Counter)
     _bundle: tuple[float, ServedBundle] | None = None
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -102,7 +104,8 @@ class Gateway:
 
     async def close(self) -> None:
         """Wait for what is under way, and close the connections."""
-        if self._tasks:
+        self.closing = True
+        while self._tasks:  # one may start another
             await asyncio.wait(self._tasks)
         await self.client.close()
 

@@ -113,9 +113,10 @@ class Plan:
         feather: pixels inside the border of the mask within which an edit fades in.
         tone: `MASK_TONE` of an edit.
         prompt_count: one, and one for each region of an edit.
-        started: `time.time()` at which `encode` took the request.
+        started: `time.monotonic()` at which `encode` took the request.
         shapes: those of the tensors that travel with the plan, by name, and of LATENTS.
-        deadline: `time.time()` after which nobody waits for the picture; 0 if somebody always does.
+        deadline: `time.monotonic()` after which nobody waits for the picture; 0 if somebody always
+            does.
         priority: 1 is denoised first.
         encode_ms: time `encode` took.
         engine_ms: the part of it inside the text encoder's engine.

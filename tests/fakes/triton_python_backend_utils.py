@@ -101,12 +101,14 @@ class Request:
         called: bool = False,
         parameters: dict[str, Any] | None = None,
         timeout: int = 0,
+        raw: bytes | None = None,
         **inputs: np.ndarray[Any, Any],
     ) -> None:
         self._parameters = (parameters or {}) | ({"tessera_called": word()} if called else {})
         self._inputs = [Tensor(name, array) for name, array in inputs.items()]
         self._correlation_id = correlation_id
         self._timeout = timeout
+        self._raw = raw
         self.flags = 0
         self.sender = ResponseSender()
 
@@ -117,6 +119,8 @@ class Request:
         return self._inputs
 
     def parameters(self) -> str:
+        if self._raw is not None:
+            return self._raw.decode()  # as pybind11 does with what Triton has
         return json.dumps(self._parameters) if self._parameters else ""
 
     def correlation_id(self) -> int:

@@ -11,6 +11,6 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1e9
 
-    def time(self) -> float:
-        """As `time.time`."""
+    def monotonic(self) -> float:
+        """As `time.monotonic`."""
         return self.now

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from bench.server import Server
 from tessera.errors import UnknownJob
 from tessera_client import Cancelled, Client, JobStatus
 from tests.samples.waiting import PATIENCE_S
@@ -63,3 +65,20 @@ def in_company(client: Client, jobs: int = 1, **options: Any) -> Iterator[None]:
                 client.cancel(name)
         for each in drawn:
             assert isinstance(each.exception(), Cancelled)
+
+
+def end_all(client: Client, names: Sequence[str], drawn: Sequence[Future[Any]]) -> None:
+    """Cancel jobs until each has ended; one that waits in a queue of Triton's is not known yet."""
+    while not all(each.done() for each in drawn):
+        for name, each in zip(names, drawn, strict=True):
+            if not each.done():
+                with suppress(UnknownJob):
+                    client.cancel(name)
+
+
+def waiting(server: Server, model: str) -> int:
+    """Number of requests in one of Triton's queues."""
+    url = f"http://localhost:{server.metrics_port}/metrics"
+    lines = urllib.request.urlopen(url, timeout=30).read().decode().splitlines()
+    name = f'nv_inference_pending_request_count{{model="{model}",'
+    return sum(int(line.split()[-1]) for line in lines if line.startswith(name))

@@ -13,6 +13,8 @@ import tritonclient.http
 from bench.server import Server
 from tessera.shared.board import Board
 from tessera_client import Client, Control
+from tests.samples.jobs import in_company
+from tests.samples.raw_http import send
 from tests.samples.raw_requests import error_of
 from tests.samples.servers import shared_memory_of
 from tests.samples.waiting import comes
@@ -46,7 +48,7 @@ PLANS = {
     "control": PLAN | {"controls": [CONTROL]},
     "list": [1],
 }
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "TEXT": np.zeros((1, 1, 77, 96), np.float32),
     "POOLED": np.zeros((1, 1, 1), np.float32),
     "CLEAN": np.zeros((1, 1, 1, 1), np.float32),
@@ -106,6 +108,29 @@ def test_strangers_get_no_previews_and_change_no_controls(
         "TEXT": np.zeros((1, 2, 77, 96), np.float32),
     }
     assert SENTENCE in refused(server, protocol, "controlnet_edges", tell)
+
+
+def test_parameters_that_are_no_text_harm_nobody(server: Server, http_client: Client) -> None:
+    """Triton passes such bytes on. They reach `denoise` together with others' jobs."""
+    arrays = TENSORS | {"QUEUED_TICK": np.array([[0]], np.int64)}
+    kinds = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
+    inputs: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "datatype": kinds[str(array.dtype)],
+            "shape": array.shape,
+            "data": array.ravel().tolist(),
+        }
+        for name, array in arrays.items()
+    ]
+    inputs.append({"name": "PLAN", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]})
+    parameters = {"sequence_id": 8, "sequence_start": True, "note": "BYTES"}
+    body = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+    with in_company(http_client):
+        for _ in range(5):
+            spoiled = body.replace(b'"BYTES"}', b'"\xff"}')
+            answer = send(server.http, "POST", "/v2/models/denoise/infer", spoiled)
+            assert (answer.status, SENTENCE in answer.error) == (400, True), answer
 
 
 def test_direct_calls_of_encode_leave_no_jobs_behind(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from bench.server import Server
 from tessera.errors import UnknownJob
 from tessera_client import Client
-from tests.samples.jobs import ENDLESS, unique, wait_for_step
+from tests.samples.jobs import ENDLESS, end_all, unique, wait_for_step, waiting
 from tests.samples.waiting import comes
 
 CROWD = 30
@@ -42,22 +41,7 @@ def crowd(server: Server, draw: Draw, jobs: int) -> Iterator[tuple[list[str], Th
             yield names, pool
             assert sum(each.done() for each in drawn) <= 1
         finally:
-            _end(client, names, drawn)
-
-
-def _end(client: Client, names: list[str], drawn: list[Future[Any]]) -> None:
-    while not all(each.done() for each in drawn):
-        for name, each in zip(names, drawn, strict=True):
-            if not each.done() and _is_known(client, name):
-                client.cancel(name)
-
-
-def waiting(server: Server, model: str) -> int:
-    """Requests in one of Triton's queues."""
-    url = f"http://localhost:{server.metrics_port}/metrics"
-    lines = urllib.request.urlopen(url, timeout=30).read().decode().splitlines()
-    name = f'nv_inference_pending_request_count{{model="{model}",'
-    return sum(int(line.split()[-1]) for line in lines if line.startswith(name))
+            end_all(client, names, drawn)
 
 
 def test_one_generation_overtakes_thirty(server: Server, http_client: Client) -> None:

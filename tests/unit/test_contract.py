@@ -13,6 +13,7 @@ import tessera
 from tessera import contract
 from tessera.contract.limits import DEFAULT_PRIORITY, PRIORITIES
 from tessera.requests.framing import GEOMETRY
+from tessera_gateway.settings import GatewaySettings
 
 ROOT = Path(__file__).resolve().parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -110,6 +111,12 @@ def test_a_request_leaves_the_queues_when_its_timeout_is_over(name: str) -> None
     assert policy.allow_timeout_override
     assert policy.default_timeout_microseconds >= 24 * 3600e6, "longer ones are cut to that"
     assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+
+
+def test_edits_that_are_not_on_the_board_yet_are_few() -> None:
+    """Nothing counts the memory of their bodies."""
+    edits = config("edit").dynamic_batching.default_queue_policy.max_queue_size
+    assert edits * GatewaySettings.max_body <= 2.1e9
 
 
 @pytest.mark.parametrize("name", MODELS)

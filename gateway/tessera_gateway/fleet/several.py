@@ -20,6 +20,9 @@ from tessera_gateway.fleet.pool import Member, Pool
 
 T = TypeVar("T")
 CANCEL_WITHIN_S = 5.0
+COMES_WITHIN_S = 300.0
+"""A job that is to be cancelled may wait for so long before its worker knows it."""
+_AGAIN_S = 0.5
 
 
 async def by_job(
@@ -56,10 +59,20 @@ async def by_job(
 
 
 async def cancel(member: Member, job: str) -> None:
-    """Tell a worker that nobody waits for a picture any more. What it answers does not matter."""
+    """Tell a worker that nobody waits for a picture any more. An edit that waits in Triton's queue
+    is not known to it yet, so this goes on for some minutes.
+    """
     request = wire.request_of("jobs", {"ACTION": "cancel", "JOB_ID": job})
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        await member.call("ModelInfer", request, CANCEL_WITHIN_S)
+    until = time.monotonic() + COMES_WITHIN_S
+    with contextlib.suppress(grpc.aio.UsageError):  # the connection has been closed meanwhile
+        while True:
+            try:
+                await member.call("ModelInfer", request, CANCEL_WITHIN_S)
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.NOT_FOUND or time.monotonic() > until:
+                    return
+            await asyncio.sleep(_AGAIN_S)
 
 
 async def everywhere(pool: Pool, peek: Peek) -> str:

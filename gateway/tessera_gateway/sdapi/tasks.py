@@ -14,7 +14,7 @@ from PIL import Image
 from tessera.contract import JobStatus
 from tessera.errors import Cancelled, TesseraError
 from tessera_client import Result
-from tessera_gateway.cancelling import cancel_job
+from tessera_gateway.cancelling import COMES_WITHIN_S, cancel_job
 from tessera_gateway.drawing import Drawing, draw
 from tessera_gateway.pictures import base64_of, encode
 from tessera_gateway.state import Gateway
@@ -57,10 +57,12 @@ class Task:
             self.ended.add(drawing.job_id)
 
     async def interrupt(self, gateway: Gateway) -> None:
-        """End what is not over yet."""
+        """End what is not over yet; returns when that is done, or goes on for long."""
         self.interrupted = True
         left = [d.job_id for d in self.drawings if d.job_id not in self.ended]
-        await asyncio.gather(*(cancel_job(gateway, job) for job in left))
+        ends = [gateway.start(cancel_job(gateway, job)) for job in left]
+        if ends:
+            await asyncio.wait(ends, timeout=COMES_WITHIN_S)
 
 
 class Tasks:

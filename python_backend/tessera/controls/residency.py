@@ -157,7 +157,7 @@ class Residency:
                 resident = table.residents.get(name)
                 if resident is None:
                     continue
-                resident.used = time.time()
+                resident.used = time.monotonic()
                 left = resident.holders.get(self._process, 0) - 1
                 if left > 0:
                     resident.holders[self._process] = left
@@ -185,13 +185,13 @@ class Residency:
                 return False
             leaving = self._leaving(table, names, missing)
             if leaving is None:
-                table.waiting.setdefault(self._process, time.time())
+                table.waiting.setdefault(self._process, time.monotonic())
                 return False
             table.waiting.pop(self._process, None)
             # Memory is reassigned here, under the lock. Loading takes seconds and runs outside the
             # lock, so that requests for other ControlNets can proceed.
             for name in (*leaving, *missing):
-                residents[name] = Resident(time.time(), mover=self._process)
+                residents[name] = Resident(time.monotonic(), mover=self._process)
             for name in names.difference(missing):
                 self._hold(residents[name])
         try:
@@ -202,7 +202,7 @@ class Residency:
             raise
 
     def _hold(self, resident: Resident) -> None:
-        resident.used = time.time()
+        resident.used = time.monotonic()
         resident.holders[self._process] = resident.holders.get(self._process, 0) + 1
 
     def _leaving(
@@ -235,8 +235,10 @@ class Residency:
 
     def _on_turn(self, table: _Table) -> bool:
         """Whether no process has waited beyond `patience` that began to wait before this one."""
-        began = table.waiting.get(self._process, time.time())
-        late = [since for since in table.waiting.values() if time.time() - since > self._patience]
+        began = table.waiting.get(self._process, time.monotonic())
+        late = [
+            since for since in table.waiting.values() if time.monotonic() - since > self._patience
+        ]
         return all(since >= began for since in late)
 
     def _move(self, leaving: list[str], missing: list[str]) -> None:
@@ -260,7 +262,7 @@ class Residency:
             if not stays:
                 table.residents.pop(name, None)
                 return
-            resident = table.residents.setdefault(name, Resident(time.time()))
+            resident = table.residents.setdefault(name, Resident(time.monotonic()))
             resident.mover = ""
             self._hold(resident)
 

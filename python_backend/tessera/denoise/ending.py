@@ -12,7 +12,7 @@ def final_stats(running: Running) -> Stats:
     """The stats of a request, with what only its end tells."""
     stats, plan, now = running.stats, running.plan, time.monotonic()
     stats.denoise_ms = 1e3 * (now - (running.started or now))
-    before = 1e3 * (time.time() - plan.started) - stats.denoise_ms
+    before = 1e3 * (now - plan.started) - stats.denoise_ms
     stats.queue_ms = max(0.0, before - plan.encode_ms)
     stats.control_load_ms = plan.control_load_ms
     stats.refit_ms += plan.text_refit_ms

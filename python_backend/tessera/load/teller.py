@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,12 +45,15 @@ class LoadTeller:
         self._told: tuple[frozenset[int], float] | None = None
 
     def tell(self, running: Mapping[int, Running]) -> None:
-        """Publish, if other requests run than last time, or that was some time ago."""
+        """Publish, if other requests run than last time, or that was some time ago. What cannot be
+        written is left out.
+        """
         now, present = time.monotonic(), frozenset(running)
         if self._told and self._told[0] == present and now - self._told[1] < EVERY_S:
             return
         self._told = (present, now)
-        load.write(self._path, self._content(running))
+        with contextlib.suppress(OSError):  # a full /dev/shm is no reason to fail a request
+            load.write(self._path, self._content(running))
 
     def _content(self, running: Mapping[int, Running]) -> dict[str, Any]:
         content: dict[str, Any] = {

@@ -24,7 +24,7 @@ from tessera.requests.controls import Control, read_controls
 from tessera.requests.edit import EditChoice, FindTemplate, no_templates, read_edit, size_of_edit
 from tessera.requests.elements import elements_of
 from tessera.requests.fields import Inputs, scalar_of, text_of
-from tessera.requests.parameters import JOB_IDS, checked_job_id
+from tessera.requests.job_id import read_job_id
 
 LoraWeight = Annotated[
     float,
@@ -189,26 +189,6 @@ def _clip_skip(inputs: Inputs, manifest: Manifest) -> int:
     if not 0 <= layers <= most:
         raise InvalidInput("CLIP_SKIP", layers, f"an integer from 0 to {most}" if most else "0")
     return layers
-
-
-def read_job_id(inputs: Inputs) -> str:
-    """JOB_ID, or "" if it was left out.
-
-    Raises:
-        InvalidInput: it is too long or holds other characters than printable ASCII.
-    """
-    if "JOB_ID" not in inputs:
-        return ""
-    job_id = text_of(inputs, "JOB_ID", "", contract.MAX_JOB_ID, JOB_IDS)
-    return checked_job_id("JOB_ID", job_id)
-
-
-def given_job_id(inputs: Inputs) -> str:
-    """JOB_ID of a request that may be refused, or "" if there is none that is accepted."""
-    try:
-        return read_job_id(inputs)
-    except InvalidInput:
-        return ""
 
 
 def read_action(inputs: Inputs, accepted: tuple[str, ...]) -> str:

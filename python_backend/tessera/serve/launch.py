@@ -49,6 +49,7 @@ from tessera.serve.warmup import warm_up
 from tessera.shared.checked import CheckedFiles
 from tessera.shared.machine import has_driver
 from tessera.shared.settings import ServerSettings
+from tessera.shared.signing import ServerKey
 from tessera.terminal.console import Console
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Launch:
         with run_folder() as folder:
             supervisor = self._supervisor(folder, console)
             try:
-                if self._ready(supervisor, console, timeout, last) and last is None:
+                if self._ready(supervisor, folder, console, timeout, last) and last is None:
                     beside.enter_context(self._gateway(supervisor.say))
                 code = supervisor.watch()
                 how = f"by signal {-code}" if code < 0 else f"with status {code}"
@@ -156,6 +157,10 @@ class Launch:
     def _url(self) -> str:
         return url_of(self.host, self.ports.http)
 
+    def _settings(self, folder: Path) -> ServerSettings:
+        """Those of the run that has this folder."""
+        return replace(self.settings, board=folder / "board")
+
     def _supervisor(self, folder: Path, console: Console) -> Supervisor:
         def say(text: str) -> None:
             console.say(f"tessera-serve: {text}")
@@ -170,7 +175,7 @@ class Launch:
         write_serving(controlnets)
         write_models(controlnets, self.manifest.controlnets, self.places, half=half)
         ports = (self.ports.http, self.ports.grpc)
-        settings = replace(self.settings, board=folder / "board")
+        settings = self._settings(folder)
         self.files.write(settings.checked)
         variables = settings.to_environment()
         pinned = self.settings.controls.pinned
@@ -210,7 +215,12 @@ class Launch:
         )
 
     def _ready(
-        self, supervisor: Supervisor, console: Console, timeout: float, last: Supervisor | None
+        self,
+        supervisor: Supervisor,
+        folder: Path,
+        console: Console,
+        timeout: float,
+        last: Supervisor | None,
     ) -> bool:
         """Start it; whether it is ready, and no signal has asked for its end meanwhile."""
         began, name = time.monotonic(), self.manifest.name
@@ -232,7 +242,8 @@ class Launch:
             console.say(f"tessera-serve: {untested}")
         with console.doing("making the first pictures ..."):
             try:
-                warm_up(self._url, self.manifest.limits.min_size)
+                word = ServerKey(self._settings(folder).key).first
+                warm_up(self._url, self.manifest.limits.min_size, word)
                 supervisor.repository.load(SERVING)
             except TesseraError:
                 if not supervisor.interrupted:

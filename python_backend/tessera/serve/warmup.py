@@ -18,18 +18,20 @@ from tessera.errors import TesseraError, Unavailable
 from tessera.serve.repository import FAILURES
 from tessera.serve.tritonserver import DIRECT
 from tessera.shared.processes import WARM_UP
+from tessera.shared.signing import FIRST
 
 _TIMEOUT_S = 300.0
 _STEPS = 4
 _AGAIN_S = 0.1
 
 
-def warm_up(url: str, size: int) -> None:
+def warm_up(url: str, size: int, word: str) -> None:
     """Make pictures of `size` x `size` pixels, twice as many as there are slots.
 
     Args:
         url: of the HTTP endpoint.
         size: in pixels.
+        word: `ServerKey.first` of the server.
 
     Raises:
         TesseraError: one of them failed; the sentence has the server's answer.
@@ -37,14 +39,14 @@ def warm_up(url: str, size: int) -> None:
     base = f"{url}/v2/models"
     config = _request(f"{base}/render/config", None)
     slots = sum(group["count"] for group in config["instance_group"])
-    bodies = [json.dumps(_generate(size, number)).encode() for number in range(2 * slots)]
+    bodies = [json.dumps(_generate(size, number, word)).encode() for number in range(2 * slots)]
     with ThreadPoolExecutor(slots) as pool:
         infer = f"{base}/generate/infer"
         for answer in [pool.submit(_draw, infer, body) for body in bodies]:
             answer.result()
 
 
-def _generate(size: int, number: int) -> dict[str, Any]:
+def _generate(size: int, number: int, word: str) -> dict[str, Any]:
     values: list[tuple[str, str, str | int]] = [("PROMPT", "BYTES", "warm-up")]
     values += [("JOB_ID", "BYTES", f"{WARM_UP}{number}"), ("STEPS", "INT32", _STEPS)]
     values += [("WIDTH", "INT32", size), ("HEIGHT", "INT32", size), ("SEED", "INT64", 0)]
@@ -52,7 +54,7 @@ def _generate(size: int, number: int) -> dict[str, Any]:
         {"name": name, "datatype": kind, "shape": [1, 1], "data": [value]}
         for name, kind, value in values
     ]
-    return {"inputs": inputs, "outputs": [{"name": "INFO"}]}
+    return {"inputs": inputs, "outputs": [{"name": "INFO"}], "parameters": {FIRST: word}}
 
 
 def _draw(url: str, body: bytes) -> None:

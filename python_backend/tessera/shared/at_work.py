@@ -28,8 +28,13 @@ class AtWork(Ends):
         not ended.
         """
         if self.holds(slot, ticket):
-            self._rows[slot]["touched"] = time.time()
+            self._rows[slot]["touched"] = time.monotonic()
         self._leave(slot, ticket)
+
+    def keep(self, slot: int, ticket: int) -> None:
+        """Say that this process still has a job, which waits for its turn or for something else."""
+        if self.holds(slot, ticket):
+            self._rows[slot]["seen"] = time.monotonic()
 
     def ask_denoise(self, slot: int, ticket: int) -> None:
         """Say that `denoise` is being asked for a job, and that this process waits for it."""

@@ -32,7 +32,7 @@ from tessera.shared.estimate import average, in_order, place_in_queue, seconds_l
 from tessera.shared.header import HEADER
 from tessera.shared.metrics import Kind
 from tessera.shared.own_files import open_own
-from tessera.shared.rows import ROW, Marks, Phase, Rows, ended, given_up, in_queue, phase_of
+from tessera.shared.rows import ROW, Marks, Phase, Rows, doubtful, ended, in_queue, phase_of
 
 CAPACITY = 4096
 ARRIVES_WITHIN_S = 5.0
@@ -79,7 +79,7 @@ class Board(AtWork):
         Args:
             job_id: the job's id.
             total: its number of steps.
-            deadline: `time.time()` after which nobody waits for it; 0 if somebody always does.
+            deadline: `time.monotonic()` after which nobody waits for it; 0 if somebody always does.
             priority: 1 (first) to `PRIORITIES`.
             kind: what it makes.
             held: bytes of host memory that its request takes until it is answered.
@@ -93,7 +93,7 @@ class Board(AtWork):
             self._close_lost()
             slot = self._slot_for(job_id)
             ticket = int(self._header["ticket"]) + 1
-            row, now = np.zeros((), ROW), time.time()
+            row, now = np.zeros((), ROW), time.monotonic()
             row["job_id"], row["ticket"], row["total"] = job_id.encode(), ticket, total
             row["phase"], row["process"] = Phase.QUEUED, os.getpid()
             row["opened"] = row["touched"] = now
@@ -139,8 +139,7 @@ class Board(AtWork):
         """
         with self._locked():
             self._close_lost()
-        rows = self._rows[~ended(self._rows) & ~given_up(self._rows)]
-        others = int(rows["held"].sum())
+        others = int(self._live["held"].sum())
         if others and others + held > most:
             raise Unavailable(
                 f"requests under way hold {others / 1e9:.3g} GB of memory; with "
@@ -156,7 +155,7 @@ class Board(AtWork):
         """
         self.check_wanted(plan)
         row = self._rows[plan.slot]
-        row["process"], row["asked"], row["touched"] = os.getpid(), 0, time.time()
+        row["process"], row["asked"], row["touched"] = os.getpid(), 0, time.monotonic()
         if queued:
             taken = self._header["taken"]
             taken[plan.priority] = max(plan.ticket, int(taken[plan.priority]))
@@ -184,7 +183,7 @@ class Board(AtWork):
         """
         if self.cancelled(plan.slot, plan.ticket):
             raise Cancelled(f"job {plan.job_id} was cancelled{done}")
-        if 0 < plan.deadline < time.time():
+        if 0 < plan.deadline < time.monotonic():
             raise TimedOut(f"the time of job {plan.job_id} was over{done}")
         if not self.holds(plan.slot, plan.ticket):
             raise Unavailable(f"job {plan.job_id} is not on the board; send the request again")
@@ -192,7 +191,7 @@ class Board(AtWork):
     def watched(self, slot: int, ticket: int) -> bool:
         """Whether somebody has lately asked for this job's preview."""
         row = self._rows[slot]
-        return float(row["watched"]) > time.time() and int(row["ticket"]) == ticket
+        return float(row["watched"]) > time.monotonic() and int(row["ticket"]) == ticket
 
     def watch(self, job_id: str) -> tuple[int, JobStatus]:
         """Have a job's latents written for a while (see `previews`); its ticket and status.
@@ -202,12 +201,12 @@ class Board(AtWork):
         """
         with self._locked():
             row = self._rows[self._find(job_id)]
-            row["watched"] = time.time() + WATCHED_S
+            row["watched"] = time.monotonic() + WATCHED_S
             return int(row["ticket"]), self._status(row)
 
     def progress(self, slot: int, ticket: int, phase: Phase, step: int | None = None) -> None:
         """Write a job's progress. Does nothing within a step, or if the job has ended."""
-        row, now = self._rows[slot], time.time()
+        row, now = self._rows[slot], time.monotonic()
         if not self.holds(slot, ticket) or (step == row["step"] and phase == row["phase"]):
             return
         if step is not None:
@@ -266,11 +265,11 @@ class Board(AtWork):
         return bool(self._recent(Phase.DENOISING).any())
 
     def running(self) -> int:
-        """How many jobs have not ended, without given-up ones, which may never be closed."""
-        if self._sweep_due(time.time()):
+        """How many jobs have not ended, without doubtful ones, which may never be closed."""
+        if self._sweep_due(time.monotonic()):
             with self._locked():
                 self._close_lost()
-        return int((~ended(self._rows) & ~given_up(self._rows)).sum())
+        return len(self._live)
 
     def occupancy(self) -> tuple[int, int, int]:
         """How many jobs are at work, how many wait for a slot, and how many slots there are."""
@@ -291,34 +290,39 @@ class Board(AtWork):
         return int(matches[0])
 
     def _slot_for(self, job_id: str) -> int:
-        """The slot for a new job: the ended or given-up row with the same id, or else the ended row
+        """The slot for a new job: the ended or doubtful row with the same id, or else the ended row
         that was touched longest ago.
         """
-        reusable = ended(self._rows)
+        reusable, doubted = ended(self._rows), self._doubted
         with contextlib.suppress(UnknownJob):
             slot = self._find(job_id)
-            if not (reusable | given_up(self._rows))[slot]:
+            if not (reusable | doubted)[slot]:
                 raise InvalidInput("JOB_ID", job_id, "an id that no running job has")
             return slot
         if not reusable.any():
-            reusable = given_up(self._rows)
+            reusable = doubted
         if not reusable.any():
             raise Unavailable(f"{CAPACITY} jobs are running; try again later")
         return int(np.where(reusable, self._rows["touched"], np.inf).argmin())
 
     @property
+    def _doubted(self) -> Marks:
+        return doubtful(self._rows, time.monotonic(), self._header["taken"])
+
+    @property
     def _live(self) -> Rows:
-        return self._rows[~ended(self._rows)]
+        """Rows of jobs that have not ended, without doubtful ones."""
+        return self._rows[~ended(self._rows) & ~self._doubted]
 
     def _recent(self, phase: Phase) -> Marks:
         """Rows of jobs in this phase that have been touched lately."""
         rows = self._rows
-        recent = (rows["phase"] == phase) & (rows["touched"] > time.time() - ARRIVES_WITHIN_S)
+        recent = (rows["phase"] == phase) & (rows["touched"] > time.monotonic() - ARRIVES_WITHIN_S)
         return recent & ~ended(rows)
 
     def _status(self, row: np.void) -> JobStatus:
         phase = phase_of(row)
-        end = float(row["touched"]) if phase.final else time.time()
+        end = float(row["touched"]) if phase.final else time.monotonic()
         live = self._live
         waiting = in_queue(live)
         waits = phase == Phase.QUEUED and not row["cancel"]

@@ -60,7 +60,7 @@ class Ends(Header):
             self._leave(slot, ticket)
             if not self.holds(slot, ticket):
                 return False
-            row, now = self._rows[slot], time.time()
+            row, now = self._rows[slot], time.monotonic()
             if phase == Phase.DONE and row["phase"] == Phase.DECODING:
                 took = now - float(row["decoding"])
                 self._header["decode_s"] = average(float(self._header["decode_s"]), took)
@@ -71,7 +71,7 @@ class Ends(Header):
     def fail(self, slot: int, ticket: int, error: Exception) -> Outcome | None:
         """End a job by an error; how, or `None` if it had ended before."""
         outcome = Outcome.of(error)
-        if outcome is Outcome.UNAVAILABLE and 0 < self._rows[slot]["deadline"] < time.time():
+        if outcome is Outcome.UNAVAILABLE and 0 < self._rows[slot]["deadline"] < time.monotonic():
             outcome = Outcome.TIMED_OUT
         phase = Phase.CANCELLED if outcome is Outcome.CANCELLED else Phase.FAILED
         return outcome if self.close(slot, ticket, phase, outcome) else None
@@ -94,10 +94,10 @@ class Ends(Header):
 
     def _close_lost(self) -> None:
         """Close the rows of lost jobs, unless this process has looked just now."""
-        now, header = time.time(), self._header
+        now, header = time.monotonic(), self._header
         if not self._sweep_due(now):
             return
-        found = lost(self._rows, now, slots=int(header["slots"]), taken=header["taken"])
+        found = lost(self._rows, now, slots=int(header["slots"]))
         self._rows["touched"][found] = now
         self._rows["end"][found] = Phase.FAILED
         for slot in np.flatnonzero(found):

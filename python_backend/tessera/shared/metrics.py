@@ -88,7 +88,7 @@ TABLE: dict[str, Metric] = {
         "counter", "requests that have ended", _KIND | {"outcome": tuple(Outcome)}
     ),
     "running": Metric("gauge", "requests that are denoised or decoded"),
-    "queued": Metric("gauge", "requests that wait for a slot"),
+    "queued": Metric("gauge", "requests that wait for a slot, without edits in Triton's queue"),
     "slots": Metric("gauge", "requests that can be denoised at once"),
     "request_latency_seconds": Metric(
         "histogram", "from `encode` to the picture, of requests that are done", _KIND, WAITS

@@ -12,7 +12,9 @@ SHARED = Path("/dev/shm")
 """Folder of files through which processes of one machine share memory."""
 
 WARM_UP = "tessera-warm-up-"
-"""How the ids of the first pictures begin, which nobody asked for: they are not counted."""
+"""How the ids of the first pictures begin, which nobody asked for: they are not counted. Requests
+of others may not have such an id.
+"""
 
 
 def namespace() -> int:

@@ -58,13 +58,18 @@ ROW = np.dtype(
         ("step_s", "f8"),
         ("decoding", "f8"),
         ("deadline", "f8"),
+        ("seen", "f8"),
     ]
 )
 """`process` works on the job; it is 0 while the job waits in a queue of Triton's. `asked` is 1 when
 that process has asked `denoise`. `deadline` is 0 if there is none. `decoding` is when that phase
-began. `end` is the final phase once there is one: late progress, of a process that had been
-stopped, writes to `phase` only. `kind` is the place of its `metrics.Kind`. `held` are bytes of host
-memory that the request takes until it is answered."""
+began. `seen` is when a process last said that it still has the job, which waits for its turn or for
+something else. `end` is the final phase once there is one: late progress, of a process that had
+been stopped, writes to `phase` only. `kind` is the place of its `metrics.Kind`. `held` are bytes of
+host memory that the request takes until it is answered.
+
+Times are of `time.monotonic()`: it is the same in all processes of a machine, and nobody sets it.
+"""
 
 Rows = npt.NDArray[Any]
 Marks = npt.NDArray[np.bool_]
@@ -76,28 +81,26 @@ def ended(rows: Rows) -> Marks:
     return (rows["end"] > 0) | (rows["ticket"] == 0)
 
 
-def lost(rows: Rows, now: float, *, slots: int, taken: Rows) -> Marks:
+def lost(rows: Rows, now: float, *, slots: int) -> Marks:
     """Rows of jobs that will never end by themselves: their time is over, their process has ended,
-    or the queue that they were in does not have them any more.
+    or the model in whose queue they were has nothing to do.
 
     Args:
         rows: all of the board.
-        now: `time.time()`.
+        now: `time.monotonic()`.
         slots: jobs that are denoised at a time; there are more processes of `render`.
-        taken: by priority, the latest ticket that `render` has taken out of its queue, which is in
-            order.
     """
     live = ~ended(rows)
     processes = rows["process"].copy()  # others write to it meanwhile
     waiting = live & (processes == 0)
     held = live & ~waiting
-    idle_s = now - rows["touched"]
+    idle_s = now - np.maximum(rows["touched"], rows["seen"])
     found = live & (rows["deadline"] > 0) & (rows["deadline"] < now)
     found |= held & (idle_s > ABANDONED_S)
     ended_processes = [not _lives(int(process)) for process in processes[held]]
     found[held] |= np.array(ended_processes, np.bool_)
     queueing, decoding = (rows["phase"] == phase for phase in (Phase.QUEUED, Phase.DECODING))
-    gone = queueing & (rows["ticket"] < taken[rows["priority"]])
+    gone = np.zeros_like(live)
     if slots and int((held & ~decoding).sum()) < slots:
         gone |= queueing
     if not (held & decoding).any():
@@ -105,10 +108,23 @@ def lost(rows: Rows, now: float, *, slots: int, taken: Rows) -> Marks:
     return found | (waiting & gone & (idle_s > LOST_S))
 
 
-def given_up(rows: Rows) -> Marks:
-    """Rows of cancelled jobs that `denoise` does not have, which may never be closed."""
-    elsewhere = (rows["phase"] == Phase.QUEUED) | (rows["phase"] == Phase.DECODING)
-    return elsewhere & (rows["cancel"] == 1) & ~ended(rows)
+def doubtful(rows: Rows, now: float, taken: Rows) -> Marks:
+    """Rows of jobs that may never be closed: cancelled ones that `denoise` does not have, and those
+    that younger ones of their priority have overtaken in the queue of `render`, long ago.
+
+    That queue may have dropped the latter. Or their callers gave Triton another `priority` than
+    `job_priority`, and they come yet. So they are not ended.
+
+    Args:
+        rows: all of the board.
+        now: `time.monotonic()`.
+        taken: by priority, the latest ticket that `render` has taken out of its queue.
+    """
+    queueing = rows["phase"] == Phase.QUEUED
+    given_up = (queueing | (rows["phase"] == Phase.DECODING)) & (rows["cancel"] == 1)
+    overtaken = queueing & (rows["process"] == 0) & (rows["ticket"] < taken[rows["priority"]])
+    overtaken &= now - rows["touched"] > LOST_S
+    return (given_up | overtaken) & ~ended(rows)
 
 
 def in_queue(live: Rows) -> Rows:

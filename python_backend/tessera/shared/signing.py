@@ -1,8 +1,9 @@
 """Proof that what reaches an internal model comes from this server's own processes.
 
 Triton takes requests for every model from whoever reaches its port. So `encode` signs the plans
-that it makes (a MAC by keyed BLAKE2b), and calls from one model to another carry a word. The key
-lies beside the board, and only this server's user can read it. Standard library only.
+that it makes (a MAC by keyed BLAKE2b), and calls from one model to another carry a word. So do the
+server's own first pictures. The key lies beside the board, and only this server's user can read it.
+Standard library only.
 
 A plan's tensors are not signed: they are large, and each model checks them where they enter. Who
 has sent a request to `encode` may therefore draw that one job from other tensors.
@@ -19,6 +20,9 @@ from pathlib import Path
 from tessera.errors import Forbidden, TesseraError
 from tessera.shared.own_files import open_own, write_own
 
+FIRST = "tessera_first"
+"""Parameter of the server's own first pictures: the word `ServerKey.first`."""
+
 _KEY_BYTES, _DIGEST_BYTES = 32, 16
 _MAC = 2 * _DIGEST_BYTES
 """Length of a MAC, as hexadecimal text."""
@@ -30,6 +34,10 @@ class ServerKey:
     Args:
         path: of the file.
 
+    Attributes:
+        word: of calls from one model to another.
+        first: of the server's own first pictures.
+
     Raises:
         TesseraError: the file is not this user's alone.
     """
@@ -37,6 +45,7 @@ class ServerKey:
     def __init__(self, path: Path) -> None:
         self._key = _read(path)
         self.word = self._mac(b"", b"call")
+        self.first = self._mac(b"", b"first")
 
     def sign(self, text: bytes) -> bytes:
         """The text behind its MAC."""
@@ -64,11 +73,19 @@ class ServerKey:
 
     def knows(self, word: object) -> bool:
         """Whether it is the word of calls."""
-        return isinstance(word, str) and hmac.compare_digest(word.encode(), self.word.encode())
+        return _same(word, self.word)
+
+    def knows_first(self, word: object) -> bool:
+        """Whether it is the word of the server's own first pictures."""
+        return _same(word, self.first)
 
     def _mac(self, text: bytes, purpose: bytes) -> str:
         keyed = hashlib.blake2b(text, key=self._key, digest_size=_DIGEST_BYTES, person=purpose)
         return keyed.hexdigest()
+
+
+def _same(given: object, word: str) -> bool:
+    return isinstance(given, str) and given.isascii() and hmac.compare_digest(given, word)
 
 
 def _read(path: Path) -> bytes:

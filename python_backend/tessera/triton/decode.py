@@ -122,5 +122,5 @@ class TritonPythonModel:
             regions=plan.prompt_count - 1,
             encode_ms=plan.encode_ms,
             decode_ms=decode_ms,
-            total_ms=1e3 * (time.time() - plan.started),
+            total_ms=1e3 * (time.monotonic() - plan.started),
         )

@@ -286,6 +286,7 @@ class TritonPythonModel:
         if not running.finished:
             self._expected.add(identity)
             self._seen[identity] = time.monotonic()  # not before: a tick may take very long
+            self._board.keep(running.plan.slot, running.plan.ticket)  # it may not have a slot
             pb.reschedule(request)
             return None
         stats = final_stats(running).to_json()
@@ -311,9 +312,8 @@ class TritonPythonModel:
         limit = time.monotonic() - VANISHED_S
         for identity in [i for i, seen in self._seen.items() if seen < limit]:
             plan = self._running[identity].plan
-            self._board.close(plan.slot, plan.ticket, Phase.FAILED)
+            self._endings.failed(plan, RuntimeError(f"Triton has dropped job {plan.job_id}"))
             self._forget(identity)
-            pb.log(f"job {plan.job_id} vanished; its state was collected")
 
 
 def _of_template(

@@ -13,6 +13,7 @@ from typing import Any
 from tessera.contract import Info
 from tessera.manifest import Manifest, read_manifest
 from tessera.requests.framing import Framed, framed, needs_framing
+from tessera.requests.job_id import given_job_id
 from tessera.requests.parameters import lora_policy_of, priority_of
 from tessera.shared.board import Board
 from tessera.shared.metrics import Kind
@@ -43,11 +44,13 @@ class TritonPythonModel:
         return pb.answer_each(requests, self._edit)
 
     def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
+        given = pb.handles(request)
         try:
             choices = _choices(request)
-            inputs, framing = self._framed(pb.handles(request))
+            inputs, framing = self._framed(given)
         except Exception as error:  # of all others, encode counts those that it refuses
-            self._endings.refused(Kind.EDIT, error)
+            named = {"JOB_ID": given["JOB_ID"].as_numpy()} if "JOB_ID" in given else {}
+            self._endings.refused(Kind.EDIT, error, given_job_id(named))
             raise
         encoded = pb.call(
             "encode",

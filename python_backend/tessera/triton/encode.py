@@ -31,9 +31,10 @@ from tessera.plan import Plan
 from tessera.requests.controls import identified, prepared
 from tessera.requests.edit import EditChoice
 from tessera.requests.fields import Inputs
+from tessera.requests.job_id import given_job_id
 from tessera.requests.memory import held, request_memory
 from tessera.requests.parameters import lora_policy_of, priority_of
-from tessera.requests.request import Request, given_job_id, read_request
+from tessera.requests.request import Request, read_request
 from tessera.shared.board import Board
 from tessera.shared.machine import memory_share
 from tessera.shared.metrics import Kind
@@ -96,7 +97,7 @@ class TritonPythonModel:
             return pb.answer_each(requests, self._encode)
 
     def _encode(self, message: pb.Request) -> list[pb.TensorHandle]:
-        started, inputs = time.time(), pb.arrays(message)
+        started, inputs = time.monotonic(), pb.arrays(message)
         kind = Kind.EDIT if "MASK" in inputs else Kind.GENERATE
         try:
             request, plan = self._open(message, inputs, started)
@@ -116,10 +117,11 @@ class TritonPythonModel:
         parameters = pb.parameters(message)
         find = partial(find_picture, self._store.pictures, patience=self._store.patience)
         request = read_request(inputs, self._manifest, find, quality=self._quality)
+        pb.check_job_id(message, request.job_id)
         self._memory.check(request)
         policy, priority = lora_policy_of(parameters), priority_of(parameters)
         deadline = _deadline(message, started)
-        if 0 < deadline < time.time():
+        if 0 < deadline < time.monotonic():
             raise TimedOut(pb.EXPIRED)
         self._board.check_room(self._max_queue, priority)
         memory = held(request, inputs.values())
@@ -163,7 +165,7 @@ class TritonPythonModel:
             texts=texts,
             recorded=request.edit is not None
             and self._recordings.look_up(request.edit, plan, texts, embeddings),
-            encode_ms=1e3 * (time.time() - plan.started),
+            encode_ms=1e3 * (time.monotonic() - plan.started),
             engine_ms=sum(engine.spent_ms for engine in engines) - before,
             prompt_tokens=tokens.tokens,
             prompt_tokens_dropped=tokens.dropped,

@@ -50,7 +50,7 @@ class Endings:
         known = pb.known(error)
         outcome = self._board.fail(plan.slot, plan.ticket, known)
         if outcome and self._on:
-            spent_ms = 1e3 * (time.time() - plan.started)
+            spent_ms = 1e3 * (time.monotonic() - plan.started)
             _write(plan, outcome, total_ms=spent_ms, **self._described(known))
 
     def refused(self, kind: Kind, error: Exception, job_id: str = "") -> None:
@@ -100,5 +100,5 @@ def _write_lost(row: np.void, outcome: Outcome) -> None:
         job_id=bytes(row["job_id"]).decode(),
         outcome=outcome,
         error="lost",
-        total_ms=1e3 * (time.time() - float(row["opened"])),
+        total_ms=1e3 * (time.monotonic() - float(row["opened"])),
     )

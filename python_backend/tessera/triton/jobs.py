@@ -20,7 +20,8 @@ from tessera.contract import JOB_ACTIONS
 from tessera.errors import InvalidInput, Unavailable
 from tessera.load.reader import LoadReader
 from tessera.manifest import LinearDecoder, Manifest, read_manifest
-from tessera.requests.request import read_action, read_decoder, read_job_id
+from tessera.requests.job_id import read_job_id
+from tessera.requests.request import read_action, read_decoder
 from tessera.shared.board import Board
 from tessera.shared.previews import Latents, PreviewReader
 from tessera.shared.settings import ServerSettings

@@ -126,9 +126,12 @@ class BoardMetrics:
 
     def _run(self) -> None:
         self._metrics.make_all()
+        said = ""
         while not self._ending.wait(EVERY_S):
             try:
                 self.publish()
+                said = ""
             except Exception as error:
-                pb.log(f"metrics could not be published: {error!r}")
-                return
+                if repr(error) != said:  # once, however long it lasts
+                    said = repr(error)
+                    pb.log(f"metrics could not be published: {said}")

@@ -18,11 +18,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from tessera.errors import InternalError, TesseraError, TimedOut, Unavailable, is_restarting
+from tessera.errors import (
+    InternalError,
+    InvalidInput,
+    TesseraError,
+    TimedOut,
+    Unavailable,
+    is_restarting,
+)
 from tessera.plan import Plan
 from tessera.shared.activity import Activity
+from tessera.shared.processes import WARM_UP
 from tessera.shared.settings import ServerSettings
-from tessera.shared.signing import ServerKey
+from tessera.shared.signing import FIRST, ServerKey
 from tessera.types import Array
 
 if TYPE_CHECKING:
@@ -55,8 +63,15 @@ def handles(request: Request) -> dict[str, TensorHandle]:
 
 
 def parameters(request: Request) -> dict[str, Any]:
-    """A request's parameters, by name."""
-    content: dict[str, Any] = json.loads(request.parameters() or "{}")
+    """A request's parameters, by name.
+
+    Raises:
+        InvalidInput: a text among them is not UTF-8. Triton passes on what it gets.
+    """
+    try:
+        content: dict[str, Any] = json.loads(request.parameters() or "{}")
+    except ValueError:
+        raise InvalidInput.described("parameters", "cannot be read", "texts in UTF-8") from None
     return content
 
 
@@ -67,7 +82,10 @@ def timeout(request: Request) -> int:
 
 def is_call(request: Request) -> bool:
     """Whether another model of this server has made a request."""
-    return _key().knows(parameters(request).get(_CALLED))
+    try:
+        return _key().knows(parameters(request).get(_CALLED))
+    except InvalidInput:
+        return False
 
 
 def check_call(request: Request) -> None:
@@ -77,6 +95,16 @@ def check_call(request: Request) -> None:
         Forbidden: somebody else has.
     """
     _key().check_word(parameters(request).get(_CALLED))
+
+
+def check_job_id(request: Request, job_id: str) -> None:
+    """See whether a request may have this job id.
+
+    Raises:
+        InvalidInput: it is one of the server's own first pictures, and others have made it.
+    """
+    if job_id.startswith(WARM_UP) and not _key().knows_first(parameters(request).get(FIRST)):
+        raise InvalidInput("JOB_ID", job_id, f"an id that does not begin with {WARM_UP}")
 
 
 def plan_of(inputs: Mapping[str, TensorHandle]) -> Plan:

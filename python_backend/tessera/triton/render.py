@@ -120,9 +120,14 @@ class Renderer:
         asking = (done, inputs, choices)
         threading.Thread(target=_ask_for_recording, args=asking, daemon=True).start()
         while not wait([done], POLL_S).done:
-            self._board.check_wanted(plan)
+            self._wait(plan)
         done.result()
         self._board.check_wanted(plan)
+
+    def _wait(self, plan: Plan) -> None:
+        """Look whether a job that waits here is to go on, and say that it is still here."""
+        self._board.check_wanted(plan)
+        self._board.keep(plan.slot, plan.ticket)
 
     @contextlib.contextmanager
     def _controls(self, plan: Plan) -> Iterator[Plan]:
@@ -132,7 +137,7 @@ class Renderer:
         if not names:
             yield plan
             return
-        waited = self._residency.take(names, lambda: self._board.check_wanted(plan))
+        waited = self._residency.take(names, lambda: self._wait(plan))
         try:
             yield dataclasses.replace(plan, control_load_ms=waited)
         finally:

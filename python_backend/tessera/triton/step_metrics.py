@@ -24,7 +24,7 @@ class StepMetrics:
     def call(self, group: Sequence[Running], seconds: float) -> None:
         """See `denoise.tick.Meter`. `flush` publishes it."""
         first = group[0]
-        if first.plan.job_id.startswith(WARM_UP):
+        if all(request.plan.job_id.startswith(WARM_UP) for request in group):
             return
         path = "sparse" if first.goes_sparsely else "side" if first.side else "dense"
         if any(request.controls_now for request in group):

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.server import Server
 from tessera_client import Client, Info
+from tessera_gateway.cancelling import COMES_WITHIN_S
 from tests.samples.gateways import RunningGateway
-from tests.samples.jobs import LONG_TICKS, in_company, unique, wait_for_step
-from tests.samples.waiting import again_until
+from tests.samples.jobs import (
+    ENDLESS,
+    LONG_TICKS,
+    end_all,
+    in_company,
+    unique,
+    wait_for_step,
+    waiting,
+)
+from tests.samples.waiting import again_until, comes
+
+IMAGE = np.full((64, 64, 3), 99, np.uint8)
 
 
 def values(job: str | None) -> dict[str, Any]:
@@ -66,6 +80,39 @@ def test_the_job_is_cancelled(
         ended = again_until(lambda: client.status(job), lambda status: status.ended)
     assert ended.phase == "cancelled"
     assert ended.step - before <= 4  # two ticks, and those between the question and the close
+
+
+def edit_tensors(job: str) -> dict[str, Any]:
+    picture = {"datatype": "UINT8", "shape": [1, 64, 64, 3], "data": [99] * (64 * 64 * 3)}
+    mask = {"datatype": "UINT8", "shape": [1, 64, 64], "data": [255] * (64 * 64)}
+    mode = {"name": "MODE", "datatype": "BYTES", "shape": [1, 1], "data": ["dense"]}
+    more = [{"name": "IMAGE", **picture}, {"name": "MASK", **mask}, mode]
+    return {"inputs": [*tensors(job)["inputs"], *more]}
+
+
+def test_an_edit_that_waits_in_tritons_queue_is_cancelled(
+    server: Server, kserve: RunningGateway
+) -> None:
+    """The board knows it only when one of the four processes of `edit` takes it."""
+    names = [unique("edit") for _ in range(5)]
+    job = unique("left")
+    with ThreadPoolExecutor(5) as pool, Client(server.http, timeout=3600) as client:
+
+        def draw(name: str) -> Any:
+            return client.edit(IMAGE, (0, 0, 32, 32), "a", job_id=name, mode="dense", **ENDLESS)
+
+        drawn = [pool.submit(draw, name) for name in names]
+        try:
+            comes(lambda: waiting(server, "edit") == 1)
+            connection = begin(kserve, "/v2/models/edit/infer", edit_tensors(job))
+            comes(lambda: waiting(server, "edit") == 2)
+            connection.close()
+            time.sleep(1.5 * COMES_WITHIN_S)  # a job that is on its way has come long before
+        finally:
+            end_all(client, names, drawn)
+        wait_for_step(client, job, 0)
+        ended = again_until(lambda: client.status(job), lambda status: status.ended)
+    assert ended.phase == "cancelled"
 
 
 def test_a_job_without_an_id_is_cancelled_too(server: Server, kserve: RunningGateway) -> None:

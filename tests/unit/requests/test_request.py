@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tessera.contract import MAX_SEED, SCHEDULERS
 from tessera.errors import InvalidInput
-from tessera.requests.request import read_action, read_job_id, read_request
+from tessera.requests.job_id import read_job_id
+from tessera.requests.request import read_action, read_request
 from tests.samples.requests import MANIFEST, inputs
 
 

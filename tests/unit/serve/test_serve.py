@@ -38,6 +38,7 @@ from tessera.serve.tritonserver import (
 from tessera.serve.warmup import warm_up
 from tessera.shared.processes import namespace
 from tessera.shared.settings import LoraPath
+from tessera.shared.signing import FIRST
 from tests.samples.requests import MANIFEST
 from tests.samples.waiting import PATIENCE_S, comes
 
@@ -165,17 +166,18 @@ def triton() -> Iterator[tuple[int, type[_Triton]]]:
 
 def test_every_slot_makes_first_pictures(triton: tuple[int, type[_Triton]]) -> None:
     port, handler = triton
-    warm_up(f"http://127.0.0.1:{port}", 64)
+    warm_up(f"http://127.0.0.1:{port}", 64, "word")
     assert len(handler.bodies) == 2 * SLOTS
     inputs = {i["name"]: i["data"] for i in handler.bodies[0]["inputs"]}  # type: ignore[attr-defined]
     assert inputs["WIDTH"] == inputs["HEIGHT"] == [64]
+    assert handler.bodies[0]["parameters"] == {FIRST: "word"}
 
 
 def test_a_server_that_cannot_make_a_picture_says_so(triton: tuple[int, type[_Triton]]) -> None:
     port, handler = triton
     handler.answer = (500, b'{"error": "out of paint"}')
     with pytest.raises(TesseraError, match=r"the first picture failed: .*out of paint"):
-        warm_up(f"http://127.0.0.1:{port}", 64)
+        warm_up(f"http://127.0.0.1:{port}", 64, "word")
 
 
 @pytest.mark.parametrize("why", ["the queue is full: 1 jobs wait", "requests under way hold 9 GB"])
@@ -187,13 +189,13 @@ def test_first_pictures_wait_for_room(triton: tuple[int, type[_Triton]], why: st
     full = (503, f'{{"error": "in ensemble \'generate\', {why}"}}'.encode())
     answers = iter([full] * SLOTS)
     handler.answer = property(lambda self: next(answers, (200, b"{}")))  # type: ignore[assignment]
-    warm_up(f"http://127.0.0.1:{port}", 64)
+    warm_up(f"http://127.0.0.1:{port}", 64, "word")
     assert len(handler.bodies) == 3 * SLOTS
 
 
 def test_no_server_at_all_is_one_sentence() -> None:
     with pytest.raises(TesseraError, match="the first picture failed"):
-        warm_up("http://127.0.0.1:1", 64)
+        warm_up("http://127.0.0.1:1", 64, "word")
 
 
 def repository(port: int) -> Repository:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from tessera.shared import ends, rows
 from tessera.shared.board import Board
 from tessera.shared.rows import Phase
 from tessera.shared.settings import default_board
+from tests.samples.boards import Clock
+from tests.samples.plans import plan as plan_of
+from tests.samples.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -22,15 +26,11 @@ def board(tmp_path: Path) -> Board:
     return Board(tmp_path / "board")
 
 
-def test_a_step_of_two_evaluations_counts_whole(
-    board: Board, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_of_two_evaluations_counts_whole(board: Board, clock: Clock) -> None:
     """Its time is that since the step before, and not since its own first evaluation."""
-    now = [0.0]
-    monkeypatch.setattr("tessera.shared.board.time.time", lambda: now[0])
     slot, ticket = board.open("j", 3)
     for step in (1, 1, 2, 2, 3):
-        now[0] += 5
+        clock.now += 5
         board.progress(slot, ticket, Phase.DENOISING, step)
     assert board.step_ms == 10_000
     assert board.status("j").step == 3
@@ -93,6 +93,17 @@ def test_cancelling_an_ended_job_changes_nothing(board: Board) -> None:
     board.close(*job, Phase.DONE)
     assert not board.cancel("a").cancelled
     assert board.status("a").phase == "done"
+
+
+def test_a_step_of_the_clock_changes_nothing(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by NTP, or by an operator who sets the time."""
+    slot, ticket = board.open("a", 3, deadline=time.monotonic() + 600)
+    for now in (time.time() + 3600, time.time() - 3600):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert board.running() == 1
+        board.check_wanted(plan_of(slot=slot, ticket=ticket, job_id="a", deadline=1e12))
+        assert 0 <= board.status("a").seconds < PATIENCE_S
+        monkeypatch.undo()
 
 
 def test_unknown_jobs_are_named(board: Board) -> None:

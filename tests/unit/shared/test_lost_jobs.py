@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tessera.errors import Cancelled, TimedOut, Unavailable
+from tessera.errors import Cancelled, InvalidInput, TimedOut, Unavailable
 from tessera.plan import Plan
 from tessera.shared.board import Board
 from tessera.shared.rows import ROW, Phase, lost
@@ -60,15 +60,53 @@ def test_a_job_may_wait_for_long_as_long_as_render_is_busy(board: Board, clock: 
     assert board.status("waits").phase == "queued"
 
 
-def test_a_job_that_younger_ones_overtook_is_lost(board: Board, clock: Clock) -> None:
+def test_a_job_that_younger_ones_overtook_counts_for_nothing(board: Board, clock: Clock) -> None:
     for name in ("a", "b"):
-        board.take(opened(board, name), queued=True)
-    opened(board, "ghost")
+        runs = opened(board, name)
+        board.take(runs, queued=True)
+        board.progress(runs.slot, runs.ticket, Phase.DENOISING, 1)
+    board.hand_on(*board.open("ghost", 10, held=7))
     opened(board, "patient", priority=3)
     board.take(opened(board, "younger"), queued=True)
-    clock.now += 31
-    assert board.status("ghost").phase == "failed"
-    assert board.status("patient").phase == "queued"
+    clock.now += 29
+    assert [name for name, _ in board.queued()] == ["ghost", "younger", "patient"]
+    clock.now += 2
+    assert [name for name, _ in board.queued()] == ["younger", "patient"]
+    assert board.status("patient").place == 2
+    assert board.running() == 4
+    board.check_memory(1, 7)
+    again = opened(board, "ghost")
+    assert board.holds(again.slot, again.ticket)
+    with pytest.raises(InvalidInput, match="JOB_ID is 'patient'"):
+        opened(board, "patient")
+
+
+def test_a_job_that_younger_ones_overtook_may_come_yet(board: Board, clock: Clock) -> None:
+    """Its caller gave Triton another priority than the models."""
+    for name in ("a", "b"):
+        board.take(opened(board, name), queued=True)
+    late = opened(board, "late")
+    board.take(opened(board, "younger"), queued=True)
+    clock.now += 800
+    assert board.status("late").phase == "queued"
+    board.take(late, queued=True)
+    assert board.running() == 4
+
+
+def test_a_job_that_waits_is_not_lost_as_long_as_its_process_says_so(
+    board: Board, clock: Clock
+) -> None:
+    """For its turn, for a recording, or for a ControlNet."""
+    jobs = [opened(board, name) for name in ("kept", "silent")]
+    for job in jobs:
+        board.take(job, queued=True)
+    for _ in range(3):
+        clock.now += 400
+        board.keep(jobs[0].slot, jobs[0].ticket)
+    assert board.running() == 1
+    phases = {name: board.status(name).phase for name in ("kept", "silent")}
+    assert phases == {"kept": "queued", "silent": "failed"}
+    assert not board.waiting(), "it is not about to arrive at denoise"
 
 
 def test_edits_that_do_not_queue_overtake_nobody(board: Board, clock: Clock) -> None:
@@ -146,4 +184,4 @@ def test_a_job_that_is_handed_on_during_the_look_is_not_lost() -> None:
     rows["ticket"], rows["phase"], rows["process"] = 1, Phase.QUEUED, os.getpid()
     rows["touched"] = 100.0
     Moving.looks = 0
-    assert not lost(rows, 101.0, slots=8, taken=np.zeros(4, np.int64)).any()
+    assert not lost(rows, 101.0, slots=8).any()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, message
+from tests.fakes.calls import edit_inputs, message, sequence
 from tests.samples.requests import inputs
 
 INVALID = pb_utils.TritonError.INVALID_ARG
@@ -107,6 +107,24 @@ def test_a_template_that_cannot_be_kept(
     said, code = message(sparse_models["templates"].execute([pb_utils.Request(**given)])[0])
     assert said == "the template cannot be kept: No space left on device"
     assert code == pb_utils.TritonError.UNAVAILABLE
+
+
+@pytest.mark.usefixtures("nothing_is_logged")
+@pytest.mark.parametrize("model", ["encode", "edit", "decode"])
+def test_parameters_that_are_no_text(models: dict[str, Any], model: str) -> None:
+    """Triton's parser passes such bytes on."""
+    request = pb_utils.Request(raw=b'{"lora_policy": "\xff"}', **edit_inputs())
+    said, code = message(models[model].execute([request])[0])
+    assert said == "parameters cannot be read; accepted: texts in UTF-8"
+    assert code == INVALID
+
+
+def test_parameters_that_are_no_text_harm_no_running_job(models: dict[str, Any]) -> None:
+    runs = sequence(models, 1, STEPS=9)
+    stranger = pb_utils.Request(2, raw=b'{"a": "\xff"}', **edit_inputs())
+    ours, others = models["denoise"].execute([runs, stranger])
+    assert ours is None
+    assert message(others)[1] == INVALID
 
 
 @pytest.mark.usefixtures("nothing_is_logged")

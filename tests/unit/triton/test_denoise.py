@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tessera.denoise import opening
+from tessera.shared import ends, rows
 from tessera.shared.rows import Phase
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.bundle import FakeBundle
@@ -171,6 +172,24 @@ def test_the_slots_are_for_those_of_the_highest_priority(models: dict[str, Any])
     assert denoise.execute([*last, first]) == [None] * 6
     assert [models["board"].status(f"j{i}").step for i in range(5)] == [2, 2, 2, 1, 0]
     assert models["board"].status("first").step == 1
+
+
+def test_who_waits_for_a_slot_for_long_is_not_lost(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise, board = models["denoise"], models["board"]
+    monkeypatch.setattr(ends, "SWEEP_S", -1.0)
+    requests = [sequence(models, i, STEPS=50, JOB_ID=f"j{i}") for i in range(5)]
+    for request in requests:
+        board.take(plan_in({"PLAN": request.inputs()[0].as_numpy()}))
+    assert denoise.execute(requests) == [None] * 5
+    assert phase(models, "j4") == "queued"
+    board._rows["touched"] -= rows.ABANDONED_S + 1
+    board._rows["seen"] -= rows.ABANDONED_S + 1
+    denoise.execute(requests)
+    assert board.running() == 5
+    board._rows["seen"] -= rows.ABANDONED_S + 1
+    assert board.running() == 4, "it has not moved"
 
 
 @pytest.mark.parametrize("priority", [0, 4, -1, 1.5, True, "first"])

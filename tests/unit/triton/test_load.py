@@ -64,6 +64,21 @@ def test_nothing_is_left_of_a_request_that_has_ended(told: dict[str, Any]) -> No
     assert read_load(ask(told)).running == ()
 
 
+def test_no_room_for_the_load_fails_no_request(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tessera.shared.load.write", full)
+        request = sequence(told, 1, STEPS=9, JOB_ID="a")
+        assert told["denoise"].execute([request]) == [None]
+    assert read_load(ask(told)).running == ()
+    told["denoise"].execute([request, sequence(told, 2, STEPS=9, JOB_ID="b")])
+    assert [running.job for running in read_load(ask(told)).running] == ["a", "b"]
+
+
 def test_progress_is_told_while_the_same_requests_run(
     told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tessera.shared.metrics import PREFIX, TABLE
+from tessera.shared.settings import ServerSettings
+from tessera.shared.signing import FIRST, ServerKey
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, encoded
+from tests.fakes.calls import edit_inputs, encoded, message, sequence
 from tests.samples.requests import inputs
+from tests.samples.waiting import PATIENCE_S
 
 Ends = dict[tuple[str, ...], int]
 
@@ -63,11 +68,68 @@ def test_a_fault_is_counted_as_one(models: dict[str, Any], monkeypatch: pytest.M
     assert ends(models) == {("edit", "failed"): 1}
 
 
+FIRST_ID = "tessera-warm-up-3"
+
+
 def test_the_first_pictures_of_a_server_are_not_counted(models: dict[str, Any]) -> None:
-    given = edit_inputs(JOB_ID="tessera-warm-up-3")
-    assert models["edit"].execute([pb_utils.Request(**given)])[0].error is None
+    word = ServerKey(ServerSettings.from_environment().key).first
+
+    def answer(model: str, given: dict[str, Any]) -> dict[str, Any]:
+        request = pb_utils.Request(parameters={FIRST: word}, **given)
+        return dict(models[model].execute([request])[0].arrays())
+
+    encoded = answer("encode", inputs(JOB_ID=FIRST_ID))
+    rendered = answer("render", encoded)
+    assert answer("decode", {"PLAN": encoded["PLAN"], **rendered})["IMAGE"].shape
     assert not ends(models)
     assert not any(s.observed for series in pb_utils.METRICS.values() for s in series.values())
+
+
+@pytest.mark.parametrize("model", ["encode", "edit"])
+@pytest.mark.parametrize("word", [{}, {FIRST: "guessed"}, {FIRST: 1}, {FIRST: "\ud800"}])
+def test_nobody_else_may_have_the_ids_of_first_pictures(
+    models: dict[str, Any], model: str, word: dict[str, Any]
+) -> None:
+    given = edit_inputs(JOB_ID=FIRST_ID)
+    said, _ = message(models[model].execute([pb_utils.Request(parameters=word, **given)])[0])
+    accepted = "an id that does not begin with tessera-warm-up-"
+    assert said == f"JOB_ID is {FIRST_ID!r}; accepted: {accepted}"
+    assert ends(models) == {("edit", "refused"): 1}
+
+
+def test_a_call_that_others_share_with_a_first_picture_is_measured(models: dict[str, Any]) -> None:
+    first, other = (sequence(models, i, STEPS=9, JOB_ID=f"j{i}") for i in range(2))
+    models["denoise"].execute([first])
+    running = models["denoise"]._running[0]
+    running.plan = dataclasses.replace(running.plan, job_id=FIRST_ID)
+    before = len(observed("step_seconds", "dense"))
+    models["denoise"].execute([first])
+    assert len(observed("step_seconds", "dense")) == before
+    models["denoise"].execute([first, other])
+    assert len(observed("step_seconds", "dense")) == before + 1
+
+
+def test_metrics_go_on_behind_a_fault(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tessera.triton import metrics
+
+    monkeypatch.setattr(metrics, "EVERY_S", 0.001)
+    faults, published = iter([OSError("torn")] * 2), threading.Event()
+    before = len(pb_utils.Logger.lines)
+    publisher = metrics.BoardMetrics(ServerSettings.from_environment(), models["board"])
+
+    def publish() -> None:
+        if error := next(faults, None):
+            raise error
+        published.set()
+
+    monkeypatch.setattr(publisher, "publish", publish)
+    publisher.start()
+    assert published.wait(PATIENCE_S)
+    publisher.stop()
+    said = [line for line in pb_utils.Logger.lines[before:] if "could not be published" in line]
+    assert said == ["tessera: metrics could not be published: OSError('torn')"]
 
 
 def test_a_picture_is_measured_in_its_stages_and_steps(models: dict[str, Any]) -> None:

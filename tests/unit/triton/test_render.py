@@ -13,7 +13,7 @@ import torch
 
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.calls import edit_inputs, encoded, load, message, phase
-from tests.samples.waiting import PATIENCE_S
+from tests.samples.waiting import PATIENCE_S, comes
 
 
 def test_a_request_through_all_models(models: dict[str, Any]) -> None:
@@ -56,6 +56,7 @@ def test_cancelling_an_edit_does_not_wait_for_its_recording(
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(sparse_models["render"].execute, [pb_utils.Request(**arrays)])
         assert begun.wait(PATIENCE_S)
+        comes(lambda: sparse_models["board"]._rows["seen"].any())  # it is still there, and says so
         sparse_models["board"].cancel("j")
         (response,) = answer.result(30)
     assert message(response) == ("job j was cancelled", pb_utils.TritonError.CANCELLED)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, encoded
+from tests.fakes.calls import edit_inputs, encoded, load, sequence
 from tests.samples.requests import inputs
 
 
@@ -77,6 +77,29 @@ def test_a_job_that_ends_early_has_one_line(
     logged["render"].execute([pb_utils.Request(**spoiled)])
     ends = [(line["job_id"], line["outcome"]) for line in lines(capfd)]
     assert ends == [("a", "cancelled"), ("b", "refused")]
+
+
+def test_an_edit_that_is_refused_at_once_tells_its_job(
+    logged: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = edit_inputs(JOB_ID="a")
+    logged["edit"].execute([pb_utils.Request(parameters={"lora_policy": 1.5}, **given)])
+    (line,) = lines(capfd)
+    assert (line["kind"], line["job_id"], line["field"]) == ("edit", "a", "lora_policy")
+
+
+def test_a_job_that_triton_dropped_has_a_line(
+    logged: dict[str, Any], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise = logged["denoise"]
+    lost, kept = (sequence(logged, i, STEPS=50, JOB_ID=f"j{i}") for i in range(2))
+    denoise.execute([lost, kept])
+    monkeypatch.setattr(load("denoise"), "MAX_REGROUPS", 0)
+    denoise._seen[0] -= load("denoise").VANISHED_S + 1
+    denoise.execute([kept])
+    (line,) = lines(capfd)
+    assert (line["job_id"], line["outcome"], line["error"]) == ("j0", "failed", "InternalError")
+    assert any("Triton has dropped job j0" in each for each in pb_utils.Logger.lines)
 
 
 def test_client_log_and_traceback_share_an_id(
