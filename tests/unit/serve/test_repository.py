@@ -62,7 +62,7 @@ def test_a_server_without_a_version_or_a_first_picture_is_refused(answer: bytes)
         with pytest.raises(UnsupportedServer, match="does not tell its version"):
             running_version(url)
         with pytest.raises(TesseraError, match="the first picture failed"):
-            warm_up(url, 64)
+            warm_up(url, 64, "word")
 
 
 @pytest.mark.parametrize(
