@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tessera.serve.idle import Idle, Work, work_of
+from tessera.serve.idle import Idle, Work, own_work_of, work_of
 from tessera.serve.starts import STALL_S
 
 _ASKS = 12
@@ -26,17 +26,19 @@ class Silence:
     Attributes:
         say: called with a line for the operator.
         limit: seconds after which a server that neither answers nor does anything hangs.
-        work: see `work_of`.
+        work: of a model's process, see `work_of`.
+        own_work: of the server's, see `own_work_of`.
         clock: seconds.
     """
 
     say: Callable[[str], None]
     limit: float = STALL_S
     work: Callable[[int], Work | None] = work_of
+    own_work: Callable[[int], Work | None] = own_work_of
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._idle = Idle(self.limit, self.work)
+        self._models, self._server = self._idles()
         self._answers = 0
         self._asked = -self.limit
         self._open = 0  # questions since the latest answer
@@ -46,12 +48,13 @@ class Silence:
         """Whether the server owes more than one answer: better ask it nothing else meanwhile."""
         return self._open > 1
 
-    def hangs(self, processes: Iterable[int], answers: Callable[[float], bool]) -> bool:
+    def hangs(self, server: int, models: Iterable[int], answers: Callable[[float], bool]) -> bool:
         """Whether none of the processes has done anything for the limit, nor has the server
         answered before and meanwhile; says so.
 
         Args:
-            processes: all of the server's.
+            server: tritonserver's process.
+            models: those of models.
             answers: asks the server; whether it answers within so many seconds.
         """
         if self.clock() - self._asked >= self.limit / _ASKS:
@@ -60,12 +63,16 @@ class Silence:
             threading.Thread(target=self._ask, args=(answers,), daemon=True).start()
         if not self.owing:  # then nobody has to look at processes, which costs some milliseconds
             return False
-        tasks = dict.fromkeys(processes, self._answers)  # counted anew behind every answer
-        if not tasks or self._idle.among(tasks) != tasks.keys():
+        tasks = dict.fromkeys(models, self._answers)  # counted anew behind every answer
+        idle = self._models.among(tasks) == tasks.keys()
+        if not self._server.among({server: self._answers}) or not idle:
             return False
         self.say(f"tritonserver has neither answered nor done anything for {self.limit:.0f} s")
-        self._idle = Idle(self.limit, self.work)
+        self._models, self._server = self._idles()
         return True
+
+    def _idles(self) -> tuple[Idle, Idle]:
+        return Idle(self.limit, self.work), Idle(self.limit, self.own_work)
 
     def _ask(self, answers: Callable[[float], bool]) -> None:
         if answers(self.limit):

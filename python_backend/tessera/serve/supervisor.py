@@ -238,7 +238,7 @@ class Supervisor:
         running = self._running()
         current = {pid: model for pid, model in running.items() if pid not in self.retired}
         waits = self.starts.look(current, self._state)
-        if self.silence.hangs((self._pid, *running), self.repository.answers) or waits:
+        if self.silence.hangs(self._pid, running, self.repository.answers) or waits:
             self._kill()
         self.hangs.end(running)
         busy = [m for m in self._workers if self._at_work(m)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tessera.serve.idle import Idle, Work, work_of
+from tessera.serve.idle import Idle, Work, own_work_of, work_of
 from tests.samples.programs import program
 from tests.samples.waiting import PATIENCE_S, comes
 
@@ -76,6 +77,23 @@ def test_what_is_read_from_memory_that_maps_a_file_counts(tmp_path: Path) -> Non
         assert before is not None
         without_cpu = replace(before, cpu_seconds=1e9)
         comes(lambda: has_worked(reader.pid, without_cpu))
+        own = own_work_of(reader.pid)
+        assert own is not None
+        without_cpu = replace(own, cpu_seconds=1e9)
+        comes(lambda: has_worked(reader.pid, without_cpu, own_work_of))
+
+
+@pytest.mark.parametrize("code", [READING, CHILD_BUSY], ids=["by calls", "its child"])
+def test_what_is_not_a_processes_own_work(code: str) -> None:
+    """Files of the system that a process reads, or what a process of its does."""
+    with program(sys.executable, "-c", code) as busy:
+        first = work_of(busy.pid)
+        assert first is not None
+        comes(lambda: has_worked(busy.pid, replace(first, cpu_seconds=first.cpu_seconds + 1)))
+        own, all_of_it = own_work_of(busy.pid), work_of(busy.pid)
+        assert own is not None
+        assert all_of_it is not None
+        assert own.bytes_read < all_of_it.bytes_read or own.cpu_seconds < all_of_it.cpu_seconds / 2
 
 
 def test_a_process_that_sleeps_or_has_ended_does_nothing() -> None:
@@ -101,6 +119,6 @@ def test_it_counts_anew_when_there_is_something_else_to_do() -> None:
     assert found == [set()] * 10 + [{1}]
 
 
-def has_worked(pid: int, before: Work) -> bool:
-    now = work_of(pid)
+def has_worked(pid: int, before: Work, work: Callable[[int], Work | None] = work_of) -> bool:
+    now = work(pid)
     return now is not None and now.is_more_than(before)

@@ -40,9 +40,9 @@ class Looks:
 
     def hangs(self, looks: int, work: Callable[[int], Work], *, answers: bool) -> int:
         """How often the server was found to hang."""
-        silence, found = Silence(self.said.append, LIMIT_S, work, lambda: self.now), 0
+        silence, found = Silence(self.said.append, LIMIT_S, work, work, lambda: self.now), 0
         for _ in range(looks):
-            found += silence.hangs((SERVER, MODEL), lambda seconds: answers)
+            found += silence.hangs(SERVER, [MODEL], lambda seconds: answers)
             self.pass_time()
         return found
 
@@ -88,7 +88,7 @@ def test_one_that_does_not_answer_and_does_something_stays(
 
 def test_the_supervisor_ends_it() -> None:
     with program("setsid", "sleep", "600") as process:
-        silent = SimpleNamespace(owing=True, hangs=lambda pids, _: set(pids) == {process.pid})
+        silent = SimpleNamespace(owing=True, hangs=lambda pid, *_: pid == process.pid)
         supervisor = Supervisor([], {}, Repository("http://127.0.0.1:1"), print, silence=silent)  # type: ignore[arg-type]
         supervisor._process = process
         while os.getpgid(process.pid) != process.pid:
@@ -101,13 +101,13 @@ def test_the_supervisor_ends_it() -> None:
 def test_what_owes_answers_is_asked_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each question would hold up the looks at all other processes."""
     monkeypatch.setattr(Repository, "state", lambda self, model: "READY")
-    silence = Silence(print, LIMIT_S, over_time(nothing, SERVER))
+    silence = Silence(print, LIMIT_S, *[over_time(nothing, SERVER)] * 2)
     supervisor = Supervisor([], {}, Repository("http://127.0.0.1:1"), print, silence=silence)
     owed = [silence.owing, supervisor._state("denoise")]
     looks = Looks(monkeypatch, late=30)
     silence.clock = lambda: looks.now
     for _ in range(60):
-        silence.hangs((SERVER,), lambda seconds: True)
+        silence.hangs(SERVER, [], lambda seconds: True)
         looks.pass_time()
         owed.append(silence.owing)
         assert supervisor._state("denoise") == (None if silence.owing else "READY")
@@ -122,7 +122,7 @@ def test_processes_that_are_stopped_do_nothing() -> None:
     with subprocess.Popen(["sleep", "600"]) as process:
         process.send_signal(signal.SIGSTOP)
         silence = Silence(said.append, 0.2)
-        while not silence.hangs((process.pid,), lambda seconds: False):
+        while not silence.hangs(process.pid, [process.pid], lambda seconds: False):
             pass
         process.kill()
     assert said == ["tritonserver has neither answered nor done anything for 0 s"]
