@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="draw from the latest results")
     if not parser.parse_args().draw:
         rows = [row for name in EXPERIMENTS for row in _experiment(name)]
-        RESULTS.write_text(json.dumps({"world": asdict(World()), "rows": rows}, indent=1) + "\n")
+        found = {"world": asdict(World()), "rows": rows}
+        RESULTS.write_text(json.dumps(found, separators=(",", ":")) + "\n")
     rows = json.loads(RESULTS.read_text())["rows"]
     _print(rows)
     _draw(rows)

@@ -122,7 +122,7 @@ def main() -> None:
     report["moments"] = [asdict(moment) for moment in moments]
     console.print(report["seen"])
     report["machine"] = ended(report["machine"])
-    OUT.write_text(json.dumps(report) + "\n")
+    OUT.write_text(json.dumps(report, separators=(",", ":")) + "\n")
     draw(moments, sent, began, IMAGE)
     console.print(f"written: {OUT}, {IMAGE}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +166,7 @@ def serving(
     *flags: str,
     seconds: float = _STARTS_WITHIN_S,
     program: Sequence[str] = ("tessera.serve",),
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Run `tessera-serve` on a bundle and free ports, and end it with SIGTERM.
 
@@ -176,6 +178,7 @@ def serving(
         flags: further ones of `tessera-serve`.
         seconds: to wait until it is ready.
         program: a module that does what `tessera.serve` does, and what comes before the bundle.
+        variables: additional environment variables.
 
     Raises:
         RuntimeError: the server does not start. The message has its log.
@@ -186,7 +189,10 @@ def serving(
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [*command, *ports, *flags], stdout=sink, stderr=subprocess.STDOUT
+            [*command, *ports, *flags],
+            env={**os.environ, **(variables or {})},
+            stdout=sink,
+            stderr=subprocess.STDOUT,
         )
         server = Server(process, http, grpc, metrics, log)
         try:

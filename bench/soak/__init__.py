@@ -8,7 +8,7 @@ grow or be left behind.
 |---|---|
 | `traffic` | what clients ask for |
 | `clients` | their processes |
-| `faults` | kills, stops, damaged files, a full disk |
+| `faults` | kills, stops, hangs, damaged files, a full disk |
 | `watch` | memory, files, shared memory, jobs of the server over time |
 | `report` | table, JSON and figure |
 """

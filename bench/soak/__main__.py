@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from bench.server import DEMO_BUNDLE, ROOT, Server, serving
 from bench.soak.clients import Clients
-from bench.soak.faults import Fault, Faults, mount, unmount
+from bench.soak.faults import STALL_S, Fault, Faults, mount, unmount
 from bench.soak.report import Soak, write
 from bench.soak.traffic import PATIENCE_S, alone
 from bench.soak.watch import Watch, shared_memory
@@ -28,7 +28,9 @@ console = Console(highlight=False)
 
 
 def main() -> None:
-    """Run it; exit code 1 if a picture is wrong, a request hangs or something is left behind."""
+    """Run it; exit code 1 if a picture is wrong, a request hangs, something is left behind, or
+    memory or open files grow in half an hour or more.
+    """
     parser = argparse.ArgumentParser(description="mixed traffic with faults")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--clients", type=int, default=3, help="processes")
@@ -40,7 +42,7 @@ def main() -> None:
     soak = run(options)
     write(soak, options.out, console)
     console.print(f"written: {options.out}")
-    if soak.faulty or soak.left:
+    if soak.failed:
         raise SystemExit(1)
 
 
@@ -48,9 +50,13 @@ def run(options: argparse.Namespace) -> Soak:
     """Serve, ask, do harm, look, end."""
     folder: Path = options.out
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "templates").mkdir(parents=True)
+    for name in ("templates", "temporary"):
+        (folder / name).mkdir(parents=True)
+    variables = {"TMPDIR": str(folder / "temporary")}
+    flags = (f"--stall-seconds={STALL_S:g}",)
     with _own_disk(folder / "templates") as full, contextlib.ExitStack() as stack:
-        server = stack.enter_context(serving(DEMO_BUNDLE, folder / "server.log"))
+        served = serving(DEMO_BUNDLE, folder / "server.log", *flags, variables=variables)
+        server = stack.enter_context(served)
         expected = alone(server.http)
         watch = Watch(server)
         watch.start()
@@ -66,7 +72,10 @@ def run(options: argparse.Namespace) -> Soak:
         _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
         left += [f"process {each.pid}" for each in alive]
         left += [str(path) for path in shared_memory(server)]
-    return Soak(options.minutes, began, clients.happened, done, watch.seen, left, full, ended)
+        left += [str(path) for path in (folder / "temporary").iterdir()]
+        unfinished = len(list((folder / "templates").glob("*/.*")))
+    happened = (clients.happened, done, watch.seen)
+    return Soak(options.minutes, began, *happened, left, full, ended, unfinished)
 
 
 @contextlib.contextmanager

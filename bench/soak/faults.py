@@ -16,6 +16,8 @@ import psutil
 from bench.server import ALL_MODELS, Server
 from tessera.shared.processes import identity, model_processes
 
+STALL_S = 20.0
+"""`--stall-seconds` of the server."""
 _STOPPED_S = 3.0
 _FULL_S = 8.0
 _HEALS_WITHIN_S = 180.0
@@ -57,6 +59,7 @@ class Faults:
             self._kill_model,
             self._kill_server,
             self._stop_model,
+            self._hang_model,
             self._damage,
         ]
         if full:
@@ -107,22 +110,30 @@ class Faults:
         return self._rng.choice(found)
 
     def _kill_model(self) -> str:
+        return f"killed a process of {self._replace(signal.SIGKILL)}"
+
+    def _hang_model(self) -> str:
+        """The server has to find out by itself."""
+        return f"stopped {self._replace(signal.SIGSTOP)} until it was ended"
+
+    def _replace(self, number: int) -> str:
+        """Send a signal to a process; the model, once it has been loaded again for that."""
         process, model = self._model()
         processes = model_processes(self._triton().pid)
         self._replaced |= {identity(p) for p, m in processes.items() if m == model}
         sentence = f"model {model} is back after"
         before = self._server.log.read_text().count(sentence)
         triton = self._triton().pid
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, number)
         self._server.wait_until(
-            # a tritonserver that ends by itself behind the kill is started again with all models
+            # a tritonserver that ends by itself behind it is started again with all models
             lambda: (
                 self._server.log.read_text().count(sentence) > before
                 or not psutil.pid_exists(triton)
             ),
-            _HEALS_WITHIN_S,
+            STALL_S + _HEALS_WITHIN_S,
         )
-        return f"killed a process of {model}"
+        return model
 
     def _kill_server(self) -> str:
         triton = self._triton()

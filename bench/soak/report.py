@@ -16,10 +16,12 @@ from rich.table import Table
 
 from bench.soak.faults import Fault
 from bench.soak.traffic import FAULTY, Happened
-from bench.soak.watch import Seen, growth
+from bench.soak.watch import Seen, growth, usual
 
 _QUARTERS = 8
 """Looks that are needed to speak of growth."""
+_GROWTH, _LONG_MINUTES = 0.02, 30.0
+"""From this growth on a run has failed, if it was so long: a shorter one still warms up."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Soak:
         faults: every fault.
         seen: every look.
         left: what the server left behind when it had ended.
+        unfinished: files that killed processes have left in the folder of templates, to be removed
+            when they are an hour old.
         full: whether the disk was filled, too.
         ended: how often tritonserver ended by itself.
     """
@@ -45,6 +49,7 @@ class Soak:
     left: Sequence[str]
     full: bool
     ended: int = 0
+    unfinished: int = 0
 
     @property
     def faulty(self) -> list[Happened]:
@@ -59,6 +64,28 @@ class Soak:
         whole = [float(each.memory) for each in self.seen if each.whole]
         return growth(whole) if len(whole) >= _QUARTERS else None
 
+    @property
+    def file_growth(self) -> float | None:
+        """Of open files, as `memory_growth`, while there were as many processes as mostly."""
+        looks = usual([each for each in self.seen if each.whole])
+        files = [float(each.files) for each in looks]
+        return growth(files) if len(files) >= _QUARTERS else None
+
+    @property
+    def grown(self) -> list[str]:
+        """What has grown too much, in words."""
+        found = {"memory": self.memory_growth, "open files": self.file_growth}
+        return [
+            f"{name} by {100 * by:.1f} %"
+            for name, by in found.items()
+            if by is not None and by >= _GROWTH and self.minutes >= _LONG_MINUTES
+        ]
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was not as it should be."""
+        return bool(self.faulty or self.left or self.grown)
+
     def parts(self) -> dict[str, dict[str, float | None]]:
         """Of each part of the whole server: its memory at the median, and its growth."""
         whole = [each.parts for each in self.seen if each.whole]
@@ -66,16 +93,13 @@ class Soak:
         for name in sorted({name for parts in whole for name in parts}):
             values = [float(parts[name]) for parts in whole if name in parts]
             grown = growth(values) if len(values) >= _QUARTERS else None
-            told[name] = {
-                "median_mb": round(statistics.median(values) / 1e6),
-                "growth": None if grown is None else round(grown, 4),
-            }
+            median = round(statistics.median(values) / 1e6)
+            told[name] = {"median_mb": median, "growth": _rounded(grown)}
         return told
 
 
 def summary(soak: Soak) -> dict[str, Any]:
     """What the table and the JSON say."""
-    grown = soak.memory_growth
     return {
         "date": date.today().isoformat(),
         "minutes": soak.minutes,
@@ -91,7 +115,9 @@ def summary(soak: Soak) -> dict[str, Any]:
         ],
         "disk_filled": soak.full,
         "ended_by_itself": soak.ended,
-        "memory_growth": None if grown is None else round(grown, 4),
+        "memory_growth": _rounded(soak.memory_growth),
+        "file_growth": _rounded(soak.file_growth),
+        "grown": soak.grown,
         "memory_growth_by_part": soak.parts(),
         "whole_looks": sum(each.whole for each in soak.seen),
         "looks": [
@@ -107,6 +133,7 @@ def summary(soak: Soak) -> dict[str, Any]:
         "processes": _range([s.processes for s in soak.seen]),
         "shared_files": _range([s.shared for s in soak.seen]),
         "left_behind": list(soak.left),
+        "unfinished": soak.unfinished,
     }
 
 
@@ -131,6 +158,9 @@ def write(soak: Soak, folder: Path, console: Console) -> None:
         console.print(f"{each.kind}: {each.outcome}, {each.note}")
     for what in soak.left:
         console.print(f"left behind: {what}")
+    for what in soak.grown:
+        console.print(f"grown: {what}")
+    console.print(f"files of templates that nobody has finished: {soak.unfinished}")
     draw(soak, folder / "soak.png")
 
 
@@ -157,6 +187,10 @@ def draw(soak: Soak, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _minute(soak: Soak, at: float) -> float:

@@ -47,8 +47,8 @@ class Happened:
         kind: a key of `PICTURES` or `OTHERS`.
         outcome: "right" as it should be, "unavailable" said so in a sentence, as requests in a
             process that was killed do; "denser": a step's recording was missing or damaged, so that
-            INFO tells of fewer sparse steps, and the picture is not compared; "wrong" picture,
-            "hung", "unexpected" error.
+            INFO tells of fewer sparse steps, and only what lies outside of the mask is compared;
+            "wrong" picture, "hung", "unexpected" error.
         seconds: from call to answer.
         note: what is wrong.
     """
@@ -76,8 +76,23 @@ def _mask(top: int, left: int, side: int) -> Picture:
     return mask
 
 
-def _edit(template: int, side: int, **options: Any) -> Ask:
-    image, mask = _picture(template), _mask(24, 32, side)
+EDITED: Mapping[str, tuple[int, int]] = {
+    "sparse edit": (1, 32),
+    "another mask": (1, 64),
+    "another picture": (2, 40),
+    "dense edit": (2, 40),
+}
+"""Of the edits in `PICTURES`: the seed of what is edited, and the side of the mask in pixels."""
+
+
+def edited(name: str) -> tuple[Picture, Picture]:
+    """What is edited by one of `PICTURES`, and the mask."""
+    template, side = EDITED[name]
+    return _picture(template), _mask(24, 32, side)
+
+
+def _edit(name: str, **options: Any) -> Ask:
+    image, mask = edited(name)
     return lambda client, **more: client.edit(image, mask, _PROMPT, **options, **more)
 
 
@@ -93,10 +108,10 @@ PICTURES: Mapping[str, Ask] = {
     "another LoRA": _draw(steps=8, seed=5, loras=[Lora("night")]),
     "two LoRAs": _draw(steps=8, seed=6, loras=[Lora("outline", 0.5), Lora("night")]),
     "ControlNet": _draw(steps=8, seed=7, controls=[Control("edges", _picture(9))]),
-    "sparse edit": _edit(1, 32, steps=8, seed=8, mode="sparse"),
-    "another mask": _edit(1, 64, steps=8, seed=9, mode="sparse"),
-    "another picture": _edit(2, 40, steps=8, seed=10, mode="sparse", strength=0.7),
-    "dense edit": _edit(2, 40, steps=8, seed=11, mode="dense"),
+    "sparse edit": _edit("sparse edit", steps=8, seed=8, mode="sparse"),
+    "another mask": _edit("another mask", steps=8, seed=9, mode="sparse"),
+    "another picture": _edit("another picture", steps=8, seed=10, mode="sparse", strength=0.7),
+    "dense edit": _edit("dense edit", steps=8, seed=11, mode="dense"),
 }
 """Requests for pictures, each with the same answer every time."""
 
@@ -230,7 +245,8 @@ def _one(
             OTHERS[name](client, rng)
         else:
             priority = rng.randint(1, PRIORITIES)
-            outcome, note = _compared(PICTURES[name](client, priority=priority), expected[name])
+            result = PICTURES[name](client, priority=priority)
+            outcome, note = compared(name, result, expected[name])
     except Unavailable:
         outcome = "unavailable"
     except TimedOut as error:
@@ -241,9 +257,18 @@ def _one(
     return Happened(now, name, outcome, now - began, note)
 
 
-def _compared(result: Result, expected: Expected) -> tuple[str, str]:
-    if result.info.sparse_ticks < expected.sparse:
-        return "denser", ""
+def compared(name: str, result: Result, expected: Expected) -> tuple[str, str]:
+    """Outcome and note of a picture.
+
+    Args:
+        name: a key of `PICTURES`.
+        result: what was answered.
+        expected: what was answered alone.
+    """
     found = np.asarray(result.image, np.int16)
+    if result.info.sparse_ticks < expected.sparse:
+        image, mask = edited(name)
+        off = int(np.abs(found - image)[mask == 0].max())
+        return ("wrong", f"{off}/255 outside of the mask") if off else ("denser", "")
     off = int(np.abs(found - expected.picture).max())
     return ("wrong", f"{off}/255 from the picture drawn alone") if off > NEAR else ("right", "")

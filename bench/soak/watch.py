@@ -91,6 +91,12 @@ def look(server: Server) -> Seen:
     return Seen(time.monotonic(), dict(parts), files, processes, len(shared_memory(server)))
 
 
+def usual(seen: Sequence[Seen]) -> list[Seen]:
+    """Looks at as many processes as there mostly were: each one more has open files of its own."""
+    counts = Counter(each.processes for each in seen)
+    return [each for each in seen if each.processes == counts.most_common(1)[0][0]]
+
+
 def shared_memory(server: Server) -> list[Path]:
     """Its files in shared memory."""
     return list(_SHARED.glob(f"tessera-run-*-{server.process.pid}-*"))

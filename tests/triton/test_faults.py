@@ -137,6 +137,30 @@ def test_a_process_that_hangs_while_it_serves(fragile: Server, model: str) -> No
     assert others <= model_processes(tritonserver(fragile)).keys(), "no other model was loaded anew"
 
 
+def test_a_process_that_is_stopped_without_work(fragile: Server) -> None:
+    """It may hold a lock, and answers nobody."""
+    with Client(fragile.http, timeout=PATIENCE_S, retries=0) as client:
+        with healed(fragile, "jobs"):
+            stopped(fragile, "jobs", but=[])
+        assert "a process of model jobs has been stopped for 15 s" in fragile.log.read_text()
+        assert client.generate("a", steps=1, job_id="behind").info.ticks == 1
+        assert client.status("behind").phase == "done"
+
+
+def test_a_tritonserver_that_hangs(fragile: Server) -> None:
+    """It is ended, and started again with the pictures that it drew."""
+    log, sentence = fragile.log, "tritonserver has neither answered nor done anything for 15 s"
+    with Client(fragile.http, timeout=PATIENCE_S) as client:
+        before = client.generate("a red circle", seed=1, steps=3)
+        triton, starts = tritonserver(fragile), log.read_text().count("is ready after")
+        os.kill(triton, signal.SIGSTOP)
+        fragile.wait_until(lambda: log.read_text().count("is ready after") > starts, PATIENCE_S)
+        assert not psutil.pid_exists(triton)
+        assert log.read_text().count(sentence) == 1
+        after = client.generate("a red circle", seed=1, steps=3)
+    assert np.array_equal(np.asarray(after.image), np.asarray(before.image))
+
+
 def test_killing_a_controlnet(fragile: Server) -> None:
     """The requests that it guides get an error, the others finish unchanged; it comes back."""
     controls = [Control("edges", image=np.zeros((128, 128, 3), np.uint8))]

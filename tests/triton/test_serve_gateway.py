@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from bench.server import Server, free_ports
-from tests.samples.servers import ended_whole
+from bench.server import Server, free_ports, serving
+from tests.samples.servers import ended_whole, family_of
 from tests.samples.waiting import PATIENCE_S, comes
 
 
@@ -56,3 +56,25 @@ def test_a_gateway_is_started_looked_after_and_ended(bundle: Path, tmp_path: Pat
             assert json.loads(answer.read())["data"][0]["b64_json"]
     assert not second.is_running()
     assert ask(port, "/v1/models") is None
+
+
+def test_killed_outright_it_leaves_its_ports_to_the_next(bundle: Path, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    flags = ("--gateway", f"--gateway-port={port}")
+    with serving(bundle, tmp_path / "log", *flags) as server:
+        wait_for_gateway(port)
+        family = family_of(server)
+        assert gateway_of(server) in family
+        server.process.kill()
+        server.process.wait(PATIENCE_S)
+        _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
+        assert not alive
+    ports = {
+        "http": server.http_port,
+        "grpc": server.grpc_port,
+        "metrics": server.metrics_port,
+    }
+    again = [*flags, *(f"--{name}-port={number}" for name, number in ports.items())]
+    with serving(bundle, tmp_path / "again", *again):
+        wait_for_gateway(port)
+        assert ask(server.http_port, "/v2")["name"] == "triton"

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from tessera.errors import InvalidInput, listing
+from tessera.errors import InvalidInput, TesseraError, listing
+from tessera.shared.own_files import open_own, read_own
 from tessera.shared.processes import identity, lives
 
 POLL_S = 0.01
@@ -85,10 +86,10 @@ def loaded(path: Path) -> list[str]:
     read here is whole unless two writes came in between; then the answer is none.
     """
     try:
-        content = path.read_bytes()
+        content = read_own(path)
         start = 1 + content[0] * _HALF
         table = json.loads(content[start : content.index(b"\0", start)] or b"{}")
-    except (OSError, ValueError, IndexError):
+    except (OSError, TesseraError, ValueError, IndexError):
         return []
     return sorted(name for name, r in table.get("residents", {}).items() if not r["mover"])
 
@@ -300,7 +301,7 @@ class Residency:
         other half. The file's space is allocated when it is created, so that no later write can
         fail.
         """
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
         with os.fdopen(descriptor) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_size < 1 + 2 * _HALF:

@@ -5,6 +5,7 @@ Knows bundles and engines, nothing of requests or Triton.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from tessera.engines.bundle import Bundle
 from tessera.engines.replicas import refitted_together
 from tessera.manifest import Manifest
 from tessera.shared.machine import SHARE
+from tessera.shared.own_files import read_own, write_own
 from tessera.shared.settings import ServerSettings, TemplateSettings
 from tessera.sparse.batch import ArrayCache, Part
 from tessera.sparse.engines import SparseUNetEngines, SparseUNets
@@ -122,12 +124,10 @@ def _remembered(costs: Path, measure_costs: Callable[[], StepChooser]) -> StepCh
 
     A process that replaces a killed one has no time to measure.
     """
-    if costs.exists():
-        return StepChooser.from_json(costs.read_text())
+    with contextlib.suppress(FileNotFoundError):
+        return StepChooser.from_json(read_own(costs).decode())
     chooser = measure_costs()
-    partial_file = costs.with_suffix(".partial")
-    partial_file.write_text(chooser.to_json())
-    partial_file.replace(costs)
+    write_own(costs, chooser.to_json().encode())
     return chooser
 
 

@@ -101,20 +101,28 @@ class EditRecordings:
         """Leave what the recordings of an edit need, and a note of each that nobody waits for. They
         have none of its ControlNets, whose images are another edit's seldom.
         """
-        key = key.with_controls(())
         waits = waits and edit.mode == "sparse"
-        try:
-            self._store.keep(edit.image)
-            branches = zip(texts, embeddings.hidden, embeddings.pooled, strict=False)
+        keys = [key.with_controls(()).with_text(text) for text in texts]
+        missing = [own for own in keys if not waits and self._store.find(own) is None]
+        branches = list(zip(keys, embeddings.hidden, embeddings.pooled, strict=False))
+
+        image = edit.image.copy()  # a write that stalls outlives the request, whose memory it is
+
+        def write() -> bool:
+            self._store.keep(image)
             # The latest note is recorded first: the negative prompt's, which serves most edits.
-            for text, hidden, pooled in reversed(list(branches)):
-                own = key.with_text(text)
-                if text:
+            for own, hidden, pooled in reversed(branches):
+                if own.text:
                     self._store.texts.put(own.digest, {"hidden": hidden, "pooled": pooled})
-                if not waits and self._store.find(own) is None:
+                if own in missing:
                     self._store.notes.put(own)
+            return True
+
+        try:
+            problem = "" if self._store.patiently(write) else "its storage does not answer"
         except OSError as error:
-            if waits:
-                reason = error.strerror or str(error)
-                raise Unavailable(f"template {edit.template} cannot be kept: {reason}") from error
-            self._log(f"template {edit.template} cannot be kept: {error}")
+            problem = error.strerror or str(error)
+        if problem and waits:
+            raise Unavailable(f"template {edit.template} cannot be kept: {problem}")
+        if problem:
+            self._log(f"template {edit.template} cannot be kept: {problem}")

@@ -95,7 +95,7 @@ def serve(
         limits = (drain_seconds, stall_seconds)
         how = (host, places.controlnets, triton_args or [], verbose, beside, *limits)
         raise typer.Exit(Launch(settings, manifest, files, ports, *how).run(console, start_timeout))
-    except TesseraError as error:
+    except (TesseraError, OSError) as error:
         console.say(f"tessera-serve: {error}", style="red")
         raise typer.Exit(1) from None
 

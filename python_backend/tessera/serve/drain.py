@@ -6,9 +6,16 @@ their connections, and then a second for each model process, one after the other
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tessera.errors import Unavailable
+
+if TYPE_CHECKING:
+    from tessera.shared.board import Board
 
 DRAIN_S = 20.0
 """How long requests may go on, unless the operator says otherwise. With `CANCEL_S` and the rest of
@@ -21,6 +28,9 @@ QUIET_S = 0.3
 REFUSALS_S = 1.0
 """How long no job must have run while others are refused: clients that try again and again keep a
 server busy with refusing."""
+
+LOCK_S = 0.5
+"""How long to wait for the board's lock: a process that is stopped may hold it."""
 
 _LOOK_S = 0.02
 _TELL_S = 1.0
@@ -50,18 +60,22 @@ def drain(
     if not board.exists():
         return
     from tessera.shared.activity import Activity
-    from tessera.shared.board import Board  # imports numpy
 
-    jobs, activities = Board(board), Activity(activity)
+    began = time.monotonic()
+    jobs, activities = _opened(board, hurry, seconds), Activity(activity)
+    if jobs is None:
+        if not hurry():
+            say("requests are not waited for: a process keeps the lock of the job board")
+        return
     jobs.refuse()
-    began = quiet = jobless = time.monotonic()
+    quiet = jobless = time.monotonic()
     refused_at, refusals = 0.0, 0
     told = cancelled = False
     while not hurry():
         now = time.monotonic()
         if not activities.idle() or unsent(ports):
             quiet = now
-        if jobs.running():
+        if _some_run(jobs):
             jobless = now
         if jobs.refusals != refusals:
             refused_at, refusals = now, jobs.refusals
@@ -73,11 +87,36 @@ def drain(
             say("stopping when requests have ended; a second signal stops at once")
         if not cancelled and now - began > seconds:
             cancelled = True
-            jobs.cancel_all()
+            with contextlib.suppress(Unavailable):
+                jobs.cancel_all()
             say(f"requests are cancelled: they have not ended within {seconds:g} s")
         if now - began > seconds + CANCEL_S:
             return
         time.sleep(_LOOK_S)
+
+
+def _opened(board: Path, hurry: Callable[[], bool], seconds: float) -> Board | None:
+    """The board, once it can be locked; `None` if that takes longer than so many seconds, or there
+    is a `hurry`.
+    """
+    from tessera.shared.board import Board  # imports numpy
+
+    end = time.monotonic() + seconds
+    while not hurry():
+        try:
+            return Board(board, patience=LOCK_S)
+        except Unavailable:
+            if time.monotonic() > end:
+                break
+    return None
+
+
+def _some_run(jobs: Board) -> bool:
+    """Whether jobs run; so it seems while their board cannot be locked."""
+    try:
+        return jobs.running() > 0
+    except Unavailable:
+        return True
 
 
 def unsent(ports: Collection[int], tables: Collection[Path] = _TCP) -> bool:

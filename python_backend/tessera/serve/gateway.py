@@ -8,12 +8,14 @@ gateway's code: it is a process.
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from tessera.errors import TesseraError, listing
 from tessera.serve.intervals import Intervals
@@ -112,7 +114,9 @@ class GatewayProcess:
             self._ending.wait(delay)
 
     def _begin(self) -> subprocess.Popen[bytes] | None:
-        """Start the process, unless it is not wanted any more."""
+        """Start the process, unless it is not wanted any more. It is killed when this one is: by a
+        signal that it may answer, its port would stay taken for a while.
+        """
         with self._lock:
             if self._ending.is_set():
                 return None
@@ -120,6 +124,6 @@ class GatewayProcess:
                 list(self.command),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, signal.SIGKILL),
             )
             return self._process

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +16,18 @@ does nothing, and nobody is to blame: it counts as one look, however long it tak
 _LITTLE_S = 0.2
 """Seconds of a CPU that its threads may take for looking whether there is something to do."""
 _LITTLE_BYTES = 1 << 16
+_BY_CALLS, _FROM_STORAGE = "rchar:", "read_bytes:"
+"""Lines of `/proc/PID/io`. What is mapped into memory comes from storage, and not by calls."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a process had done at a time (seconds of the monotonic clock)."""
+    """What a process had done at a time (seconds of the monotonic clock).
+
+    Attributes:
+        cpu_seconds: of all its threads, and of its children.
+        bytes_read: by calls, and from storage: weights may be mapped into memory.
+    """
 
     at: float
     cpu_seconds: float
@@ -38,16 +45,27 @@ def work_of(process: int) -> Work | None:
     """What a process and those that it has started have done since its beginning; `None` if it has
     ended.
     """
+    return _work(process, (_BY_CALLS, _FROM_STORAGE), _descendants(process))
+
+
+def own_work_of(process: int) -> Work | None:
+    """What a process itself has done, without those that it has started and that run, and without
+    what calls have read: a tritonserver reads `/proc` every two seconds, whatever happens.
+    """
+    return _work(process, (_FROM_STORAGE,), ())
+
+
+def _work(process: int, read: tuple[str, ...], others: Iterable[int]) -> Work | None:
     try:
         lines = Path(f"/proc/{process}/io").read_text().splitlines()
         ticks = _ticks(process)
     except OSError:
         return None
-    for descendant in _descendants(process):
+    for other in others:
         with contextlib.suppress(OSError):  # it may end meanwhile
-            ticks += _ticks(descendant)
-    read = next(int(line.split()[1]) for line in lines if line.startswith("rchar:"))
-    return Work(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), read)
+            ticks += _ticks(other)
+    read_bytes = sum(int(line.split()[1]) for line in lines if line.startswith(read))
+    return Work(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), read_bytes)
 
 
 def is_stopped(process: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from tessera.controls.models import engine_is_half, write_models
 from tessera.errors import TesseraError
 from tessera.manifest import CONTROLNET, Manifest
-from tessera.serve.drain import DRAIN_S, drain
+from tessera.serve.drain import DRAIN_S, LOCK_S, drain
 from tessera.serve.gateway import GatewayOptions, GatewayProcess
 from tessera.serve.gateway import command as gateway_command
 from tessera.serve.hangs import Hangs
@@ -24,6 +24,7 @@ from tessera.serve.repository import Repository
 from tessera.serve.retired import Retired
 from tessera.serve.run_folder import run_folder, shared_memory
 from tessera.serve.serving import SERVING, write_serving
+from tessera.serve.silence import Silence
 from tessera.serve.starts import STALL_S, Starts
 from tessera.serve.supervisor import Supervisor
 from tessera.serve.tritonserver import (
@@ -106,7 +107,7 @@ class Launch:
                 began = time.monotonic()
                 try:
                     supervisor = self._serve(console, timeout, beside, supervisor)
-                except TesseraError as error:
+                except (TesseraError, OSError) as error:  # such as a full /dev/shm
                     supervisor.say(str(error))
         return 0
 
@@ -123,10 +124,12 @@ class Launch:
             console: see `run`.
             timeout: see `run`.
             beside: gets the gateway at the first run; it stays through all of them.
-            last: what looked after the run before, to which signals went up to now.
+            last: what looked after the run before, to which signals went up to now. From the start
+                on they go to what is returned, also if that fails.
 
         Raises:
-            TesseraError: it does not become ready.
+            TesseraError: it does not become ready at the first run.
+            OSError: there is no room for its files in shared memory.
         """
         with run_folder() as folder:
             supervisor = self._supervisor(folder, console)
@@ -134,11 +137,16 @@ class Launch:
                 if self._ready(supervisor, folder, console, timeout, last) and last is None:
                     beside.enter_context(self._gateway(supervisor.say))
                 code = supervisor.watch()
+                how = f"by signal {-code}" if code < 0 else f"with status {code}"
+                end = f"tritonserver has ended {how}"
+            except (TesseraError, OSError) as error:
+                if last is None:
+                    raise
+                end = str(error)
             finally:
                 supervisor.stop()
         if not supervisor.interrupted:
-            how = f"by signal {-code}" if code < 0 else f"with status {code}"
-            supervisor.say(f"tritonserver has ended {how}")
+            supervisor.say(end)
         return supervisor
 
     @property
@@ -200,11 +208,10 @@ class Launch:
             ),
             patient=any(flag.startswith("--trace") for flag in self.flags),
             log=None if self.verbose or has_driver() else console.say,
-            retired=Retired(lambda pid: _board(settings.board).works(pid)),
+            retired=Retired(partial(_works, settings.board)),
             starts=Starts(say, self.stall_seconds),
-            hangs=Hangs(
-                say, lambda models: _board(settings.board).tasks(models), self.stall_seconds
-            ),
+            hangs=Hangs(say, partial(_tasks, settings.board), self.stall_seconds),
+            silence=Silence(say, self.stall_seconds),
         )
 
     def _ready(
@@ -270,4 +277,20 @@ def _board(path: Path) -> Board:
     """The board of the tritonserver that runs, opened once: that takes its lock."""
     from tessera.shared.board import Board  # imports numpy
 
-    return Board(path)
+    return Board(path, patience=LOCK_S)
+
+
+def _works(board: Path, process: int) -> bool:
+    """Whether a process has a job. One is assumed while the board cannot be opened."""
+    try:
+        return _board(board).works(process)
+    except (TesseraError, OSError):
+        return True
+
+
+def _tasks(board: Path, running: Mapping[int, str]) -> Mapping[int, Hashable]:
+    """Which processes have to work, and at what; none while the board cannot be opened."""
+    try:
+        return _board(board).tasks(running)
+    except (TesseraError, OSError):
+        return {}

@@ -172,8 +172,8 @@ DrainSeconds = Annotated[
 StallSeconds = Annotated[
     float,
     _seconds(
-        "How long a model's process may do nothing at all while it starts or has work; then it is "
-        "ended.",
+        "How long a model's process may do nothing at all while it starts or has work, or be "
+        "stopped; then it is ended. So is a tritonserver that does not answer either.",
         1,
     ),
 ]

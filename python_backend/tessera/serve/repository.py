@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -18,6 +19,9 @@ LOAD_S = 600.0
 _ANSWER_S = 5.0
 
 READY, LOADING = "READY", "LOADING"
+
+FAILURES = (OSError, http.client.HTTPException, ValueError)
+"""What asking a server may raise that ends meanwhile, or answers what is no HTTP or no JSON."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,21 @@ class Repository:
         not know it, nothing; `None` if it does not answer.
         """
         body = self._ask("/v2/repository/index", b"{}")
-        if body is None:
+        try:
+            entries: list[dict[str, str]] = json.loads(body or b"")
+            return next((e.get("state", "") for e in entries if e["name"] == model), "")
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        entries: list[dict[str, str]] = json.loads(body)
-        return next((e.get("state", "") for e in entries if e["name"] == model), "")
+
+    def answers(self, timeout: float) -> bool:
+        """Whether the server answers within `timeout` seconds, be it with an error."""
+        try:
+            DIRECT.open(f"{self.url}/v2/health/live", timeout=timeout).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+        except FAILURES:
+            return False
+        return True
 
     def load(self, model: str) -> bool:
         """Load a model; whether that was possible."""
@@ -61,5 +76,5 @@ class Repository:
             with DIRECT.open(request, timeout=timeout) as answer:
                 content: bytes = answer.read()
                 return content
-        except (OSError, urllib.error.URLError):
+        except FAILURES:
             return None

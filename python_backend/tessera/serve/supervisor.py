@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 from tessera.serve.hangs import Hangs
@@ -27,6 +28,7 @@ from tessera.serve.log import pass_on
 from tessera.serve.repository import LOAD_S, READY, Repository
 from tessera.serve.retired import Retired
 from tessera.serve.serving import SERVING
+from tessera.serve.silence import Silence
 from tessera.serve.starts import Starts
 from tessera.serve.undertaker import Undertaker
 from tessera.shared.processes import identity, lives, model_processes
@@ -65,6 +67,7 @@ class Supervisor:
         retired: processes of models that have been loaded again.
         starts: looks for processes that are stuck in their start.
         hangs: looks for processes that hang later.
+        silence: looks whether tritonserver itself hangs.
     """
 
     command: Sequence[str]
@@ -77,6 +80,7 @@ class Supervisor:
     retired: Retired = field(default_factory=Retired)
     starts: Starts = field(default_factory=lambda: Starts(lambda line: None))
     hangs: Hangs = field(default_factory=lambda: Hangs(lambda line: None))
+    silence: Silence = field(default_factory=lambda: Silence(lambda line: None))
     _process: subprocess.Popen[bytes] | None = None
     _undertaker: Undertaker | None = None
     _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
@@ -124,7 +128,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE if self.log else None,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
         self._undertaker = Undertaker.of(self._process.pid)
         if self.log and self._process.stderr:
@@ -213,9 +217,17 @@ class Supervisor:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.interrupt()
 
-    def _running(self) -> dict[int, str]:
+    @property
+    def _pid(self) -> int:
         assert self._process is not None, "start() comes first"
-        return model_processes(self._process.pid)
+        return self._process.pid
+
+    def _running(self) -> dict[int, str]:
+        return model_processes(self._pid)
+
+    def _state(self, model: str) -> str | None:
+        """See `Repository.state`; does not wait for a server that does not answer anyway."""
+        return None if self.silence.owing else self.repository.state(model)
 
     def _exit_code(self) -> int | None:
         assert self._process is not None, "start() comes first"
@@ -225,7 +237,8 @@ class Supervisor:
         """Watch model processes that are not watched yet."""
         running = self._running()
         current = {pid: model for pid, model in running.items() if pid not in self.retired}
-        if self.starts.look(current, self.repository.state):
+        waits = self.starts.look(current, self._state)
+        if self.silence.hangs(self._pid, running, self.repository.answers) or waits:
             self._kill()
         self.hangs.end(running)
         busy = [m for m in self._workers if self._at_work(m)]
@@ -250,7 +263,7 @@ class Supervisor:
                 continue
             left = list(self._running().values()).count(model)
             complete = left >= self._instances.get(model, 0)  # it has been loaded again since
-            state = "" if complete else self.repository.state(model)
+            state = "" if complete else self._state(model)
             if state is None:
                 continue
             self._suspects.remove(model)
@@ -324,15 +337,14 @@ class Supervisor:
 
     def _stalled(self) -> bool:
         """Whether nothing goes on in the server's start."""
-        assert self._process is not None
-        if not self.starts.stalled((self._process.pid, *self._running())):
+        if not self.starts.stalled((self._pid, *self._running())):
             return False
         self.say(f"nothing has happened for {self.starts.limit:.0f} s")
         return True
 
 
-def die_with_parent() -> None:
-    """Runs in the child before its program: end it when this process is gone, however that came
-    about.
+def die_with_parent(number: int) -> None:
+    """Runs in the child before its program: have a signal end it when this process is gone, however
+    that came about.
     """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)

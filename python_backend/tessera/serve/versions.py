@@ -17,6 +17,7 @@ from enum import StrEnum
 from tessera.contract.limits import MAX_CONTROL_PIXELS, MAX_EDIT_SIDE, MAX_REGIONS
 from tessera.errors import TesseraError, brief
 from tessera.manifest import Manifest
+from tessera.serve.repository import FAILURES
 from tessera.serve.tritonserver import DIRECT, TritonServer, environment
 
 Version = tuple[int, int]
@@ -157,7 +158,7 @@ def running_version(url: str) -> str:
     try:
         with DIRECT.open(urllib.request.Request(f"{url}/v2"), timeout=_ANSWER_S) as answer:
             return str(json.load(answer)["version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*FAILURES, KeyError, TypeError) as error:
         raise UnsupportedServer(f"tritonserver does not tell its version: {error}") from None
 
 

@@ -11,9 +11,11 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import Any
 
-from tessera.errors import TesseraError
+from tessera.errors import TesseraError, Unavailable
+from tessera.serve.repository import FAILURES
 from tessera.serve.tritonserver import DIRECT
 from tessera.shared.processes import WARM_UP
 from tessera.shared.signing import FIRST
@@ -56,14 +58,16 @@ def _generate(size: int, number: int, word: str) -> dict[str, Any]:
 
 
 def _draw(url: str, body: bytes) -> None:
-    """Make a picture; one that the queue has no room for is sent again until it has."""
+    """Make a picture; one that there is no room for is sent again until there is: a server that has
+    been started again may have many callers at once.
+    """
     until = time.monotonic() + _TIMEOUT_S
     while True:
         try:
             _request(url, body)
             return
-        except TesseraError as error:
-            if "the queue is full" not in str(error) or time.monotonic() > until:
+        except Unavailable:
+            if time.monotonic() > until:
                 raise
             time.sleep(_AGAIN_S)
 
@@ -74,6 +78,16 @@ def _request(url: str, body: bytes | None) -> dict[str, Any]:
             content: dict[str, Any] = json.load(answer)
             return content
     except urllib.error.HTTPError as error:
-        raise TesseraError(f"the first picture failed: {error.read().decode()}") from None
-    except OSError as error:
+        raise _failure(error) from None
+    except FAILURES as error:
         raise TesseraError(f"the first picture failed: {error}") from None
+
+
+def _failure(error: urllib.error.HTTPError) -> TesseraError:
+    """What a server's error is: `Unavailable` if it may go by."""
+    try:
+        answer = error.read().decode(errors="replace")
+    except FAILURES as broken:
+        answer = str(broken)
+    kind = Unavailable if error.code == HTTPStatus.SERVICE_UNAVAILABLE else TesseraError
+    return kind(f"the first picture failed: {answer}")

@@ -14,6 +14,7 @@ it.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import time
@@ -42,10 +43,16 @@ _SIZE = HEADER.itemsize + CAPACITY * ROW.itemsize
 
 
 class Board(AtWork):
-    """One server's board. Every process opens a `Board` on the same file."""
+    """One server's board. Every process opens a `Board` on the same file.
 
-    def __init__(self, path: Path) -> None:
-        self._file = open_own(path, os.O_RDWR | os.O_CREAT)
+    Args:
+        path: of the file.
+        patience: seconds to wait for the lock, which a process that is stopped may hold; then
+            whatever needs it raises `Unavailable`.
+    """
+
+    def __init__(self, path: Path, *, patience: float = math.inf) -> None:
+        self._file, self._patience = open_own(path, os.O_RDWR | os.O_CREAT), patience
         weakref.finalize(self, os.close, self._file)
         with self._locked():
             if os.fstat(self._file).st_size < _SIZE:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from tessera.errors import Unavailable
 from tessera.shared.estimate import average
 from tessera.shared.header import Header
 from tessera.shared.metrics import Kind, Outcome
@@ -22,6 +24,8 @@ from tessera.shared.rows import Phase, Rows, lost
 
 SWEEP_S = 1.0
 """A process looks for lost jobs at most this often."""
+
+_TRY_S = 0.01
 
 _KINDS, _OUTCOMES = tuple(Kind), tuple(Outcome)
 _OF_PHASE = {
@@ -41,6 +45,7 @@ class Ends(Header):
     _file: int
     _rows: Rows
     _swept: float
+    _patience: float = math.inf
     on_lost: Callable[[np.void, Outcome], None] = staticmethod(lambda row, outcome: None)
 
     def holds(self, slot: int, ticket: int) -> bool:
@@ -138,8 +143,27 @@ class Ends(Header):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock()
         try:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _lock(self) -> None:
+        """Wait for the lock, but not for longer than `_patience`.
+
+        Raises:
+            Unavailable: another process has kept it for so long.
+        """
+        if math.isinf(self._patience):
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            return
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise Unavailable("another process keeps the lock of the job board") from None
+            time.sleep(_TRY_S)

@@ -5,11 +5,12 @@ board, always whole. Standard library only.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tessera.shared.own_files import read_own, write_own
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,13 @@ class LoraLoad:
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Publish the content in place of the old one. Only `denoise` calls it."""
-    partial = Path(f"{path}.partial")
-    partial.write_bytes(json.dumps(content, separators=(",", ":")).encode())
-    os.replace(partial, path)
+    write_own(path, json.dumps(content, separators=(",", ":")).encode())
 
 
 def read(path: Path) -> dict[str, Any]:
     """The latest content; empty if there is none yet."""
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
+        content: dict[str, Any] = json.loads(read_own(path))
     except FileNotFoundError:
         return {}
     return content

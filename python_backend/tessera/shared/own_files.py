@@ -6,11 +6,15 @@ make files under names that can be guessed. Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import stat
 from pathlib import Path
 
 from tessera.errors import TesseraError
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -31,3 +35,37 @@ def open_own(path: Path, flags: int) -> int:
         return file
     os.close(file)
     raise TesseraError(f"{path} is not a file of this server's user; remove it")
+
+
+def read_own(path: Path) -> bytes:
+    """What is in such a file.
+
+    Raises:
+        TesseraError, FileNotFoundError: see `open_own`.
+    """
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def write_own(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write such a file whole: under a name that nobody can guess, which then becomes `path`.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        replace: whether it takes the place of one that is there, which is kept otherwise.
+
+    Raises:
+        OSError: it cannot be written, or a file of another user is in its place.
+    """
+    partial = Path(f"{path}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(partial, _NEW, 0o600), "wb") as file:
+            file.write(content)
+        if replace:
+            partial.replace(path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ has sent a request to `encode` may therefore draw that one job from other tensor
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import os
@@ -19,7 +18,7 @@ import secrets
 from pathlib import Path
 
 from tessera.errors import Forbidden, TesseraError
-from tessera.shared.own_files import open_own
+from tessera.shared.own_files import open_own, write_own
 
 FIRST = "tessera_first"
 """Parameter of the server's own first pictures: the word `ServerKey.first`."""
@@ -93,7 +92,7 @@ def _read(path: Path) -> bytes:
     try:
         file = open_own(path, os.O_RDONLY)
     except FileNotFoundError:
-        _make(path)
+        write_own(path, secrets.token_bytes(_KEY_BYTES), replace=False)
         file = open_own(path, os.O_RDONLY)
     try:
         key, mode = os.read(file, _KEY_BYTES), os.fstat(file).st_mode
@@ -102,16 +101,3 @@ def _read(path: Path) -> bytes:
     if len(key) < _KEY_BYTES or mode & 0o077:
         raise TesseraError(f"{path} is not a key that this server alone can read; remove it")
     return key
-
-
-def _make(path: Path) -> None:
-    """Make the file whole, unless another process is faster."""
-    partial = Path(f"{path}.{secrets.token_hex(8)}")
-    file = open_own(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        os.write(file, secrets.token_bytes(_KEY_BYTES))
-        with contextlib.suppress(FileExistsError):
-            os.link(partial, path)
-    finally:
-        os.close(file)
-        partial.unlink()

@@ -1,4 +1,5 @@
-"""File helpers: atomic writes, time since last use, locks, and removal of leftover files.
+"""File helpers: reads that nothing holds up, atomic writes, time since last use, locks, and removal
+of leftover files.
 
 Knows nothing of templates.
 """
@@ -6,21 +7,54 @@ Knows nothing of templates.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 Used = tuple[int, int, str]
 """Of a file: minus the time of its last use in ns, its inode, and its path in a folder."""
 
+STALLED_S = 5.0
+"""Storage that takes longer to find something is done without."""
+
 STALE_S = 3600.0
 """A temporary file or folder untouched for this long belongs to a process that has ended."""
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file that is open for reading.
+
+    Raises:
+        FileNotFoundError: there is none, or it is a pipe, a device or a folder: opening or reading
+            a pipe takes until somebody writes to it.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, "is no regular file", str(path))
+
+
+def read(path: Path) -> bytes:
+    """The content of a file. Raises as `opened`."""
+    with opened(path) as file:
+        return file.read()
+
+
+def read_ahead(paths: Iterable[Path]) -> None:
+    """Ask the operating system to read files; those that cannot be opened are left out."""
+    for path in paths:
+        with contextlib.suppress(OSError), opened(path) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def write(path: Path, content: bytes, *, lasting: bool = False) -> None:
@@ -93,26 +127,31 @@ def by_use(folder: Path, entries: Iterable[str]) -> list[Used]:
 
 
 class Patience:
-    """Reads from storage that may stall, as a network's does, without waiting for long.
+    """Uses storage that may stall, as a network's does, without waiting for long.
 
     Args:
         seconds: longest wait.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float = STALLED_S) -> None:
         self._seconds = seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="storage")
         self._reading: Future[Any] | None = None
 
     def read(self, work: Callable[[], T]) -> T | None:
         """What `work` returns; `None` if it takes too long, or an earlier one still does."""
+        reading = self.begin(work)
+        try:
+            return None if reading is None else reading.result(self._seconds)
+        except TimeoutError:
+            return None
+
+    def begin(self, work: Callable[[], T]) -> Future[T] | None:
+        """Begin with `work`, unless an earlier one still goes on."""
         if self._reading and not self._reading.done():
             return None
         self._reading = reading = self._thread.submit(work)
-        try:
-            return reading.result(self._seconds)
-        except TimeoutError:
-            return None
+        return reading
 
 
 @contextlib.contextmanager

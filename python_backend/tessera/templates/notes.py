@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tessera.templates.files import age, write
+from tessera.templates.files import age, read, write
 from tessera.templates.keys import RecordingKey
 
 WANTED, WANTED_S = 8, 3600.0
@@ -32,7 +32,7 @@ class Notes:
         keys = []
         for path in self._kept():
             try:
-                keys.append(RecordingKey.from_fields(json.loads(path.read_text())))
+                keys.append(RecordingKey.from_fields(json.loads(read(path))))
             except (ValueError, TypeError, AttributeError):
                 path.unlink(missing_ok=True)
             except OSError:

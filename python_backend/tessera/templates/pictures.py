@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tessera.errors import InvalidInput
+from tessera.errors import InvalidInput, Unavailable
 from tessera.requests.edit import template_id
-from tessera.templates.files import by_use, names
+from tessera.templates.files import Patience, by_use, names, opened
 from tessera.types import Array
 
 _SUFFIX = ".npy"
@@ -61,7 +61,8 @@ class Pictures:
         if not identity.isalnum():
             return None
         try:
-            picture: Array = np.load(self._path(identity), allow_pickle=False)
+            with opened(self._path(identity)) as file:
+                picture: Array = np.load(file, allow_pickle=False)
         except (ValueError, EOFError):
             self.remove(identity)
             return None
@@ -80,6 +81,7 @@ class Pictures:
         """
         if identity not in self._sizes:
             try:
+                opened(self._path(identity)).close()
                 picture = np.load(self._path(identity), mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError):
                 return 0, 0
@@ -111,13 +113,25 @@ class Pictures:
         self._path(identity).unlink(missing_ok=True)
 
 
-def find_picture(pictures: Pictures, identity: str) -> Array:
+def find_picture(pictures: Pictures, identity: str, *, patience: Patience | None = None) -> Array:
     """A template's image (h, w, 3), UINT8.
+
+    Args:
+        pictures: has it.
+        identity: the template's id.
+        patience: waits for the storage; without any, it takes as long as it takes.
 
     Raises:
         InvalidInput: the template is unknown.
+        Unavailable: the storage stalls.
     """
-    picture = pictures.get(identity)
+    if patience is None:
+        picture = pictures.get(identity)
+    else:
+        found = patience.read(lambda: (pictures.get(identity),))
+        if found is None:
+            raise Unavailable("the storage of templates does not answer; try again later")
+        (picture,) = found
     if picture is None:
         raise unknown(identity)
     return picture

@@ -35,7 +35,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from tessera.templates.files import Patience, Used, age, by_use, locked, names, sweep, write
+from tessera.templates.files import (
+    STALLED_S,
+    Patience,
+    Used,
+    age,
+    by_use,
+    locked,
+    names,
+    read,
+    read_ahead,
+    sweep,
+    write,
+)
 from tessera.templates.keys import RecordingKey as RecordingKey
 from tessera.templates.notes import WANTED_S, Notes
 from tessera.templates.pictures import Pictures
@@ -48,9 +60,6 @@ T = TypeVar("T")
 _MANIFEST = "recording.json"
 _REGISTERED = "registered"
 _FOLDERS = ("pictures", "recordings", "texts", "wanted")
-
-STALLED_S = 5.0
-"""Storage that takes longer to find a recording is done without."""
 
 UNRECORDED = 256
 """How many images without recordings are kept: the most recently used."""
@@ -106,6 +115,9 @@ class TemplateStore:
     Args:
         root: the folder, created if it is missing.
         budget: bytes that all recordings may take together.
+
+    Attributes:
+        patience: waits for its storage.
     """
 
     def __init__(self, root: Path, *, budget: int) -> None:
@@ -114,7 +126,7 @@ class TemplateStore:
         self.pictures = Pictures(root / "pictures")
         self.texts = Texts(root / "texts")
         self.notes = Notes(root / "wanted")
-        self._patience = Patience(STALLED_S)
+        self.patience, self._ahead = Patience(STALLED_S), Patience()
         self._known: dict[Used, Recording] = {}
         for name in _FOLDERS:
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -141,7 +153,7 @@ class TemplateStore:
 
     def find(self, key: RecordingKey) -> Recording | None:
         """The recording of a key, marked as used, or `None`; so, too, if the storage stalls."""
-        return self._patience.read(lambda: self._find(key))
+        return self.patience.read(lambda: self._find(key))
 
     def _find(self, key: RecordingKey) -> Recording | None:
         recording = self._read(self.root / "recordings" / key.digest)
@@ -152,10 +164,10 @@ class TemplateStore:
         return recording
 
     def patiently(self, work: Callable[[], T]) -> T | None:
-        """What `work` reads from the storage; `None` if it stalls. It may not call this, or `find`,
+        """What `work` has from the storage; `None` if it stalls. It may not call this, or `find`,
         again.
         """
-        return self._patience.read(work)
+        return self.patience.read(work)
 
     def prompted(self, key: RecordingKey) -> list[str]:
         """Texts of recordings with prompts, like a key otherwise; at most `PROMPTED`."""
@@ -172,7 +184,7 @@ class TemplateStore:
         """
         size, checksum = recording.checksums[step]
         try:
-            content = recording.file(step).read_bytes()
+            content = read(recording.file(step))
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 self.remove(recording)
@@ -191,14 +203,9 @@ class TemplateStore:
             raise Damaged(recording.key.digest, message) from error
 
     def read_ahead(self, recording: Recording, steps: Iterable[int]) -> None:
-        """Ask the operating system to read the files of kept steps ahead."""
-        for step in steps:
-            with contextlib.suppress(OSError):
-                descriptor = os.open(recording.file(step), os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(descriptor)
+        """Ask the operating system to read the files of kept steps ahead; does not wait for it."""
+        files = [recording.file(step) for step in steps]
+        self._ahead.begin(lambda: read_ahead(files))
 
     def record(
         self, key: RecordingKey, storage: Storage, steps: Iterable[tuple[int, Tensors]]
@@ -261,9 +268,7 @@ class TemplateStore:
         return sum(r.bytes for r in recordings)
 
     def recordings(self) -> list[Recording]:
-        """All recordings, most recently used first. Each is read once after it
-        was used.
-        """
+        """All recordings, most recently used first. Each is read once after it was used."""
         root, known = self.root / "recordings", dict[Used, Recording]()
         for version in by_use(root, [f"{name}/{_MANIFEST}" for name in names(root)]):
             recording = self._known.get(version) or self._read((root / version[2]).parent)
@@ -296,7 +301,7 @@ class TemplateStore:
         Only a damaged recording is removed.
         """
         try:
-            content = json.loads((folder / _MANIFEST).read_text())
+            content = json.loads(read(folder / _MANIFEST))
         except (ValueError, RecursionError):
             shutil.rmtree(folder, ignore_errors=True)
             return None

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tessera.templates.files import age, write
+from tessera.templates.files import age, read, write
 from tessera.types import Tensors
 
 ZEROED = "0" * 16
@@ -70,7 +70,7 @@ class Texts:
         import safetensors.torch
 
         try:
-            return dict(safetensors.torch.load(self._path(name).read_bytes()))
+            return dict(safetensors.torch.load(read(self._path(name))))
         except (OSError, ValueError, safetensors.SafetensorError):
             return None
 

@@ -19,6 +19,7 @@ from tessera.shared.board import Board
 from tessera.shared.machine import memory_share
 from tessera.shared.metrics import Kind
 from tessera.shared.settings import ServerSettings
+from tessera.templates.files import Patience
 from tessera.templates.pictures import Pictures, find_picture
 from tessera.triton import pb
 from tessera.triton.ending import Endings
@@ -88,7 +89,8 @@ class TritonPythonModel:
 
     @cached_property
     def _find_template(self) -> Any:
-        return partial(find_picture, Pictures(self._settings.templates.folder / "pictures"))
+        pictures = Pictures(self._settings.templates.folder / "pictures")
+        return partial(find_picture, pictures, patience=Patience())
 
 
 def _choices(request: pb.Request) -> dict[str, Any]:

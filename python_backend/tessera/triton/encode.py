@@ -115,7 +115,7 @@ class TritonPythonModel:
     def _open(self, message: pb.Request, inputs: Inputs, started: float) -> tuple[Request, Plan]:
         """Check a request and put its job on the board."""
         parameters = pb.parameters(message)
-        find = partial(find_picture, self._store.pictures)
+        find = partial(find_picture, self._store.pictures, patience=self._store.patience)
         request = read_request(inputs, self._manifest, find, quality=self._quality)
         pb.check_job_id(message, request.job_id)
         self._memory.check(request)

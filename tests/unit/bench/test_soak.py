@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
-from bench.soak.traffic import Happened
+from bench.soak.traffic import Expected, Happened, Picture, compared, edited
 from bench.soak.watch import WITH_PROCESSES, Seen, growth
+from tessera_client import Result
 
 
 def seen(at: float, memory: float, missing: str = "") -> Seen:
@@ -71,6 +75,44 @@ def test_growth_is_told_for_each_part() -> None:
     found = summary(soak(memory=[], happened=[], looks=looks))["memory_growth_by_part"]
     assert found["decode"]["growth"] == 0.0
     assert found["denoise"]["growth"] == pytest.approx(165 / 125 - 1)
+
+
+def test_growth_fails_a_run_that_is_long_enough() -> None:
+    def run(minutes: float, files: int) -> Soak:
+        looks = [replace(seen(at, 1e9), files=100 + files * (at >= 30)) for at in range(40)]
+        more = [replace(seen(40 + at, 1e9), files=500, processes=4) for at in range(20)]
+        return replace(soak(memory=[], happened=[], looks=looks + more), minutes=minutes)
+
+    assert (run(30.0, 1).grown, run(30.0, 1).failed) == ([], False)
+    assert (run(30.0, 2).grown, run(30.0, 2).failed) == (["open files by 2.0 %"], True)
+    assert not run(29.0, 2).failed
+    larger = soak(memory=[1e9] * 6 + [1.021e9] * 2, happened=[])
+    assert replace(larger, minutes=60.0).grown == ["memory by 2.1 %"]
+    assert summary(replace(larger, minutes=60.0))["grown"] == ["memory by 2.1 %"]
+
+
+def test_whatever_is_left_fails_a_run_and_unfinished_files_are_told() -> None:
+    assert replace(soak(memory=[1e9], happened=[]), left=["process 7"]).failed
+    run = replace(soak(memory=[1e9], happened=[]), unfinished=3)
+    assert (summary(run)["unfinished"], run.failed) == (3, False)
+
+
+def answered(image: Picture, sparse: int) -> Result:
+    info = SimpleNamespace(sparse_ticks=sparse)
+    return cast(Result, SimpleNamespace(image=image, info=info))
+
+
+def test_what_is_denser_than_planned_is_compared_outside_of_the_mask() -> None:
+    name = "sparse edit"
+    image, mask = edited(name)
+    drawn = np.where(mask[..., None] > 0, 7, image).astype(np.uint8)
+    expected = Expected(drawn, sparse=6)
+    assert compared(name, answered(drawn, 6), expected) == ("right", "")
+    other = np.where(mask[..., None] > 0, 90, image).astype(np.uint8)
+    assert compared(name, answered(other, 6), expected)[0] == "wrong"
+    assert compared(name, answered(other, 5), expected) == ("denser", "")
+    other[0, 0, 0] ^= 1
+    assert compared(name, answered(other, 5), expected) == ("wrong", "1/255 outside of the mask")
 
 
 def test_the_figure_is_drawn(tmp_path: Path) -> None:

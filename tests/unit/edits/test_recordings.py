@@ -62,10 +62,10 @@ class Edits:
         hidden = torch.randn(len(texts), 3, 8, generator=generator)
         embeddings = Embeddings(hidden, torch.zeros(len(texts), 1))
         found = self._recordings.look_up(edit, wanted, texts, embeddings)
-        notes = self.store.wanted(SPARSE.digest)
+        notes = self.store.notes.keys(SPARSE.digest)
         for key in notes:
             assert key.adapters == adapters
-            self.store.done(key)
+            self.store.notes.remove(key)
         assert not self.logged
         assert self.store.pictures.holds(self.template), "later edits may name it"
         return found, [key.text for key in notes]

@@ -129,6 +129,29 @@ def test_what_takes_too_long_is_cancelled(board: Path, monkeypatch: pytest.Monke
     assert Board(board).status("a").cancelled
 
 
+def test_who_keeps_the_lock_of_the_board_holds_nothing_up(
+    board: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been stopped, for good."""
+    monkeypatch.setattr(module, "CANCEL_S", 0.3)
+    monkeypatch.setattr(module, "LOCK_S", 0.05)
+    keeper, said, looks = Board(board), list[str](), list[int]()
+
+    def hurry() -> bool:
+        looks.append(1)
+        if len(looks) == 3:
+            keeper._lock()
+        return False
+
+    with Activity(activity_of(board)).busy():
+        drain(board, activity_of(board), (), hurry, said.append, seconds=0.6)
+    assert "cancelled" in said[-1]
+    assert timed(board, allowed=0.1)[1] == [
+        "requests are not waited for: a process keeps the lock of the job board"
+    ]
+    assert timed(board, hurry=True)[1] == []
+
+
 def test_a_second_signal_does_not_wait(board: Path) -> None:
     with Activity(activity_of(board)).busy():
         assert timed(board, hurry=True)[0] < module.DRAIN_S

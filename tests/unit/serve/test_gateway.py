@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tessera.errors import TesseraError
 from tessera.serve.gateway import GatewayOptions, GatewayProcess, check_gateway, command
 from tessera.serve.tritonserver import Ports
-from tests.samples.waiting import comes
+from tests.samples.waiting import PATIENCE_S, comes
 
 
 def test_missing_packages_are_named() -> None:
@@ -29,6 +31,35 @@ def test_the_command_reaches_the_server() -> None:
         "--host=0.0.0.0",
         "--port=80",
     ]
+
+
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(flush=True)
+time.sleep(600)
+"""
+PROGRAM = f"""
+import sys, time
+from tessera.serve.gateway import GatewayProcess
+process = GatewayProcess([sys.executable, "-c", {STUBBORN!r}], print)
+process.start()
+time.sleep(600)
+"""
+
+
+def test_it_is_killed_with_a_program_that_is_killed() -> None:
+    """It might take its time for SIGTERM, and keep its port meanwhile."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE) as started:
+        assert started.stdout
+        started.stdout.readline()
+        (child,) = psutil.Process(started.pid).children()
+        started.kill()
+        started.wait(PATIENCE_S)
+        _, alive = psutil.wait_procs([child], timeout=PATIENCE_S)
+        for each in alive:
+            each.kill()
+        assert not alive
 
 
 def test_it_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:

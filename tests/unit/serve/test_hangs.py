@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from tessera.errors import Unavailable
 from tessera.serve.hangs import Hangs
 from tessera.serve.idle import is_stopped
+from tessera.shared.board import Board
 from tests.samples.programs import DOING, over_time, program
 from tests.samples.waiting import PATIENCE_S, comes
 
 LIMIT_S = 60.0
+STOPPED = "a process of model jobs has been stopped for 60 s; ending it"
 SENTENCE = "a process of model denoise has done nothing for 60 s though it had work; ending it"
 
 
@@ -71,6 +76,59 @@ def test_one_that_is_stopped_has_its_work_until_it_goes_on(idle: subprocess.Pope
             tasks = {} if look else {idle.pid: 1}
             hangs.end({idle.pid: "denoise"})
         assert said == expected
+
+
+def test_one_that_stays_stopped_is_ended_without_work_and_before_others(
+    idle: subprocess.Popen[bytes],
+) -> None:
+    """They may wait for a lock that it holds, and then have their time anew."""
+    said: list[str] = []
+    idle.send_signal(signal.SIGSTOP)
+    comes(lambda: is_stopped(idle.pid))
+    with program("sleep", "600") as other:
+        running = {idle.pid: "jobs", other.pid: "denoise"}
+        work = over_time(lambda at: (0, 0), idle.pid)
+        hangs = Hangs(
+            said.append, lambda left: {p: 1 for p in left if p != idle.pid}, LIMIT_S, work
+        )
+        for _ in range(121):
+            hangs.end(running)
+        assert said == []
+        for _ in range(100):
+            hangs.end(running)
+        assert said == [STOPPED]
+        assert idle.wait(PATIENCE_S) == -signal.SIGKILL
+        for _ in range(30):
+            hangs.end({other.pid: "denoise"})
+        assert said == [STOPPED, SENTENCE]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from tessera.shared.board import Board
+with Board(Path(sys.argv[1]))._locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_the_board_is_free_when_a_stopped_holder_was_ended(tmp_path: Path) -> None:
+    board, said = tmp_path / "board", list[str]()
+    line = [sys.executable, "-c", HOLDER, str(board)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"locked\n"
+        holder.send_signal(signal.SIGSTOP)
+        comes(lambda: is_stopped(holder.pid))
+        with pytest.raises(Unavailable, match="another process keeps the lock of the job board"):
+            Board(board, patience=0.05)
+        work = over_time(lambda at: (0, 0), holder.pid)
+        hangs = Hangs(said.append, lambda _: {}, LIMIT_S, work)
+        for _ in range(130):
+            hangs.end({holder.pid: "jobs"})
+    assert said == [STOPPED]
+    Board(board).open("a", 20)
 
 
 def all_work(running: Mapping[int, str]) -> Mapping[int, Hashable]:

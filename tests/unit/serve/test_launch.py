@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,9 @@ class FakeSupervisor:
         return self.interrupted
 
 
-def waits(monkeypatch: pytest.MonkeyPatch, ends_after: list[float], *, fails: bool) -> list[float]:
+def waits(
+    monkeypatch: pytest.MonkeyPatch, ends_after: list[float], fails: Exception | None = None
+) -> list[float]:
     """How long is waited in front of each start, if tritonserver ends after so many seconds."""
     supervisor, clock = FakeSupervisor(len(ends_after)), [0.0]
     lives = iter([*ends_after, 0.0])
@@ -42,7 +45,7 @@ def waits(monkeypatch: pytest.MonkeyPatch, ends_after: list[float], *, fails: bo
     def serve(*_: Any) -> FakeSupervisor:
         clock[0] += next(lives)
         if fails and supervisor.waited:
-            raise TesseraError("it has not become ready")
+            raise fails
         return supervisor
 
     monkeypatch.setattr(Launch, "_serve", serve)
@@ -52,10 +55,52 @@ def waits(monkeypatch: pytest.MonkeyPatch, ends_after: list[float], *, fails: bo
     return supervisor.waited
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["it ends", "it does not become ready"])
-def test_intervals_grow_to_a_minute(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    assert waits(monkeypatch, [1.0] * 9, fails=fails) == [0, 2, 4, 8, 16, 32, 60, 60, 60]
+FAILS = {
+    "it ends": None,
+    "it does not become ready": TesseraError("it has not become ready"),
+    "there is no room in shared memory": OSError(errno.ENOSPC, "No space left on device"),
+}
+
+
+@pytest.mark.parametrize("fails", FAILS.values(), ids=FAILS.keys())
+def test_intervals_grow_to_a_minute(
+    monkeypatch: pytest.MonkeyPatch, fails: Exception | None
+) -> None:
+    assert waits(monkeypatch, [1.0] * 9, fails) == [0, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
 def test_one_that_has_served_for_long_is_started_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert waits(monkeypatch, [1.0, 1.0, 3600.0, 1.0, 1.0], fails=False) == [0, 2, 0, 0, 2]
+    assert waits(monkeypatch, [1.0, 1.0, 3600.0, 1.0, 1.0]) == [0, 2, 0, 0, 2]
+
+
+class Ending(FakeSupervisor):
+    """Of a tritonserver that has ended by itself, or has not become ready."""
+
+    stopped = 0
+
+    def watch(self) -> int:
+        """Its exit status."""
+        return -9
+
+    def stop(self) -> None:
+        """Counts."""
+        self.stopped += 1
+
+
+def test_a_signal_behind_a_restart_that_failed_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its start on, signals went to what looked after that one."""
+    first, second = Ending(10), Ending(1)
+    coming = iter([first, second])
+    monkeypatch.setattr(Launch, "_supervisor", lambda *_: next(coming))
+
+    def ready(launch: Launch, supervisor: Ending, *_: Any) -> bool:
+        if supervisor is second:
+            raise TesseraError("it has not become ready")
+        return True
+
+    monkeypatch.setattr(Launch, "_ready", ready)
+    monkeypatch.setattr(Launch, "gateway", None, raising=False)
+    assert object.__new__(Launch).run(Console(), 1.0) == 0
+    assert (first.waited, second.waited) == ([0], [2])
+    assert (first.stopped, second.stopped) == (1, 1)
+    assert second.said[0] == "it has not become ready"

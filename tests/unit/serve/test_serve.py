@@ -180,10 +180,13 @@ def test_a_server_that_cannot_make_a_picture_says_so(triton: tuple[int, type[_Tr
         warm_up(f"http://127.0.0.1:{port}", 64, "word")
 
 
-def test_first_pictures_wait_for_room_in_the_queue(triton: tuple[int, type[_Triton]]) -> None:
-    """With a small --max-queue there is less room than they need."""
+@pytest.mark.parametrize("why", ["the queue is full: 1 jobs wait", "requests under way hold 9 GB"])
+def test_first_pictures_wait_for_room(triton: tuple[int, type[_Triton]], why: str) -> None:
+    """With a small --max-queue there is less than they need; and a server that has been started
+    again may have callers before them.
+    """
     port, handler = triton
-    full = (503, b'{"error": "in ensemble \'generate\', the queue is full: 1 jobs wait"}')
+    full = (503, f'{{"error": "in ensemble \'generate\', {why}"}}'.encode())
     answers = iter([full] * SLOTS)
     handler.answer = property(lambda self: next(answers, (200, b"{}")))  # type: ignore[assignment]
     warm_up(f"http://127.0.0.1:{port}", 64, "word")

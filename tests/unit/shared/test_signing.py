@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from tessera.controls.residency import Residency
+from tessera.edits.chooser import StepChooser
+from tessera.edits.opening import _remembered
 from tessera.errors import Forbidden, TesseraError
 from tessera.shared.board import Board
-from tessera.shared.own_files import open_own
+from tessera.shared.load import read as read_load
+from tessera.shared.load import write as write_load
+from tessera.shared.own_files import open_own, write_own
 from tessera.shared.signing import ServerKey
+from tests.fakes.residency import BUDGET, SIZES, FakeModels
 
 
 def test_every_process_has_the_same_key(tmp_path: Path) -> None:
@@ -81,8 +88,56 @@ def test_links_and_pipes_are_not_opened(tmp_path: Path) -> None:
     assert (tmp_path / "target").stat().st_size == 0
 
 
-def test_files_of_others_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def residency(path: Path) -> None:
+    models = FakeModels(path.parent / "models")
+    Residency(path, SIZES, budget=BUDGET, pinned=(), models=models).take(["a"])
+
+
+def no_costs() -> StepChooser:
+    raise AssertionError("they are not measured for others")
+
+
+READ: dict[str, Callable[[Path], object]] = {
+    "the board": Board,
+    "the key": ServerKey,
+    "ControlNets that are loaded": residency,
+    "what denoise has to do": read_load,
+    "costs of steps": lambda path: _remembered(path, no_costs),
+}
+
+
+@pytest.mark.parametrize("use", READ.values(), ids=READ.keys())
+def test_files_of_others_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path], object]
+) -> None:
     (tmp_path / "theirs").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    with pytest.raises(TesseraError, match="link cannot be opened"):
+        use(tmp_path / "link")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(TesseraError, match="is not a file of this server's user; remove it"):
-        open_own(tmp_path / "theirs", os.O_RDONLY)
+        use(tmp_path / "theirs")
+    assert (tmp_path / "theirs").stat().st_size == 0
+
+
+def test_what_is_written_replaces_a_link_and_follows_none(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / "load").symlink_to(tmp_path / "target")
+    (tmp_path / "load.partial").symlink_to(tmp_path / "target")
+    write_load(tmp_path / "load", {"step": 1})
+    assert read_load(tmp_path / "load") == {"step": 1}
+    assert (tmp_path / "load").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "target").stat().st_size == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["load", "load.partial", "target"]
+
+
+def test_what_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_own(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []

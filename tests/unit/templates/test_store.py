@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.templates import files as files_module
 from tessera.templates import store as store_module
 from tessera.templates.files import locked
 from tessera.templates.storage import Storage
@@ -157,12 +158,11 @@ class TestStore:
         recording = filled(store, key_of())
         store.notes.put(key_of("wanted"))
 
-        def fail(path: Path, *args: object, **options: object) -> Any:
+        def fail(path: Path) -> Any:
             raise OSError(number, os.strerror(number))
 
         with monkeypatch.context() as failing:
-            failing.setattr(Path, "read_text", fail)
-            failing.setattr(Path, "read_bytes", fail)
+            failing.setattr(files_module, "opened", fail)
             assert store.find(key_of()) is None
             another = TemplateStore(store.root, budget=store.budget)
             assert another.recordings() == []

@@ -74,7 +74,7 @@ def test_what_recordings_and_notes_are_compared_by_is_kept(store: TemplateStore)
     gone, noted = first.with_text("2" * 16), first.with_text("3" * 16)
     for key in (first, second, *own.values(), gone, noted):
         store.texts.put(key.digest, TEXT)
-    store.want(noted)
+    store.notes.put(noted)
     for path in (store.root / "texts").iterdir():
         os.utime(path, (0, 0))
     recording = filled(store, own[first])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from tessera.engines.base import failed
 from tessera.manifest import Graph
+from tessera.templates.files import Patience
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.calls import edit_inputs, encoded, message, phase, plan_in
 from tests.samples.requests import MANIFEST, inputs
@@ -146,6 +148,41 @@ def test_a_request_that_never_fits_into_memory_names_its_field(
     sentence, code = message(models["encode"].execute([pb_utils.Request(**inputs())])[0])
     assert sentence.startswith("WIDTH makes a picture of")
     assert code == pb_utils.TritonError.INVALID_ARG
+
+
+def test_a_template_on_storage_that_stalls_is_unavailable(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, going_on = models["encode"]._store, threading.Event()
+    store.patience = Patience(0.05)
+    monkeypatch.setattr(store.pictures, "get", lambda identity: going_on.wait())
+    given = edit_inputs(TEMPLATE="0123456789abcdef")
+    del given["IMAGE"]
+    found = message(models["encode"].execute([pb_utils.Request(**given)])[0])
+    going_on.set()
+    sentence = "the storage of templates does not answer; try again later"
+    assert found == (sentence, pb_utils.TritonError.UNAVAILABLE)
+
+
+@pytest.mark.parametrize("mode", ["auto", "sparse"])
+def test_an_edit_does_not_wait_until_a_stalling_storage_has_its_template(
+    sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Unless it has to: then it is told."""
+    store, going_on = sparse_models["encode"]._store, threading.Event()
+    store.patience = Patience(0.05)
+    monkeypatch.setattr(store, "keep", lambda picture: going_on.wait())
+    given = edit_inputs(STEPS=2, MODE=mode)
+    response = sparse_models["encode"].execute([pb_utils.Request(**given)])[0]
+    going_on.set()
+    sentence = "cannot be kept: its storage does not answer"
+    if mode == "auto":
+        assert response.error is None, response.error
+        assert any(sentence in line for line in pb_utils.Logger.lines)
+    else:
+        told, code = message(response)
+        assert told.endswith(sentence)
+        assert code == pb_utils.TritonError.UNAVAILABLE
 
 
 def test_an_unexpected_error_is_an_id_for_the_caller_and_a_trace_in_the_log(

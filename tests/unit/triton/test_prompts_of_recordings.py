@@ -95,6 +95,6 @@ def test_what_was_recorded_as_empty_before_is_no_longer_an_edits_own(
     plan = plan_in(encoded.arrays())
     assert plan.recorded
     assert plan.texts == (ZEROED, text_id("a star"))
-    wanted = zero_models["templates"]._store.wanted(zero_models["digest"])
+    wanted = zero_models["templates"]._store.notes.keys(zero_models["digest"])
     assert [key.text for key in wanted] == [ZEROED]
     assert len(recorder.keys) == 2
