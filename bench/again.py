@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,7 +52,7 @@ def main() -> None:
         parser.error(f"{options.report} was measured today; a second day begins tomorrow")
     file = options.file or run(options.report, first)
     sys.argv[:] = command
-    found = compared(options.report, first, json.loads(file.read_text()))
+    found = compared(options.report, first, report.parsed(file.read_text()))
     kept = report.read(NAME)["results"] if report.path_of(NAME).exists() else {}
     machine = {name: found["second"]["machine"][name] for name in ("cpu", "threads")}
     every = {**kept, options.report: found}

@@ -11,7 +11,6 @@ other prompts. Prompts name the new shape only (`bench/edit_cases.py`). Writes e
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from collections.abc import Iterable, Sequence
@@ -26,7 +25,7 @@ from rich.table import Table
 from bench import report
 from bench.edit_cases import FRESH, Case, fresh_cases, held_out_cases
 from bench.edit_lab import Edit, Lab, Made, Way
-from bench.report import describe_machine
+from bench.report import describe_machine, parsed
 from bench.server import DEMO_BUNDLE, ROOT
 from tessera.edits.measured import policies_of
 from tessera.edits.quality import BUILT_IN, Policies, Policy
@@ -148,7 +147,7 @@ def main() -> None:
     parser.add_argument("--show", type=Path, help="Draw an earlier run's measurements only.")
     options = parser.parse_args()
     if options.show:
-        content = json.loads(options.show.read_text())
+        content = parsed(options.show.read_text())
         show([Measured(**m) for m in content["results"]], options.figure)
         return
     lab, machine = Lab(options.bundle, threads=options.threads), describe_machine(options.threads)

@@ -80,7 +80,7 @@ def redraw(drawings: Mapping[str, Drawing] = DRAWINGS) -> list[str]:
     """Draw what is not of the latest results; what was done with each, a sentence."""
     done = []
     for name, drawing in drawings.items():
-        results = _results(name)
+        results = results_of(name)
         if results is None or digest_of(drawing.file) == digest(results):
             continue
         content, file = drawn(drawing, results), drawing.file
@@ -139,9 +139,9 @@ def digest_of(file: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _results(name: str) -> Any:
+def results_of(name: str) -> Any:
     """The results of a report, None if there is none. A file of rows alone is its results."""
     if not report.path_of(name).exists():
         return None
-    content = json.loads(report.path_of(name).read_text())
-    return content["results"] if isinstance(content, dict) else content
+    text = report.path_of(name).read_text()
+    return json.loads(text) if text.lstrip().startswith("[") else report.parsed(text)["results"]

@@ -4,8 +4,9 @@
 
 `machine` has when the run began, how long it took, the load average before it, and how fast the
 machine was before and after (`bench.calibration`). Reports of before 2026-11-29 lack the first two
-and the last. `results` holds raw samples wherever the benchmark has any. Tables and figures are
-rendered from the file, never typed (`bench.tables`).
+and the last. `results` holds raw samples wherever the benchmark has any. Rows that have the same
+fields are written as `{"columns": [...], "rows": [[...], ...]}`. Tables and figures are rendered
+from the file, never typed (`bench.tables`).
 """
 
 from __future__ import annotations
@@ -83,13 +84,24 @@ def _written(content: Mapping[str, Any]) -> str:
     lines = []
     for name, value in content.items():
         text = _compact(value)
-        if name == "results" and isinstance(value, list) and value:
+        if name == "results" and (columns := _columns(value)):
+            rows = ",\n".join(_compact([row[column] for column in columns]) for row in value)
+            text = f'{{"columns": {_compact(columns)}, "rows": [\n{rows}\n]}}'
+        elif name == "results" and isinstance(value, list) and value:
             text = "[\n" + ",\n".join(map(_compact, value)) + "\n]"
         elif name == "results" and isinstance(value, dict) and value:
             pairs = (f"{json.dumps(key)}: {_compact(each)}" for key, each in value.items())
             text = "{\n" + ",\n".join(pairs) + "\n}"
         lines.append(f"{json.dumps(name)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _columns(value: Any) -> list[str]:
+    """Names of the fields, if the value is rows that all have the same; else none."""
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        return []
+    fields = {tuple(row) for row in value}
+    return list(fields.pop()) if len(fields) == 1 else []
 
 
 def _compact(value: Any) -> str:
@@ -102,9 +114,19 @@ def read(name: str) -> dict[str, Any]:
     Raises:
         ValueError: it is not in the form.
     """
-    content: dict[str, Any] = json.loads(path_of(name).read_text())
+    content = parsed(path_of(name).read_text())
     if tuple(content) != FIELDS:
         raise ValueError(f"{path_of(name).name} has {list(content)}; accepted: {list(FIELDS)}")
+    return content
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The content of a report's file, whose rows are mappings again."""
+    content: dict[str, Any] = json.loads(text)
+    results = content.get("results")
+    if isinstance(results, dict) and tuple(results) == ("columns", "rows"):
+        columns = results["columns"]
+        content["results"] = [dict(zip(columns, row, strict=True)) for row in results["rows"]]
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from bench.figures import COLOURS, DRAWINGS, Drawing, digest_of, drawn, of_few_c
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_every_figure_can_be_drawn_from_its_report(name: str, tmp_path: Path) -> None:
     drawing, file = DRAWINGS[name], tmp_path / "figure.png"
-    content = json.loads(report.path_of(name).read_text())
-    results = content if isinstance(content, list) else content["results"]
+    results = figures.results_of(name)
     file.write_bytes(drawn(drawing, results))
     assert digest_of(file) == figures.digest(results)
     with Image.open(file) as new, Image.open(drawing.file) as old:
@@ -28,8 +26,7 @@ def test_every_figure_can_be_drawn_from_its_report(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_a_figure_that_names_its_results_is_of_the_report(name: str) -> None:
     """`python -m bench tables` draws it. Figures of before there were digests name none."""
-    content = json.loads(report.path_of(name).read_text())
-    results = content if isinstance(content, list) else content["results"]
+    results = figures.results_of(name)
     assert digest_of(DRAWINGS[name].file) in (None, figures.digest(results))
 
 
