@@ -17,7 +17,6 @@ from tests.samples.servers import ended_whole
 
 HERE = Path(__file__).parent
 LONGEST = (
-    "test_tensorrt_check.py",
     "test_soak.py",
     "test_variants.py",
     "test_faults.py",
@@ -26,6 +25,7 @@ LONGEST = (
     "fleet/test_scaling.py",
     "test_generate.py",
     "test_gpu_scripts.py",
+    "test_tensorrt_check.py",
     "test_controls.py",
     "fleet/test_picker.py",
     "test_forms.py",
