@@ -50,9 +50,7 @@ BENCHES = {
     "ablations": Bench("ablations", "what each mechanism is worth, on a trace"),
     "profile": Bench("profile", "where the milliseconds of a picture go"),
     "attention-only": Bench("attention_only", "edits by a published method, in eager torch"),
-    "baselines": Bench(
-        "baselines", "a trace against a Triton model around a diffusers pipeline", (), "quick"
-    ),
+    "baselines": Bench("baselines", "a trace against a Triton model around a diffusers pipeline"),
     **{
         f"baselines-{scenario}": Bench(
             "baselines",

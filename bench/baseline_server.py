@@ -47,7 +47,7 @@ class Batching:
 ALONE = Batching(1)
 USUAL = Batching(8, 100)
 """Without a search."""
-CANDIDATES = tuple(Batching(batch, delay) for batch in (2, 4, 8) for delay in (0, 10, 100))
+CANDIDATES = tuple(Batching(batch, delay) for batch in (2, 4, 8) for delay in (0, 100))
 TUNING = 8
 """Requests that each of them gets."""
 WARMING = 5

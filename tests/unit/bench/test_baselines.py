@@ -61,7 +61,7 @@ def test_triton_batches_as_it_is_told(batching: Batching, tmp_path: Path) -> Non
 
 
 def test_candidates_are_models_of_their_own() -> None:
-    assert len({one.model for one in (ALONE, *CANDIDATES)}) == 10
+    assert len({one.model for one in (ALONE, *CANDIDATES)}) == 7
 
 
 def test_equal_requests_share_a_pipeline_call(model: Any) -> None:
