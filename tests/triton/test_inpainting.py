@@ -162,9 +162,11 @@ def test_a_sparse_edit_whose_margin_reaches_everywhere(served: Served) -> None:
 
 def test_a_sparse_edit_reads_its_recording(served: Served) -> None:
     """What it reads has not seen the mask, so it is near only."""
-    result = served.client.edit(IMAGE, MASK, PROMPT, mode="sparse", **OPTIONS)
+    mask = MASK.copy()
+    mask[:, 72:] = 0
+    result = served.client.edit(IMAGE, mask, PROMPT, mode="sparse", **OPTIONS)
     assert (result.info.mode, result.info.recording, result.info.margin) == ("sparse", "own", 1)
-    pixels, expected = np.asarray(result.image), held(served.references.inpainting(), IMAGE, MASK)
-    assert (pixels[MASK < 128] == IMAGE[MASK < 128]).all()
-    assert ssim(pixels, expected, MASK) > 0.99
-    assert ssim(IMAGE, expected, MASK) < 0.5, "the edit has changed it"
+    pixels, expected = np.asarray(result.image), held(served.references.inpainting(), IMAGE, mask)
+    assert (pixels[mask < 128] == IMAGE[mask < 128]).all()
+    assert ssim(pixels, expected, mask) > 0.95
+    assert ssim(IMAGE, expected, mask) < 0.5, "the edit has changed it"
