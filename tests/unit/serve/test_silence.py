@@ -101,7 +101,8 @@ def test_the_supervisor_ends_it() -> None:
 def test_what_owes_answers_is_asked_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each question would hold up the looks at all other processes."""
     monkeypatch.setattr(Repository, "state", lambda self, model: "READY")
-    silence = Silence(print, LIMIT_S, *[over_time(nothing, SERVER)] * 2)
+    work = over_time(nothing, SERVER)
+    silence = Silence(print, LIMIT_S, work, work)
     supervisor = Supervisor([], {}, Repository("http://127.0.0.1:1"), print, silence=silence)
     owed = [silence.owing, supervisor._state("denoise")]
     looks = Looks(monkeypatch, late=30)
