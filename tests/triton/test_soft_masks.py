@@ -106,7 +106,7 @@ def test_a_blurred_mask_equals_the_published_code(
     """Its values differ within each latent; what counts is the mask as that code resizes it."""
     square = np.zeros((128, 128), np.uint8)
     square[35:94, 30:101] = 255
-    mask = np.asarray(Image.fromarray(square).filter(ImageFilter.GaussianBlur(radius)))
+    mask = np.array(Image.fromarray(square).filter(ImageFilter.GaussianBlur(radius)))
     options: dict[str, Any] = CASES["the template's seed"]
     wanted = {"steps": STEPS, "guidance": GUIDANCE, "mode": "dense", **options}
     result = http_client.edit(ramp(), mask, PROMPT, mask_kind="soft", **wanted)
