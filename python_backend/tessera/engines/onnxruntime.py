@@ -12,6 +12,9 @@ graph is opened `packed`, and its weights become inputs with the first refit, wh
 rounding of its outputs. From then on, and in all other graphs, they depend only on the weights, not
 on the way they were set.
 
+ONNX Runtime's telemetry is off. Since 1.29 its packages for Linux have sent events to its makers by
+default; `ORT_DISABLE_TELEMETRY=0` in the environment leaves that on.
+
 Knows ONNX Runtime, nothing of requests or adapters.
 """
 
@@ -23,13 +26,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
-import onnxruntime as ort
 import torch
 from onnx import numpy_helper
 
 from tessera.engines.base import EngineInfo, check_refit, failed
 from tessera.errors import InternalError
 from tessera.networks.weights import Initializers, Layout, own_shape, steps_of, to_layout
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read when the library is loaded
+import onnxruntime as ort
 
 ort.set_default_logger_severity(3)
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
