@@ -109,6 +109,7 @@ class EditRecordings:
         image = edit.image.copy()  # a write that stalls outlives the request, whose memory it is
 
         def write() -> bool:
+            """Put picture, texts and notes there; for `patiently`, which wants something back."""
             self._store.keep(image)
             # The latest note is recorded first: the negative prompt's, which serves most edits.
             for own, hidden, pooled in reversed(branches):
