@@ -70,7 +70,7 @@ class Inversions:
         self._widths = tuple(widths)
         self._read: dict[tuple[Path, tuple[int, ...]], Inversion | None] = {}
         self._words = NO_WORDS
-        self._paths: tuple[tuple[Path, ...], ...] = ()
+        self._paths: tuple[tuple[str, ...], ...] = ()
         self._listed = -_LISTED_S
 
     def words(self) -> Words:

@@ -1,7 +1,7 @@
 """The adapter files in some folders, by name.
 
-Folders are looked at again for every request that names a LoRA, so new files work without a
-restart. A name is a file's path in its folder without `.safetensors`. It is only looked up among
+Folders are listed when a library is made, so that no request waits for it, and looked at again for
+every request that names a LoRA, so new files work without a restart. A name is a file's path in its folder without `.safetensors`. It is only looked up among
 the listed files, so it cannot lead out of the folders.
 
 Names are Unicode, whatever the process's locale is: Triton's Python processes know ASCII only, and
@@ -52,7 +52,7 @@ class AdapterFile:
 class _Named:
     """A file, and what is wrong with its name."""
 
-    path: Path
+    path: str
     problem: str
 
 
@@ -69,7 +69,8 @@ class Library:
         self._listings = tuple(Listing(folder, tuple(suffixes)) for folder in folders)
         self._folders = tuple(folders)
         self._named: dict[str, _Named] = {}
-        self._of: tuple[tuple[Path, ...], ...] = ()
+        self._of: tuple[tuple[str, ...], ...] = ()
+        self._names()
 
     @classmethod
     def of_bundle(
@@ -83,7 +84,10 @@ class Library:
         found = ((name, _file(name, each)) for name, each in self._names().items())
         return {name: file for name, file in found if file is not None}
 
-    def paths(self) -> tuple[tuple[Path, ...], ...]:
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def paths(self) -> tuple[tuple[str, ...], ...]:
         """The files of each folder; the same tuples as long as none has come, gone or been replaced
         by another one.
         """
@@ -120,14 +124,15 @@ class Library:
         return self._named
 
 
-def _named(folder: Path, paths: Sequence[Path]) -> dict[str, _Named]:
+def _named(folder: Path, paths: Sequence[str]) -> dict[str, _Named]:
     named: dict[str, _Named] = {}
     before = len(str(folder)) + 1
     for path in paths:
-        name, problem = _name(str(path)[before:])
+        name, problem = _name(path[before:])
         if name in named:
-            problem = f"has the same name as {_shown(named[name].path.name)}; rename one of them"
-            name += _shown(path.suffix)
+            other = os.path.basename(named[name].path)
+            problem = f"has the same name as {_shown(other)}; rename one of them"
+            name += _shown(os.path.splitext(path)[1])
         named[name] = _Named(path, problem)
     return named
 
@@ -135,12 +140,12 @@ def _named(folder: Path, paths: Sequence[Path]) -> dict[str, _Named]:
 def _file(name: str, named: _Named) -> AdapterFile | None:
     """A file as it is now; `None` if it was removed."""
     try:
-        stat = named.path.stat()
+        stat = os.stat(named.path)
     except OSError:
         return None
-    config = _version_of_config(named.path)
-    version = (stat.st_mtime_ns, stat.st_size, stat.st_ino, *config)
-    return AdapterFile(name, named.path, stat.st_size, version, named.problem)
+    path = Path(named.path)
+    version = (stat.st_mtime_ns, stat.st_size, stat.st_ino, *_version_of_config(path))
+    return AdapterFile(name, path, stat.st_size, version, named.problem)
 
 
 def _version_of_config(path: Path) -> tuple[int, ...]:

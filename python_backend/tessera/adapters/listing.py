@@ -50,17 +50,19 @@ class Listing:
         self._folder = folder
         self._suffixes = suffixes
         self._directories: dict[str, _Directory] = {}
-        self._paths: tuple[Path, ...] = ()
+        self._paths: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
-    def paths(self) -> tuple[Path, ...]:
-        """The files now, sorted; the same tuple as long as no directory has changed."""
+    def paths(self) -> tuple[str, ...]:
+        """The files now, sorted; the same tuple as long as no directory has changed. They are plain
+        strings: thousands of `Path` take as long as reading the directory.
+        """
         with self._lock:
             found: dict[str, _Directory] = {}
             self._look(str(self._folder), 0, found)
             if found != self._directories:
                 names = [f"{where}/{file}" for where, d in found.items() for file in d.files]
-                self._paths = tuple(map(Path, sorted(names)))
+                self._paths = tuple(sorted(names))
             self._directories = found
             return self._paths
 
@@ -84,6 +86,11 @@ class Listing:
                 if entry.is_dir():
                     if not entry.name.startswith(".") and not entry.is_symlink():
                         folders.append(entry.name)
-                elif entry.name.lower().endswith(self._suffixes) and os.path.exists(entry.path):
+                elif entry.name.lower().endswith(self._suffixes) and _is_there(entry):
                     files.append(entry.name)
         return _Directory(changed, settled, tuple(sorted(files)), tuple(sorted(folders)))
+
+
+def _is_there(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry leads to something; only links have to be followed to tell."""
+    return not entry.is_symlink() or os.path.exists(entry.path)

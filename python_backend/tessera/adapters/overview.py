@@ -4,7 +4,8 @@ Knows no engines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
 from tessera.variants import VARIANTS
 
-_FILES, _BYTES = 64, 256_000_000
-"""How many files that it has not read before a list reads: a folder may have thousands."""
+_READS_S = 0.2
+"""How long a list reads files that it has not read before: a folder may have thousands."""
 
 
 class Overview:
@@ -42,27 +43,22 @@ class Overview:
         network, and the rules by which tensors were `skipped`. A file of textual inversion has
         the kind `textual_inversion`, its `word`, and the number of its vectors as targets.
 
-        Of a large folder, a call reads some files only. A file that has not been read yet has
-        neither `family` nor `problem`.
+        Of a large folder, a call reads some files only, at least one. A file that has not been read
+        yet has neither `family` nor `problem`.
         """
         inversions = {each.file.path: self._of_words(each) for each in self._inversions.files()}
         entries = self._store.library.entries().values()
         loras = [entry for entry in entries if entry.path not in inversions]
-        wanted = self._to_read(loras)
-        rows = [self._row(entry, read=entry.name in wanted) for entry in loras]
-        return sorted([*rows, *inversions.values()], key=lambda row: str(row["name"]))
+        rows = [*self._rows_of(loras), *inversions.values()]
+        return sorted(rows, key=lambda row: str(row["name"]))
 
-    def _to_read(self, loras: Sequence[AdapterFile]) -> set[str]:
-        """Names of the files that are known, and of the first ones of those that are not."""
-        known = {entry.name for entry in loras if self._store.knows(entry)}
-        read = set[str]()
-        left = _BYTES
-        for entry in (entry for entry in loras if entry.name not in known):
-            left -= entry.size
-            if read and (left < 0 or len(read) == _FILES):
-                break
-            read.add(entry.name)
-        return known | read
+    def _rows_of(self, loras: Sequence[AdapterFile]) -> Iterator[dict[str, Any]]:
+        began, read = time.monotonic(), 0
+        for entry in loras:
+            known = self._store.knows(entry)
+            wanted = known or not read or time.monotonic() - began < _READS_S
+            read += wanted and not known
+            yield self._row(entry, read=wanted)
 
     def _of_words(self, inversion: Inversion) -> dict[str, Any]:
         counts = map(len, inversion.vectors)

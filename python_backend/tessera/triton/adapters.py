@@ -1,12 +1,18 @@
-"""`adapters`: lists the LoRAs that requests may name, and tells what the bundle accepts."""
+"""`adapters`: lists the LoRAs that requests may name, and tells what the bundle accepts.
+
+The first list imports torch, which takes most of a second and 100 MB. A server with a large folder
+of LoRAs does this when it starts, in a thread; others wait until they are asked.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from tessera.adapters.library import Library
 from tessera.contract import ADAPTER_ACTIONS, LIMITS, modes_of
 from tessera.edits.measured import policies_of
 from tessera.engines.bundle import Bundle
@@ -16,6 +22,9 @@ from tessera.triton import pb
 
 if TYPE_CHECKING:
     from tessera.adapters.overview import Overview
+
+_LARGE = 1000
+"""LoRAs of a folder whose list is prepared at the start."""
 
 
 class TritonPythonModel:
@@ -27,6 +36,8 @@ class TritonPythonModel:
         self._bundle = Bundle.of(self._settings)
         bundle = self._bundle
         self._policies, _ = policies_of(bundle.folder, bundle.manifest.digest)
+        self._one_list = threading.Lock()
+        threading.Thread(target=self._prepare, name="first list", daemon=True).start()
 
     def execute(self, requests: list[pb.Request]) -> list[pb.Response]:
         """Answer each request on its own."""
@@ -34,7 +45,7 @@ class TritonPythonModel:
 
     def _answer(self, request: pb.Request) -> list[pb.TensorHandle]:
         action = read_action(pb.arrays(request), ADAPTER_ACTIONS)
-        answer = self._served() if action == "bundle" else {"adapters": self._overview.rows()}
+        answer = self._served() if action == "bundle" else {"adapters": self._rows()}
         return [pb.tensor("RESULT", json.dumps(answer).encode())]
 
     def _served(self) -> dict[str, Any]:
@@ -58,6 +69,14 @@ class TritonPythonModel:
             "limits": LIMITS,
             "clip_skip": manifest.limits.clip_skip,
         }
+
+    def _prepare(self) -> None:
+        if len(Library.of_bundle(self._bundle.folder, self._settings.adapters.folders)) >= _LARGE:
+            self._rows()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        with self._one_list:
+            return self._overview.rows()
 
     @cached_property
     def _overview(self) -> Overview:

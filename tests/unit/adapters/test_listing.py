@@ -20,7 +20,7 @@ def settle(*folders: Path) -> None:
 
 
 def names(listing: Listing, folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in listing.paths()]
+    return [Path(path).relative_to(folder).as_posix() for path in listing.paths()]
 
 
 @pytest.mark.parametrize("settled", [True, False])

@@ -52,6 +52,17 @@ def test_names_are_stems_of_safetensors_files(tmp_path: Path) -> None:
     entries = library.entries()
     assert list(entries) == ["a", "b"]
     assert entries["b"].path.parent.name == "one"
+    assert len(library) == 2
+
+
+def test_the_first_request_finds_the_folders_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "a")
+    os.utime(tmp_path, (path.stat().st_mtime - 60,) * 2)
+    library = Library([tmp_path])
+    monkeypatch.delattr(os, "scandir")
+    assert library.find("a", "LORAS[0].name").path == path
 
 
 def test_names_of_any_letters_endings_and_folders(tmp_path: Path) -> None:
