@@ -1,8 +1,9 @@
 """The adapter files in some folders, by name.
 
 Folders are listed when a library is made, so that no request waits for it, and looked at again for
-every request that names a LoRA, so new files work without a restart. A name is a file's path in its folder without `.safetensors`. It is only looked up among
-the listed files, so it cannot lead out of the folders.
+every request that names a LoRA, so new files work without a restart. A name is a file's path in its
+folder without `.safetensors`. It is only looked up among the listed files, so it cannot lead out of
+the folders.
 
 Names are Unicode, whatever the process's locale is: Triton's Python processes know ASCII only, and
 have the other bytes of a path as surrogates. Letters that can be written in two ways are composed
