@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 
 from tessera.codec.masks import paste
-from tessera.contract import SCHEDULERS
 from tessera.denoise.canvas import TEMPLATE_SEED
+from tests.samples.schedulers import diffusers_scheduler
 
 PROMPT = "a large blue star at the top on a green background"
 
@@ -30,9 +29,7 @@ def by_diffusers(
     An inpainting UNet gets the mean of the masked picture's, too. With an `image` among the options
     the pipeline encodes that.
     """
-    spec = SCHEDULERS[scheduler]
-    kind = getattr(diffusers, spec.cls)
-    pipe.scheduler = kind.from_config(pipe.scheduler.config, **dict(spec.settings))
+    pipe.scheduler = diffusers_scheduler(scheduler, pipe.scheduler.config)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255 * 2 - 1
     kept = pixels * torch.from_numpy(mask < 128)
     with torch.no_grad():

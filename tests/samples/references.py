@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from tessera.contract import SCHEDULERS
 from tessera.manifest import read_manifest
 from tessera.variants import VARIANTS
 from tessera_client import Control
 from tests.samples.bundles import Small
+from tests.samples.schedulers import diffusers_scheduler
 
 PROMPT = "a large blue star at the top on a green background"
 
@@ -85,10 +85,7 @@ class References:
         return pipe
 
     def _set_scheduler(self, pipe: DiffusionPipeline, name: str) -> None:
-        spec = SCHEDULERS[name]
-        pipe.scheduler = getattr(diffusers, spec.cls).from_config(
-            self._own.config, **dict(spec.settings)
-        )
+        pipe.scheduler = diffusers_scheduler(name, self._own.config)
 
     def _draw(self, pipe: DiffusionPipeline, *, seed: int, **options: Any) -> Any:
         defaults = self._defaults

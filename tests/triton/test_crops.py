@@ -13,12 +13,12 @@ import torch
 from PIL import Image, ImageFilter
 
 from bench.server import DEMO_CHECKPOINT
-from tessera.contract import SCHEDULERS
 from tessera.contract.limits import FEATHER
 from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera_client import Client, Region
 from tests.samples.images import ramp
 from tests.samples.inpainting import PROMPT
+from tests.samples.schedulers import diffusers_scheduler
 
 STEPS, GUIDANCE = 8, 4.0
 
@@ -34,9 +34,7 @@ class MeanOfTemplate(diffusers.StableDiffusionInpaintPipeline):  # type: ignore[
 def by_diffusers(image: Any, mask: Any, padding: int, strength: float, scheduler: str) -> Any:
     pipe = MeanOfTemplate.from_pretrained(DEMO_CHECKPOINT)
     pipe.set_progress_bar_config(disable=True)
-    spec = SCHEDULERS[scheduler]
-    kind = getattr(diffusers, spec.cls)
-    pipe.scheduler = kind.from_config(pipe.scheduler.config, **dict(spec.settings))
+    pipe.scheduler = diffusers_scheduler(scheduler, pipe.scheduler.config)
     result = pipe(
         PROMPT,
         image=Image.fromarray(image),

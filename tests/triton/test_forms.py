@@ -7,15 +7,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 
-from tessera.contract import SCHEDULERS
 from tessera.manifest import read_manifest
 from tessera_client import Client
 from tests.samples.drawing import PROMPT, by_diffusers
 from tests.samples.forms import FORMS, Form, make_form
+from tests.samples.schedulers import diffusers_scheduler
 from tests.samples.servers import ended_whole
 
 GUIDANCE = 4.0
@@ -24,9 +23,7 @@ GUIDANCE = 4.0
 def expected(form: Form) -> Any:
     """The pipeline's picture, with the bundle's default sampler and steps."""
     defaults = read_manifest(form.bundle).defaults
-    spec = SCHEDULERS[defaults.scheduler]
-    kind = getattr(diffusers, spec.cls)
-    form.pipe.scheduler = kind.from_config(form.pipe.scheduler.config, **dict(spec.settings))
+    form.pipe.scheduler = diffusers_scheduler(defaults.scheduler, form.pipe.scheduler.config)
     picture = by_diffusers(form.pipe, steps=defaults.steps, guidance=GUIDANCE, seed=7)
     return picture.astype(int)
 

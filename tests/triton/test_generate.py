@@ -18,6 +18,7 @@ from tessera.contract import MAX_SEED, SCHEDULERS
 from tessera_build.demo.scenes import describe, held_out_scenes
 from tessera_client import Client, Info, Result
 from tests.samples.jobs import LONG_TICKS, in_company
+from tests.samples.schedulers import diffusers_scheduler
 from tests.samples.waiting import again_until
 
 PROMPTS = [describe(scene) for scene in held_out_scenes(10, seed=5)]
@@ -42,13 +43,10 @@ def by_diffusers(
     height: int = 128,
     negative_prompt: str = "",
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
-    spec = SCHEDULERS[scheduler]
-    kind = getattr(diffusers, spec.cls)
     base = StableDiffusionPipeline.load_config(DEMO_CHECKPOINT)
     assert base["scheduler"][1] == "EulerDiscreteScheduler"
     config = diffusers.EulerDiscreteScheduler.load_config(DEMO_CHECKPOINT, subfolder="scheduler")
-    seeded = {"noise_sampler_seed": seed} if spec.base == "dpmpp_sde" else {}
-    pipe.scheduler = kind.from_config(config, **dict(spec.settings), **seeded)
+    pipe.scheduler = diffusers_scheduler(scheduler, config, seed=seed)
     result = pipe(
         prompt,
         negative_prompt=negative_prompt,

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 
 from tessera.codec.masks import paste
-from tessera.contract import SCHEDULERS
 from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera_build.similarity import ssim
 from tessera_client import Client, Control
@@ -22,6 +20,7 @@ from tests.samples.bundles import INPAINTING, Small
 from tests.samples.images import island, largest, noise_blocks, ramp
 from tests.samples.inpainting import PROMPT, by_diffusers
 from tests.samples.references import References
+from tests.samples.schedulers import diffusers_scheduler
 from tests.samples.servers import ended_whole
 
 IMAGE, MASK = ramp(120, 96), island(120, 96)
@@ -110,11 +109,8 @@ def held(pipe: Any, image: Any, mask: Any) -> Any:
     """What a sparse edit draws if every token is computed, over diffusers' components: after each
     step the latents outside the mask are the template's again, noised by the template's seed.
     """
-    spec = SCHEDULERS[OPTIONS["scheduler"]]
-    kind = getattr(diffusers, spec.cls)
-    steps, fresh = (
-        kind.from_config(pipe.scheduler.config, **dict(spec.settings)) for _ in range(2)
-    )
+    name, config = OPTIONS["scheduler"], pipe.scheduler.config
+    steps, fresh = (diffusers_scheduler(name, config) for _ in range(2))
     for each in (steps, fresh):
         each.set_timesteps(OPTIONS["steps"])
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255 * 2 - 1

@@ -11,11 +11,11 @@ import torch
 
 from bench.server import DEMO_CHECKPOINT
 from tessera.codec.masks import paste
-from tessera.contract import SCHEDULERS
 from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera_client import Client, Region
 from tests.samples.images import largest, ramp
 from tests.samples.inpainting import PROMPT
+from tests.samples.schedulers import diffusers_scheduler
 
 OTHER = "a small red circle in the center on a white background"
 THIRD = "a large green square at the left on a yellow background"
@@ -47,11 +47,8 @@ def test_regions_of_one_prompt_are_one_mask(http_client: Client, mode: str) -> N
 def by_hand(image: Any, prompts: list[str], masks: list[Any]) -> Any:
     """Over diffusers' components: each latent takes the prediction of its own prompt."""
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(DEMO_CHECKPOINT)
-    spec = SCHEDULERS[WANTED["scheduler"]]
-    kind = getattr(diffusers, spec.cls)
-    steps, fresh = (
-        kind.from_config(pipe.scheduler.config, **dict(spec.settings)) for _ in range(2)
-    )
+    name, config = WANTED["scheduler"], pipe.scheduler.config
+    steps, fresh = (diffusers_scheduler(name, config) for _ in range(2))
     for each in (steps, fresh):
         each.set_timesteps(WANTED["steps"])
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255 * 2 - 1

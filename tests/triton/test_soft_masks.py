@@ -15,12 +15,12 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from bench.server import DEMO_CHECKPOINT
 from tessera.codec.masks import paste
-from tessera.contract import SCHEDULERS
 from tessera.denoise.canvas import TEMPLATE_SEED
 from tessera_build.similarity import ssim
 from tessera_client import Client
 from tests.samples.images import island, largest, ramp
 from tests.samples.inpainting import PROMPT
+from tests.samples.schedulers import diffusers_scheduler
 
 STEPS, GUIDANCE = 10, 4.0
 
@@ -43,12 +43,9 @@ def published(
     """The loop of the authors' pipeline. Latents with no pixel to edit are the image's in the end,
     and so are pixels of 0, which the authors leave to their caller.
     """
-    spec = SCHEDULERS[scheduler]
-    config = pipe.scheduler.config
-    steps = getattr(diffusers, spec.cls).from_config(config, **dict(spec.settings))
-    steps.set_timesteps(STEPS)
-    fresh = getattr(diffusers, spec.cls).from_config(config, **dict(spec.settings))
-    fresh.set_timesteps(STEPS)
+    steps, fresh = (diffusers_scheduler(scheduler, pipe.scheduler.config) for _ in range(2))
+    for each in (steps, fresh):
+        each.set_timesteps(STEPS)
     timesteps = steps.timesteps[STEPS - int(STEPS * strength) :]
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255 * 2 - 1
     clean = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor

@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -33,7 +32,7 @@ from tessera.requests.edit import read_image, template_id
 from tessera.requests.request import Request, read_request
 from tests.samples.plans import plan
 from tests.samples.requests import MANIFEST, inputs
-from tests.samples.schedulers import DEMO, SD15, network
+from tests.samples.schedulers import DEMO, SD15, diffusers_scheduler, network
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
 
@@ -254,9 +253,7 @@ def by_diffusers(name: str, config: dict[str, Any], steps: int, strength: float,
     each region given.
     """
     clean, mask, inside, outside, generator = case
-    spec = SCHEDULERS[name]
-    seeded = {"noise_sampler_seed": 3} if spec.base == "dpmpp_sde" else {}
-    scheduler = getattr(diffusers, spec.cls).from_config(config, **dict(spec.settings), **seeded)
+    spec, scheduler = SCHEDULERS[name], diffusers_scheduler(name, config, seed=3)
     scheduler.set_timesteps(steps)
     first = steps - min(int(steps * strength), steps)
     timesteps = scheduler.timesteps[first * scheduler.order :]

@@ -6,23 +6,19 @@ import inspect
 import itertools
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
 from tessera.contract import SCHEDULERS, SPREADS, Scheduler
 from tessera.denoise.sampler import Sampler
-from tests.samples.schedulers import DEMO, SD15, network
+from tests.samples.schedulers import DEMO, SD15, diffusers_scheduler, network
 
 pytestmark = pytest.mark.filterwarnings("ignore:Should have t[ab]")  # torchsde's, in diffusers
 
 
 def by_diffusers(name: str, config: dict[str, Any], steps: int, seed: int) -> torch.Tensor:
     """The loop of diffusers' StableDiffusionPipeline, without a pipeline."""
-    spec = SCHEDULERS[name]
-    kind = getattr(diffusers, spec.cls)
-    seeded = {"noise_sampler_seed": seed} if spec.base == "dpmpp_sde" else {}
-    scheduler = kind.from_config(config, **dict(spec.settings), **seeded)
+    scheduler = diffusers_scheduler(name, config, seed=seed)
     scheduler.set_timesteps(steps)
     generator = torch.Generator("cpu").manual_seed(seed)
     latents = torch.randn((1, 4, 8, 8), generator=generator) * scheduler.init_noise_sigma

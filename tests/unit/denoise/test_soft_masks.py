@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
-from tessera.contract import SCHEDULERS
 from tessera.denoise.canvas import canvas_of
 from tessera.denoise.running import Running, start
 from tessera.denoise.sampler import Sampler
 from tessera.denoise.tick import tick
 from tests.samples.plans import plan
-from tests.samples.schedulers import DEMO, SD15, network
+from tests.samples.schedulers import DEMO, SD15, diffusers_scheduler, network
 
 SHAPE = (4, 8, 12)
 CLEAN = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
@@ -43,9 +41,7 @@ def test_latents_go_the_way_of_the_published_code(name: str, config: dict[str, A
     """
     strengths = torch.arange(1, 97).reshape(8, 12) * 255 // 96
     steps, first = 10, 3
-    spec = SCHEDULERS[name]
-    kind = getattr(diffusers, spec.cls)
-    scheduler, fresh = (kind.from_config(config, **dict(spec.settings)) for _ in range(2))
+    scheduler, fresh = (diffusers_scheduler(name, config) for _ in range(2))
     for each in (scheduler, fresh):
         each.set_timesteps(steps)
     timesteps = scheduler.timesteps[first * scheduler.order :]
