@@ -72,10 +72,17 @@ def run(options: argparse.Namespace) -> Soak:
         _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
         left += [f"process {each.pid}" for each in alive]
         left += [str(path) for path in shared_memory(server)]
-        left += [str(path) for path in (folder / "temporary").iterdir()]
+        left += [str(path) for path in (folder / "temporary").iterdir() if not _of_torch(path)]
         unfinished = len(list((folder / "templates").glob("*/.*")))
     happened = (clients.happened, done, watch.seen)
     return Soak(options.minutes, began, *happened, left, full, ended, unfinished)
+
+
+def _of_torch(path: Path) -> bool:
+    """Whether it is the empty folder that torch's compiler makes when it is imported, one for all
+    programs of a user. Networks of diffusers import it.
+    """
+    return path.name.startswith("torchinductor_") and not any(path.iterdir())
 
 
 @contextlib.contextmanager

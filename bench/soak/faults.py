@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -89,25 +90,29 @@ class Faults:
         self._server.wait_until(lambda: len(family.children()) == 1, _HEALS_WITHIN_S)
         return family.children()[0]
 
-    def _model(self) -> tuple[int, str]:
-        """A process that works, and its model. Those that others have replaced do not: they only
-        wait for their last jobs, and nobody misses them. Nor does one that is just being loaded:
-        who asked for it is told, and nothing has to come back.
+    def _model(self) -> tuple[psutil.Process, int, str]:
+        """tritonserver, one of its processes that works, and its model.
+
+        Processes that others have replaced do not work: they only wait for their last jobs, and
+        nobody misses them. Nor does one that is just being loaded: who asked for it is told, and
+        nothing has to come back.
         """
         found: list[tuple[int, str]] = []
+        triton = self._triton()
 
         def some() -> bool:
-            processes = model_processes(self._triton().pid)
+            nonlocal triton
+            triton = self._triton()
             working = {
                 (p, m)
-                for p, m in processes.items()
+                for p, m in model_processes(triton.pid).items()
                 if identity(p) not in self._replaced and self._server.ready(m)
             }
             found[:] = sorted(working)
             return bool(found)
 
         self._server.wait_until(some, _HEALS_WITHIN_S)
-        return self._rng.choice(found)
+        return triton, *self._rng.choice(found)
 
     def _kill_model(self) -> str:
         return f"killed a process of {self._replace(signal.SIGKILL)}"
@@ -118,18 +123,17 @@ class Faults:
 
     def _replace(self, number: int) -> str:
         """Send a signal to a process; the model, once it has been loaded again for that."""
-        process, model = self._model()
-        processes = model_processes(self._triton().pid)
+        triton, process, model = self._model()
+        processes = model_processes(triton.pid)
         self._replaced |= {identity(p) for p, m in processes.items() if m == model}
         sentence = f"model {model} is back after"
         before = self._server.log.read_text().count(sentence)
-        triton = self._triton().pid
-        os.kill(process, number)
+        _signal(process, number)
         self._server.wait_until(
-            # a tritonserver that ends by itself behind it is started again with all models
+            # A tritonserver that ends by itself is started again with all models. It may have
+            # ended before the signal: its processes outlive it by moments.
             lambda: (
-                self._server.log.read_text().count(sentence) > before
-                or not psutil.pid_exists(triton)
+                self._server.log.read_text().count(sentence) > before or not triton.is_running()
             ),
             STALL_S + _HEALS_WITHIN_S,
         )
@@ -144,10 +148,10 @@ class Faults:
         return "killed tritonserver"
 
     def _stop_model(self) -> str:
-        process, model = self._model()
-        os.kill(process, signal.SIGSTOP)
+        _, process, model = self._model()
+        _signal(process, signal.SIGSTOP)
         time.sleep(_STOPPED_S)
-        os.kill(process, signal.SIGCONT)
+        _signal(process, signal.SIGCONT)
         return f"stopped {model} for {_STOPPED_S:g} s"
 
     def _damage(self) -> str:
@@ -173,6 +177,12 @@ class Faults:
         time.sleep(_FULL_S)
         filler.unlink()
         return f"filled the disk of templates for {_FULL_S:g} s"
+
+
+def _signal(process: int, number: int) -> None:
+    """Send a signal, unless the process has just ended with its tritonserver."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 def mount(folder: Path, megabytes: int) -> bool:

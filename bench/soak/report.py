@@ -87,14 +87,21 @@ class Soak:
         return bool(self.faulty or self.left or self.grown)
 
     def parts(self) -> dict[str, dict[str, float | None]]:
-        """Of each part of the whole server: its memory at the median, and its growth."""
+        """Of each part of the whole server: its memory and open files at the median, the growth of
+        the former, and the most of the latter.
+        """
         whole = [each.parts for each in self.seen if each.whole]
         told: dict[str, dict[str, float | None]] = {}
         for name in sorted({name for parts in whole for name in parts}):
-            values = [float(parts[name]) for parts in whole if name in parts]
+            values = [float(parts[name].memory) for parts in whole if name in parts]
+            files = [parts[name].files for parts in whole if name in parts]
             grown = growth(values) if len(values) >= _QUARTERS else None
-            median = round(statistics.median(values) / 1e6)
-            told[name] = {"median_mb": median, "growth": _rounded(grown)}
+            told[name] = {
+                "median_mb": round(statistics.median(values) / 1e6),
+                "growth": _rounded(grown),
+                "open_files": statistics.median(files),
+                "most_open_files": max(files),
+            }
         return told
 
 
@@ -118,13 +125,16 @@ def summary(soak: Soak) -> dict[str, Any]:
         "memory_growth": _rounded(soak.memory_growth),
         "file_growth": _rounded(soak.file_growth),
         "grown": soak.grown,
-        "memory_growth_by_part": soak.parts(),
+        "parts": soak.parts(),
         "whole_looks": sum(each.whole for each in soak.seen),
         "looks": [
             {
                 "at": round(s.at - soak.began, 1),
                 "whole": s.whole,
-                "parts_mb": {name: round(value / 1e6, 1) for name, value in s.parts.items()},
+                "parts": {
+                    name: [round(part.memory / 1e6, 1), part.processes, part.files]
+                    for name, part in s.parts.items()
+                },
             }
             for s in soak.seen
         ],

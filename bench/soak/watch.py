@@ -22,28 +22,48 @@ WITH_PROCESSES = frozenset(ALL_MODELS) - {"generate"}  # an ensemble runs in tri
 
 
 @dataclass(frozen=True)
+class Part:
+    """What processes use together.
+
+    Attributes:
+        memory: bytes; pages shared by several processes are counted once.
+        processes: how many.
+        files: open file descriptors.
+    """
+
+    memory: int
+    processes: int
+    files: int
+
+
+@dataclass(frozen=True)
 class Seen:
     """One look at all processes of a server.
 
     Attributes:
         at: as `time.monotonic` has it.
-        parts: bytes of each model's processes, and of the program where it is no model; pages
-            shared by several processes are counted once.
-        files: open file descriptors.
-        processes: how many.
+        parts: what each model's processes use, and each program that is no model.
         shared: files of the server in shared memory.
     """
 
     at: float
-    parts: Mapping[str, int]
-    files: int
-    processes: int
+    parts: Mapping[str, Part]
     shared: int
 
     @property
     def memory(self) -> int:
         """Bytes of all processes."""
-        return sum(self.parts.values())
+        return sum(part.memory for part in self.parts.values())
+
+    @property
+    def files(self) -> int:
+        """Open files of all processes."""
+        return sum(part.files for part in self.parts.values())
+
+    @property
+    def processes(self) -> int:
+        """How many."""
+        return sum(part.processes for part in self.parts.values())
 
     @property
     def whole(self) -> bool:
@@ -75,26 +95,33 @@ class Watch(threading.Thread):
 
 def look(server: Server) -> Seen:
     """What its processes use now. One that ends meanwhile is left out."""
-    parts: Counter[str] = Counter()
-    files = processes = 0
+    memory, processes, files = Counter[str](), Counter[str](), Counter[str]()
     root = psutil.Process(server.process.pid)
     models: dict[int, str] = {}
     for child in root.children():
         models |= model_processes(child.pid)
     for each in [root, *root.children(recursive=True)]:
         try:
-            parts[models.get(each.pid) or each.name()] += each.memory_full_info().pss
-            files += each.num_fds()
-            processes += 1
+            part = models.get(each.pid) or each.name()
+            used, opened = each.memory_full_info().pss, each.num_fds()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return Seen(time.monotonic(), dict(parts), files, processes, len(shared_memory(server)))
+        memory[part] += used
+        files[part] += opened
+        processes[part] += 1
+    parts = {part: Part(memory[part], count, files[part]) for part, count in processes.items()}
+    return Seen(time.monotonic(), parts, len(shared_memory(server)))
 
 
 def usual(seen: Sequence[Seen]) -> list[Seen]:
-    """Looks at as many processes as there mostly were: each one more has open files of its own."""
-    counts = Counter(each.processes for each in seen)
-    return [each for each in seen if each.processes == counts.most_common(1)[0][0]]
+    """Looks at the processes that there mostly were, so many of each part: each one more has open
+    files of its own.
+    """
+    counts = [
+        tuple(sorted((name, part.processes) for name, part in each.parts.items())) for each in seen
+    ]
+    mostly = Counter(counts).most_common(1)
+    return [each for each, of in zip(seen, counts, strict=True) if of == mostly[0][0]]
 
 
 def shared_memory(server: Server) -> list[Path]:

@@ -14,15 +14,15 @@ import pytest
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
 from bench.soak.traffic import Expected, Happened, Picture, compared, edited
-from bench.soak.watch import WITH_PROCESSES, Seen, growth
+from bench.soak.watch import WITH_PROCESSES, Part, Seen, growth
 from tessera_client import Result
 
 
-def seen(at: float, memory: float, missing: str = "") -> Seen:
-    parts = {name: 1 for name in WITH_PROCESSES if name != missing} | {
-        "tritonserver": round(memory)
+def seen(at: float, memory: float, missing: str = "", files: int = 10, edits: int = 1) -> Seen:
+    parts = {name: Part(1, 1, 2) for name in WITH_PROCESSES if name != missing} | {
+        "tritonserver": Part(round(memory), 1, files)
     }
-    return Seen(at, parts, files=10, processes=3, shared=4)
+    return Seen(at, parts | {"edit": Part(edits, edits, 2 * edits)}, shared=4)
 
 
 def soak(
@@ -63,24 +63,31 @@ def test_looks_at_a_server_without_one_of_its_models_do_not_count() -> None:
     found = summary(soak(memory=[], happened=[], looks=whole + partial))
     assert (found["memory_growth"], found["whole_looks"]) == (0.0, 8)
     assert found["memory_mb"]["lowest"] == 500
-    assert found["memory_growth_by_part"]["tritonserver"] == {"median_mb": 1000, "growth": 0.0}
+    assert found["parts"]["tritonserver"] == {
+        "median_mb": 1000,
+        "growth": 0.0,
+        "open_files": 10,
+        "most_open_files": 10,
+    }
+    assert found["looks"][0]["parts"]["tritonserver"] == [1000.0, 1, 10]
     assert [each["whole"] for each in found["looks"]] == [True] * 8 + [False] * 8
 
 
 def test_growth_is_told_for_each_part() -> None:
     looks = [
-        Seen(at, {**dict.fromkeys(WITH_PROCESSES, 100), "denoise": 100 + 10 * at}, 1, 1, 1)
-        for at in range(8)
+        Seen(at, dict.fromkeys(WITH_PROCESSES, Part(100, 1, 1)) | {"denoise": part}, 1)
+        for at, part in enumerate(Part(100 + 10 * at, 1, 1) for at in range(8))
     ]
-    found = summary(soak(memory=[], happened=[], looks=looks))["memory_growth_by_part"]
+    found = summary(soak(memory=[], happened=[], looks=looks))["parts"]
     assert found["decode"]["growth"] == 0.0
     assert found["denoise"]["growth"] == pytest.approx(165 / 125 - 1)
 
 
 def test_growth_fails_a_run_that_is_long_enough() -> None:
     def run(minutes: float, files: int) -> Soak:
-        looks = [replace(seen(at, 1e9), files=100 + files * (at >= 30)) for at in range(40)]
-        more = [replace(seen(40 + at, 1e9), files=500, processes=4) for at in range(20)]
+        others = 2 * len(WITH_PROCESSES)
+        looks = [seen(at, 1e9, files=100 - others + files * (at >= 30)) for at in range(40)]
+        more = [seen(40 + at, 1e9, files=500, edits=2) for at in range(20)]
         return replace(soak(memory=[], happened=[], looks=looks + more), minutes=minutes)
 
     assert (run(30.0, 1).grown, run(30.0, 1).failed) == ([], False)
