@@ -113,6 +113,30 @@ def stopped(server: Server, model: str, but: list[int]) -> list[int]:
     return found
 
 
+def test_a_process_that_ends_while_the_server_starts(fragile: Server) -> None:
+    """Its model is loaded again, though it ended before anybody watched it. On a busy machine the
+    server may be ready by then: it is started once more.
+    """
+    while not ended_in_the_start(fragile, "adapters"):
+        pass
+    with Client(fragile.http, timeout=180) as client:
+        assert client.adapters()
+
+
+def ended_in_the_start(server: Server, model: str) -> bool:
+    """Kill tritonserver, and a model's process in the one that is started then; whether that was
+    not ready yet.
+    """
+    before, ready = tritonserver(server), server.log.read_text().count("is ready after")
+    os.kill(before, signal.SIGKILL)
+    comes(lambda: server.ready(model) and not psutil.pid_exists(before))
+    with healed(server, model):
+        kill(server, model)
+        starting = server.log.read_text().count("is ready after") == ready
+    server.wait_ready(PATIENCE_S, [*ALL_MODELS, "serving"])
+    return starting
+
+
 @pytest.mark.parametrize("model", ["denoise", "controlnet_edges"])
 def test_a_process_that_hangs_while_it_serves(fragile: Server, model: str) -> None:
     """It is ended, and no other one: `denoise` only waits for a ControlNet that hangs."""

@@ -17,12 +17,12 @@ import signal
 import subprocess
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 
+from tessera.serve.ends import Ends
 from tessera.serve.hangs import Hangs
 from tessera.serve.log import pass_on
 from tessera.serve.repository import LOAD_S, READY, Repository
@@ -83,10 +83,8 @@ class Supervisor:
     silence: Silence = field(default_factory=lambda: Silence(lambda line: None))
     _process: subprocess.Popen[bytes] | None = None
     _undertaker: Undertaker | None = None
-    _watched: dict[int, tuple[int, str]] = field(default_factory=dict)  # pid -> (pidfd, model)
-    _instances: dict[str, int] = field(default_factory=dict)  # model -> how many processes it has
+    _ends: Ends = field(default_factory=Ends)
     _deaths: dict[str, list[float]] = field(default_factory=dict)
-    _suspects: set[str] = field(default_factory=set)  # models of which a process has ended
     _due: dict[str, _Load] = field(default_factory=dict)
     _workers: dict[str, threading.Thread] = field(default_factory=dict)  # model -> who reloads it
     _signals: int = 0  # that asked for the end
@@ -146,6 +144,7 @@ class Supervisor:
         while time.monotonic() - began < timeout:
             if self._exit_code() is not None or self.interrupted:
                 return False
+            self._ends.count(self._running())
             if self.repository.is_up():
                 return True
             waiting(time.monotonic() - began)
@@ -164,8 +163,7 @@ class Supervisor:
             while self._exit_code() is None and not self.interrupted:
                 self._rescan(selector)
                 for key, _ in selector.select(_RESCAN_S):
-                    if key.data in self._watched:
-                        self._suspects.add(self._unwatch(selector, key.data))
+                    self._ends.note(selector, key.data)
                 self._examine(selector)
                 self._load_due()
         code = self._exit_code()
@@ -225,6 +223,10 @@ class Supervisor:
     def _running(self) -> dict[int, str]:
         return model_processes(self._pid)
 
+    def _current(self, running: Mapping[int, str]) -> dict[int, str]:
+        """Those that get requests."""
+        return {pid: model for pid, model in running.items() if pid not in self.retired}
+
     def _state(self, model: str) -> str | None:
         """See `Repository.state`; does not wait for a server that does not answer anyway."""
         return None if self.silence.owing else self.repository.state(model)
@@ -234,50 +236,37 @@ class Supervisor:
         return self._process.poll()
 
     def _rescan(self, selector: selectors.BaseSelector) -> None:
-        """Watch model processes that are not watched yet."""
+        """Look at all model processes."""
         running = self._running()
-        current = {pid: model for pid, model in running.items() if pid not in self.retired}
+        current = self._current(running)
         waits = self.starts.look(current, self._state)
         if self.silence.hangs(self._pid, running, self.repository.answers) or waits:
             self._kill()
         self.hangs.end(running)
         busy = [m for m in self._workers if self._at_work(m)]
-        self.retired.end(running, {*busy, *self._due, *self._suspects})
-        for model, count in Counter(running.values()).items():
-            self._instances[model] = max(count, self._instances.get(model, 0))
-        for pid, model in running.items():
-            if pid not in self._watched and pid not in self.retired:
-                with contextlib.suppress(ProcessLookupError):
-                    descriptor = os.pidfd_open(pid)
-                    self._watched[pid] = (descriptor, model)
-                    selector.register(descriptor, selectors.EVENT_READ, pid)
+        self.retired.end(running, {*busy, *self._due, *self._ends.suspects})
+        self._ends.look(selector, current)
 
     def _examine(self, selector: selectors.BaseSelector) -> None:
         """Heal the models of which a process has ended though Triton believes them to be ready;
         later if Triton gives no answer now, or the model is being reloaded.
         """
-        for model in list(self._suspects):
+        for model in list(self._ends.suspects):
             if self._over or self._exit_code() is not None:
                 return
             if self._at_work(model):
                 continue
-            left = list(self._running().values()).count(model)
-            complete = left >= self._instances.get(model, 0)  # it has been loaded again since
-            state = "" if complete else self._state(model)
+            if self._ends.complete(model, self._current(self._running())):
+                self._ends.suspects.remove(model)  # it has been loaded again since
+                continue
+            state = self._state(model)
             if state is None:
                 continue
-            self._suspects.remove(model)
+            self._ends.forget(model)
             if state == READY:  # not so when an operator has unloaded it
-                for sibling in [p for p, (_, m) in self._watched.items() if m == model]:
-                    self._unwatch(selector, sibling)
+                for sibling in self._ends.leave(selector, model):
                     self.retired.add(sibling)
                 self._heal(model)
-
-    def _unwatch(self, selector: selectors.BaseSelector, pid: int) -> str:
-        descriptor, model = self._watched.pop(pid)
-        selector.unregister(descriptor)
-        os.close(descriptor)
-        return model
 
     def _heal(self, model: str) -> None:
         """Unload a model whose process has died, and have it loaded again; the wait before that
