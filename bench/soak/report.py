@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.soak.faults import Fault
 from bench.soak.traffic import FAULTY, Happened
-from bench.soak.watch import Seen, growth, usual
+from bench.soak.watch import OURS, Seen, growth
 
 _QUARTERS = 8
 """Looks that are needed to speak of growth."""
@@ -66,9 +66,11 @@ class Soak:
 
     @property
     def file_growth(self) -> float | None:
-        """Of open files, as `memory_growth`, while there were as many processes as mostly."""
-        looks = usual([each for each in self.seen if each.whole])
-        files = [float(each.files) for each in looks]
+        """Of open files, as `memory_growth`, but of `tessera-serve` itself. How many the others
+        have says how often they were started anew: a process whose model is loaded again inherits
+        all that tritonserver has open by then, five times as many as the first one.
+        """
+        files = [float(each.parts[OURS].files) for each in self.seen if each.whole]
         return growth(files) if len(files) >= _QUARTERS else None
 
     @property

@@ -19,6 +19,8 @@ _EVERY_S = 2.0
 _SHARED = Path("/dev/shm")
 WITH_PROCESSES = frozenset(ALL_MODELS) - {"generate"}  # an ensemble runs in tritonserver
 """Models that a whole server has processes of."""
+OURS = "tessera-serve"
+"""The part that lives from the beginning to the end."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def look(server: Server) -> Seen:
         models |= model_processes(child.pid)
     for each in [root, *root.children(recursive=True)]:
         try:
-            part = models.get(each.pid) or each.name()
+            if each.status() == psutil.STATUS_ZOMBIE:
+                continue
+            part = OURS if each == root else models.get(each.pid) or each.name()
             used, opened = each.memory_full_info().pss, each.num_fds()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -111,17 +115,6 @@ def look(server: Server) -> Seen:
         processes[part] += 1
     parts = {part: Part(memory[part], count, files[part]) for part, count in processes.items()}
     return Seen(time.monotonic(), parts, len(shared_memory(server)))
-
-
-def usual(seen: Sequence[Seen]) -> list[Seen]:
-    """Looks at the processes that there mostly were, so many of each part: each one more has open
-    files of its own.
-    """
-    counts = [
-        tuple(sorted((name, part.processes) for name, part in each.parts.items())) for each in seen
-    ]
-    mostly = Counter(counts).most_common(1)
-    return [each for each, of in zip(seen, counts, strict=True) if of == mostly[0][0]]
 
 
 def shared_memory(server: Server) -> list[Path]:

@@ -14,15 +14,16 @@ import pytest
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
 from bench.soak.traffic import Expected, Happened, Picture, compared, edited
-from bench.soak.watch import WITH_PROCESSES, Part, Seen, growth
+from bench.soak.watch import OURS, WITH_PROCESSES, Part, Seen, growth
 from tessera_client import Result
 
 
 def seen(at: float, memory: float, missing: str = "", files: int = 10, edits: int = 1) -> Seen:
     parts = {name: Part(1, 1, 2) for name in WITH_PROCESSES if name != missing} | {
-        "tritonserver": Part(round(memory), 1, files)
+        "tritonserver": Part(round(memory), 1, 10),
+        OURS: Part(1, 1, files),
     }
-    return Seen(at, parts | {"edit": Part(edits, edits, 2 * edits)}, shared=4)
+    return Seen(at, parts | {"edit": Part(edits, edits, 40 * edits)}, shared=4)
 
 
 def soak(
@@ -75,7 +76,7 @@ def test_looks_at_a_server_without_one_of_its_models_do_not_count() -> None:
 
 def test_growth_is_told_for_each_part() -> None:
     looks = [
-        Seen(at, dict.fromkeys(WITH_PROCESSES, Part(100, 1, 1)) | {"denoise": part}, 1)
+        Seen(at, dict.fromkeys([*WITH_PROCESSES, OURS], Part(100, 1, 1)) | {"denoise": part}, 1)
         for at, part in enumerate(Part(100 + 10 * at, 1, 1) for at in range(8))
     ]
     found = summary(soak(memory=[], happened=[], looks=looks))["parts"]
@@ -85,10 +86,10 @@ def test_growth_is_told_for_each_part() -> None:
 
 def test_growth_fails_a_run_that_is_long_enough() -> None:
     def run(minutes: float, files: int) -> Soak:
-        others = 2 * len(WITH_PROCESSES)
-        looks = [seen(at, 1e9, files=100 - others + files * (at >= 30)) for at in range(40)]
-        more = [seen(40 + at, 1e9, files=500, edits=2) for at in range(20)]
-        return replace(soak(memory=[], happened=[], looks=looks + more), minutes=minutes)
+        looks = [
+            seen(at, 1e9, files=100 + files * (at >= 30), edits=1 + at // 10) for at in range(40)
+        ]
+        return replace(soak(memory=[], happened=[], looks=looks), minutes=minutes)
 
     assert (run(30.0, 1).grown, run(30.0, 1).failed) == ([], False)
     assert (run(30.0, 2).grown, run(30.0, 2).failed) == (["open files by 2.0 %"], True)
