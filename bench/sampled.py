@@ -172,6 +172,12 @@ def _baselines(content: Content) -> Iterator[Figure]:
             yield by_turn(f"{name}, p95 / Tessera's", *p95)
 
 
+def _optimum(content: Content) -> Iterator[Figure]:
+    ours, *others = content["results"]["samples_ms"].items()
+    for name, samples in others:
+        yield by_turn(f"picture, {ours[0]} / {name}", ours[1], samples)
+
+
 _EDITS = Form(_edits, ("rounds", "steps", "quality"))
 _BASELINES = Form(_baselines, ("scenario", "rounds", "requests"))
 _SWITCH = Form(_switch, ("config", "rank", "rounds"))
@@ -184,6 +190,7 @@ FORMS: dict[str, Form] = {
     "gateway": Form(_gateway, ("rounds", "turns", "steps")),
     "previews": Form(_previews, ("turns",)),
     "controls": Form(_controls),
+    "optimum": Form(_optimum, ("turns", "steps")),
     "devices": Form(_devices, ("turns",)),
     "mixed_adapters": Form(
         _adapters, ("steps", "share", "blocks", "requests", "rank"), ("capacity",)
