@@ -98,7 +98,7 @@ BENCHES = {
     "fleet-hop": Bench("fleet_hop", "what the way through a front adds", by=""),
     "metrics-cost": Bench("metrics_cost", "what metrics add to a step"),
     "soak": Bench("soak.__main__", "mixed traffic with faults", by=""),
-    "optimum": Bench("optimum", "pictures against optimum's pipelines", by=""),
+    "optimum": Bench("against_optimum", "pictures against optimum's pipelines", by=""),
     "aiperf": Bench("aiperf", "AIPerf against the gateway", by=""),
     "client-alone": Bench("client_alone", "the client's size, by Python", by=""),
     "again": Bench("again", "a report's benchmark on another day, compared with it", by=""),

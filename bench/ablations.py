@@ -69,6 +69,13 @@ ABLATIONS = {
     "batching": Ablation(
         "mixed", {"continuous": Side(), "static batches": Side(ablation="static")}
     ),
+    "slots": Ablation(
+        "mixed",
+        {
+            "8 slots": Side(),
+            **{f"{number} slots": Side(ablation=f"slots-{number}") for number in (4, 2, 1)},
+        },
+    ),
     "edits": Ablation("edits", {"sparse (auto)": Side(), "dense": Side(mode="dense")}),
     "planner": Ablation(
         "edits",

@@ -1,4 +1,4 @@
-"""One side of `bench.optimum`: a pipeline of optimum, in an environment that has none of Tessera's
+"""One side of `bench.against_optimum`: a pipeline of optimum, in an environment that has none of Tessera's
 packages. Run as a script.
 
     python bench/optimum_side.py onnxruntime|openvino CHECKPOINT THREADS

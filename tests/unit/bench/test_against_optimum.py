@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.optimum import TESSERA, WARM, _table, measured, side
+from bench.against_optimum import TESSERA, WARM, _table, measured, side
 
 SIDE = """
 import json, sys
