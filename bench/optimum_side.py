@@ -1,5 +1,5 @@
-"""One side of `bench.against_optimum`: a pipeline of optimum, in an environment that has none of Tessera's
-packages. Run as a script.
+"""One side of `bench.against_optimum`: a pipeline of optimum, in an environment that has none of
+Tessera's packages. Run as a script.
 
     python bench/optimum_side.py onnxruntime|openvino CHECKPOINT THREADS
 
