@@ -100,7 +100,7 @@ def compared(name: str, first: Content, second: Content) -> dict[str, Any]:
         ValueError: their settings differ.
     """
     form, settings = FORMS[name], [first["settings"], second["settings"]]
-    shared = settings[0].keys() & settings[1].keys() - set(form.measured)
+    shared = settings[0].keys() & settings[1].keys() - set(form.free)
     other = {key: [of[key] for of in settings] for key in sorted(shared)}
     if other := {key: values for key, values in other.items() if values[0] != values[1]}:
         raise ValueError(f"the settings of {name} differ between both runs: {other}")

@@ -60,7 +60,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         sides = {TESSERA: stack.enter_context(_tessera(options.steps, options.threads))}
         for name, kind in SIDES.items():
-            line = [options.python, ROOT / "bench" / "optimum_side.py", kind]
+            # -I: without this folder on its path, whose modules have names of others
+            line = [options.python, "-I", ROOT / "bench" / "optimum_side.py", kind]
             sides[name], versions[name] = stack.enter_context(
                 side([*line, DEMO_CHECKPOINT, options.threads], options.steps)
             )
@@ -126,7 +127,7 @@ def side(line: Sequence[Any], steps: int) -> Iterator[tuple[Draw, dict[str, str]
         def answer() -> dict[str, Any]:
             text = process.stdout.readline()
             if not text:
-                raise RuntimeError(f"{line[2]} ended with status {process.wait()}")
+                raise RuntimeError(f"{line} ended with status {process.wait()}")
             return dict(json.loads(text))
 
         def draw(seed: int) -> tuple[float, Any]:

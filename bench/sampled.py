@@ -42,12 +42,12 @@ class Form:
     Attributes:
         figures: reads them; there are none in reports of before they had samples.
         options: settings that the benchmark takes as options of the same name.
-        measured: fields of the settings that are no settings but differ from run to run.
+        free: settings that may differ, since they are measured or no figure depends on them.
     """
 
     figures: Callable[[Content], Iterator[Figure]]
     options: tuple[str, ...] = ()
-    measured: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
 
 
 def quartiles_of(samples: Sequence[float]) -> Quartiles:
@@ -182,7 +182,7 @@ _EDITS = Form(_edits, ("rounds", "steps", "quality"))
 _BASELINES = Form(_baselines, ("scenario", "rounds", "requests"))
 _SWITCH = Form(_switch, ("config", "rank", "rounds"))
 FORMS: dict[str, Form] = {
-    "cpu": Form(_pictures, ("rounds", "steps")),
+    "cpu": Form(_pictures, ("rounds", "steps"), ("edit_rounds",)),
     "edit_latency_demo": _EDITS,
     "edit_latency_demo_balanced": _EDITS,
     "edit_latency_sdxl": _EDITS,
