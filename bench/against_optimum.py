@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import track
+from safetensors.torch import load_file, save_file
 
 from bench import report
 from bench.latency import GUIDANCE, PROMPT, scaling
@@ -57,13 +59,14 @@ def main() -> None:
     machine = report.describe_machine(options.threads) | {"scaling": scaling(options.threads)}
     FOLDER.mkdir(parents=True, exist_ok=True)
     versions: dict[str, Any] = {}
+    checkpoint = older(DEMO_CHECKPOINT, FOLDER / "checkpoint")
     with contextlib.ExitStack() as stack:
         sides = {TESSERA: stack.enter_context(_tessera(options.steps, options.threads))}
         for name, kind in SIDES.items():
             # -I: without this folder on its path, whose modules have names of others
             line = [options.python, "-I", ROOT / "bench" / "optimum_side.py", kind]
             sides[name], versions[name] = stack.enter_context(
-                side([*line, DEMO_CHECKPOINT, options.threads], options.steps)
+                side([*line, checkpoint, options.threads], options.steps)
             )
         found = measured(sides, options.turns)
     results = {"versions": versions, **found}
@@ -92,6 +95,39 @@ def measured(sides: dict[str, Draw], turns: int) -> dict[str, Any]:
             if name != TESSERA
         },
     }
+
+
+def older(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint as transformers 4 reads it: a tokenizer of two files, and a text encoder whose
+    tensors have `text_model.` in their names. Without that it would be random weights, with a
+    warning. The rest is links.
+
+    Args:
+        checkpoint: a folder in diffusers' form, whose tokenizer has one file.
+        folder: is emptied.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "tokenizer").mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        if path.name not in ("tokenizer", "text_encoder"):
+            (folder / path.name).symlink_to(path.resolve())
+    model = json.loads((checkpoint / "tokenizer" / "tokenizer.json").read_text())["model"]
+    merges = "\n".join(["#version: 0.2", *map(" ".join, model["merges"]), ""])
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "tokenizer" / "merges.txt").write_text(merges)
+    config = json.loads((checkpoint / "tokenizer" / "tokenizer_config.json").read_text())
+    del config["backend"]
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "text_encoder").mkdir()
+    own = checkpoint / "text_encoder"
+    tensors = load_file(own / "model.safetensors")
+    save_file(
+        {f"text_model.{name}": tensor for name, tensor in tensors.items()},
+        folder / "text_encoder" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    shutil.copy(own / "config.json", folder / "text_encoder")
+    return folder
 
 
 @contextlib.contextmanager

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
-from bench.against_optimum import TESSERA, WARM, _table, measured, side
+from bench.against_optimum import TESSERA, WARM, _table, measured, older, side
+from bench.latency import PROMPT
+from bench.server import DEMO_CHECKPOINT
 
 SIDE = """
 import json, sys
@@ -62,3 +65,17 @@ def test_sides_take_turns_and_the_first_pictures_do_not_count() -> None:
     assert found["largest_difference"] == {"other": 3}
     rows = _table(found | {"versions": {"other": {"optimum": "2"}}}).splitlines()
     assert rows[-1] == "| other | 202 ms | 0.51 (0.51-0.51) | 3 | optimum 2 |"
+
+
+def test_the_older_form_says_the_same(tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    folder = older(DEMO_CHECKPOINT, tmp_path / "older")
+    there = {path.name for path in folder.iterdir()}
+    assert there == {path.name for path in DEMO_CHECKPOINT.iterdir()}
+    assert not (folder / "tokenizer" / "tokenizer.json").exists()
+    now, then = (CLIPTokenizer.from_pretrained(f / "tokenizer") for f in (DEMO_CHECKPOINT, folder))
+    assert then(PROMPT)["input_ids"] == now(PROMPT)["input_ids"]
+    first = "text_model.embeddings.position_embedding.weight"
+    with safe_open(folder / "text_encoder" / "model.safetensors", "pt") as file:
+        assert first in file.keys()  # noqa: SIM118
