@@ -123,6 +123,21 @@ def test_a_process_that_ends_while_the_server_starts(fragile: Server) -> None:
         assert client.adapters()
 
 
+def test_a_process_that_hangs_while_the_server_starts(fragile: Server) -> None:
+    """The first pictures wait for it. It is ended, and everything is started once more; on a busy
+    machine the server may be ready before it is stopped, and loads the model again.
+    """
+    sentence = "a process of model decode has been stopped for 15 s; ending it"
+    before, seen = tritonserver(fragile), fragile.log.read_text().count(sentence)
+    os.kill(before, signal.SIGKILL)
+    comes(lambda: fragile.ready("decode") and not psutil.pid_exists(before))
+    (process,) = processes(fragile, "decode")
+    os.kill(process, signal.SIGSTOP)
+    fragile.wait_until(lambda: fragile.log.read_text().count(sentence) > seen, PATIENCE_S)
+    comes(lambda: not psutil.pid_exists(process))
+    fragile.wait_ready(PATIENCE_S, [*ALL_MODELS, "serving"])
+
+
 def ended_in_the_start(server: Server, model: str) -> bool:
     """Kill tritonserver, and a model's process in the one that is started then; whether that was
     not ready yet.

@@ -243,7 +243,8 @@ class Launch:
         with console.doing("making the first pictures ..."):
             try:
                 word = ServerKey(self._settings(folder).key).first
-                warm_up(self._url, self.manifest.limits.min_size, word)
+                size = self.manifest.limits.min_size
+                supervisor.beside(partial(warm_up, self._url, size, word))
                 supervisor.repository.load(SERVING)
             except TesseraError:
                 if not supervisor.interrupted:

@@ -18,6 +18,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
@@ -152,6 +153,16 @@ class Supervisor:
                 return False
             time.sleep(0.1)
         return False
+
+    def beside(self, work: Callable[[], None]) -> None:
+        """Do something that waits for the server, and end the processes that hang meanwhile: it
+        raises what `work` does when one that it waited for has been ended.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(work)
+            while not wait([working], _RESCAN_S).done:
+                self.hangs.end(self._running())
+        working.result()
 
     def watch(self) -> int:
         """Look after the server until it ends or a signal asks for its end; returns its exit
