@@ -65,6 +65,11 @@ class Ends:
             self._unwatch(selector, pid)
         return left
 
+    def close(self) -> None:
+        """Close all descriptors: the server has ended."""
+        while self._watched:
+            os.close(self._watched.popitem()[1][0])
+
     def _unwatch(self, selector: selectors.BaseSelector, pid: int) -> str:
         descriptor, model = self._watched.pop(pid)
         selector.unregister(descriptor)

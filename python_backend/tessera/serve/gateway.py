@@ -19,8 +19,8 @@ from functools import partial
 
 from tessera.errors import TesseraError, listing
 from tessera.serve.intervals import Intervals
-from tessera.serve.supervisor import die_with_parent
 from tessera.serve.tritonserver import Ports
+from tessera.shared.processes import die_with_parent
 
 NEEDS = (
     "aiohttp",

@@ -10,13 +10,13 @@ ready. Standard library only.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import selectors
 import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -32,15 +32,13 @@ from tessera.serve.serving import SERVING
 from tessera.serve.silence import Silence
 from tessera.serve.starts import Starts
 from tessera.serve.undertaker import Undertaker
-from tessera.shared.processes import identity, lives, model_processes
+from tessera.shared.processes import die_with_parent, identity, lives, model_processes
 
 _RESCAN_S = 0.5
 _STOP_S = 60.0
 _LOG_S = 5.0
 _LONGEST_WAIT_S = 30.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,9 @@ class Supervisor:
     _stopping: bool = False
     _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
     _reader: threading.Thread | None = None  # of its log
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, os.close, self._wake)
 
     @property
     def interrupted(self) -> bool:
@@ -177,6 +178,7 @@ class Supervisor:
                     self._ends.note(selector, key.data)
                 self._examine(selector)
                 self._load_due()
+        self._ends.close()
         code = self._exit_code()
         if code is not None and not self.interrupted:
             return code
@@ -341,10 +343,3 @@ class Supervisor:
             return False
         self.say(f"nothing has happened for {self.starts.limit:.0f} s")
         return True
-
-
-def die_with_parent(number: int) -> None:
-    """Runs in the child before its program: have a signal end it when this process is gone, however
-    that came about.
-    """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, number)

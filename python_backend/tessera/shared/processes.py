@@ -1,12 +1,16 @@
-"""Process identities: which processes run a server's models, and whether a process lives.
+"""Processes: which run a server's models, whether one lives, and that one ends with its parent.
 
 Standard library only.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 SHARED = Path("/dev/shm")
 """Folder of files through which processes of one machine share memory."""
@@ -54,3 +58,10 @@ def model_processes(server: int) -> dict[int, str]:
         if "triton_python_backend_stub" in arguments[0] and len(arguments) > 1:
             models[int(entry.name)] = Path(arguments[1]).parts[-3]
     return models
+
+
+def die_with_parent(number: int) -> None:
+    """Runs in the child before its program: have a signal end it when this process is gone, however
+    that came about.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, number)

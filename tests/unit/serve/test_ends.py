@@ -61,6 +61,17 @@ def test_one_that_ends_between_the_list_and_the_watch(
     assert ends.suspects == {"denoise"}
 
 
+def test_nothing_stays_open_behind_a_server(selector: selectors.BaseSelector) -> None:
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before, ends = opened(), Ends()
+    ends.look(selector, {os.getpid(): "edit", os.getppid(): "denoise"})
+    assert opened() == before + 2
+    ends.close()
+    assert opened() == before
+
+
 def test_what_is_forgotten_is_counted_anew(selector: selectors.BaseSelector) -> None:
     ends, current = Ends(), {os.getpid(): "edit"}
     ends.look(selector, {1: "edit"} | current)
