@@ -93,7 +93,7 @@ class Supervisor:
     _reader: threading.Thread | None = None  # of its log
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, os.close, self._wake)
+        weakref.finalize(self, os.close, self._wake).atexit = False  # a signal may come until then
 
     @property
     def interrupted(self) -> bool:
