@@ -146,7 +146,7 @@ class Book:
     def tell(self, worker: str, load: Load, now: float) -> None:
         """Note what a worker told; a new one is known from now on."""
         entry = self.workers.setdefault(worker, Entry())
-        entry.load, entry.told = self.scales.scaled(worker, load), now
+        entry.load, entry.told = self.scales.scaled(worker, load, now), now
         for since in (entry.ended, entry.brought, entry.evicted):
             for key in [key for key, at in since.items() if now - at > _LATELY_S]:
                 del since[key]
@@ -263,7 +263,7 @@ class Book:
         if peek is not None and peek.image and (fine or not peek.registers):
             entry.brought[peek.template] = now
 
-    def drew(self, choice: Choice, drawn: Drawn) -> float:
+    def drew(self, choice: Choice, drawn: Drawn, now: float) -> float:
         """How many times as long as predicted a picture took.
 
         What was missing teaches the weights. A scale is learned if the worker did what was
@@ -273,7 +273,7 @@ class Book:
         ratio = drawn.total_ms / prediction.total
         self._costs.learn(prediction, choice.weights, drawn)
         if drawn.path == prediction.path and prediction.found:
-            self.scales.learn(choice.worker, prediction.path, ratio, choice.scale)
+            self.scales.learn(choice.worker, prediction.path, ratio, choice.scale, now)
         return ratio
 
     def evict(self, template: str, now: float) -> None:

@@ -5,6 +5,10 @@ in less, a busy machine takes more, and requests that come later take their shar
 took in terms of its prediction is remembered per worker and path, and the costs that the worker
 tells are multiplied by the median of that.
 
+Who seems slow gets nothing, so nothing shows that it is slow no longer. So a scale above 1 is
+forgotten when no picture has confirmed it for a while. One below 1 brings pictures, and so corrects
+itself.
+
 What is missing on a worker costs what `Weights` say until INFO has told it a few times.
 """
 
@@ -23,6 +27,9 @@ LATEST, ENOUGH = 32, 4
 
 LIMIT = 4.0
 """A scale is neither above this, nor below its inverse."""
+
+FORGOTTEN_S = 30.0
+"""After so long without a picture to learn from, a worker no longer counts as slow."""
 
 WIDER = 10.0
 """A learned weight is at most so many times the operator's, and at least that part of it."""
@@ -73,12 +80,13 @@ class Scales:
     def __init__(self) -> None:
         self._latest: dict[tuple[str, str], deque[float]] = {}
         self._scales: dict[tuple[str, str], float] = {}
+        self._learned: dict[tuple[str, str], float] = {}
 
     def of(self, worker: str, path: str) -> float:
         """What its costs are multiplied by."""
         return self._scales.get((worker, path), 1.0)
 
-    def learn(self, worker: str, path: str, ratio: float, scale: float) -> None:
+    def learn(self, worker: str, path: str, ratio: float, scale: float, now: float) -> None:
         """Learn from a picture.
 
         Args:
@@ -86,8 +94,10 @@ class Scales:
             path: that it took.
             ratio: how many times as long as predicted it took.
             scale: that the prediction was made with.
+            now: the time.
         """
         latest = self._latest.setdefault((worker, path), deque(maxlen=LATEST))
+        self._learned[worker, path] = now
         latest.append(ratio * scale)
         if len(latest) >= ENOUGH:
             middle = statistics.median(latest)
@@ -96,11 +106,18 @@ class Scales:
     def forget(self, worker: str) -> None:
         """A worker is gone for good."""
         for path in PATHS:
-            self._latest.pop((worker, path), None)
-            self._scales.pop((worker, path), None)
+            self._drop(worker, path)
 
-    def scaled(self, worker: str, load: Load) -> Load:
-        """What a worker told, with its costs multiplied."""
+    def _drop(self, worker: str, path: str) -> None:
+        for known in (self._latest, self._scales, self._learned):
+            known.pop((worker, path), None)
+
+    def scaled(self, worker: str, load: Load, now: float) -> Load:
+        """What a worker told, with its costs multiplied; scales above 1 may be forgotten before."""
+        for path in PATHS:
+            silent = now - self._learned.get((worker, path), now)
+            if self.of(worker, path) > 1.0 and silent > FORGOTTEN_S:
+                self._drop(worker, path)
         scales = {path: self.of(worker, path) for path in PATHS}
         if set(scales.values()) == {1.0}:
             return load

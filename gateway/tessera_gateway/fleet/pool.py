@@ -277,7 +277,7 @@ class Pool:
             if seen.fine:
                 outcome = "done"
             if seen.drawn and choice.prediction.total:
-                ratio = self.book.drew(choice, seen.drawn)
+                ratio = self.book.drew(choice, seen.drawn, time.monotonic())
                 self.errors.append(ratio)
                 self.metrics.took(choice.prediction.path, ratio)
             return answer

@@ -17,8 +17,11 @@ from tessera.engines.bundle import Bundle
 from tessera.errors import InvalidInput
 from tessera.variants import VARIANTS
 
-_READS_S = 0.2
-"""How long a list reads files that it has not read before: a folder may have thousands."""
+_READS_S, _FILES, _BYTES = 0.2, 16, 64_000_000
+"""How long a list reads files that it has not read before, for a folder may have thousands, and how
+many and how large ones it reads however long it takes: on a busy machine too, a list of a usual
+folder is whole.
+"""
 
 
 class Overview:
@@ -43,8 +46,8 @@ class Overview:
         network, and the rules by which tensors were `skipped`. A file of textual inversion has
         the kind `textual_inversion`, its `word`, and the number of its vectors as targets.
 
-        Of a large folder, a call reads some files only, at least one. A file that has not been read
-        yet has neither `family` nor `problem`.
+        Of a large folder, a call reads some files only, at least 16 or 64 MB. A file that has not
+        been read yet has neither `family` nor `problem`.
         """
         inversions = {each.file.path: self._of_words(each) for each in self._inversions.files()}
         entries = self._store.library.entries().values()
@@ -53,12 +56,15 @@ class Overview:
         return sorted(rows, key=lambda row: str(row["name"]))
 
     def _rows_of(self, loras: Sequence[AdapterFile]) -> Iterator[dict[str, Any]]:
-        began, read = time.monotonic(), 0
+        began, files, size = time.monotonic(), 0, 0
         for entry in loras:
-            known = self._store.knows(entry)
-            wanted = known or not read or time.monotonic() - began < _READS_S
-            read += wanted and not known
-            yield self._row(entry, read=wanted)
+            if self._store.knows(entry):
+                yield self._row(entry, read=True)
+                continue
+            few = files < _FILES and size < _BYTES
+            read = few or time.monotonic() - began < _READS_S
+            files, size = files + read, size + read * entry.size
+            yield self._row(entry, read=read)
 
     def _of_words(self, inversion: Inversion) -> dict[str, Any]:
         counts = map(len, inversion.vectors)

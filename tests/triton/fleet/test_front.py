@@ -94,7 +94,7 @@ def wait_until_both_draw(fleet: RunningFleet, draw: Callable[[], list[Info]]) ->
 
     A worker that tells its load late, on a busy machine, is left out for a while.
     """
-    end, drawn = time.monotonic() + 600, set[str]()
+    end, drawn = time.monotonic() + 300, set[str]()
     while len(drawn) < 2:
         assert time.monotonic() < end, fleet.about()
         drawn |= {info.worker for info in draw()}
@@ -124,7 +124,7 @@ def test_a_hot_template_is_copied(through: Client, fleet: RunningFleet) -> None:
     template = through.register_template(image, steps=5).template
     assert copies_of(through, template) == 1
     copied = copies_made(fleet)
-    end = time.monotonic() + 600
+    end = time.monotonic() + 300
     while copies_of(through, template) < 2:
         assert time.monotonic() < end, fleet.about()
         drawn_at_once(through, template)

@@ -206,8 +206,12 @@ def test_an_overview_of_the_library(
         assert row["family"] == "Stable Diffusion 1.x"
 
 
+@pytest.mark.parametrize("many", [{"_FILES": 1}, {"_BYTES": 1}], ids=["files", "bytes"])
 def test_a_list_of_many_files_reads_for_some_time(
-    own: tuple[Models, Path], folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    own: tuple[Models, Path],
+    folders: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    many: dict[str, int],
 ) -> None:
     from tessera.adapters import overview
 
@@ -215,6 +219,8 @@ def test_a_list_of_many_files_reads_for_some_time(
     shutil.copytree(folders("sd15") / "adapters", folder)
     (folder / "torn.safetensors").write_bytes(b"")
     monkeypatch.setattr(overview, "_READS_S", 0.0)
+    for name, value in many.items():
+        monkeypatch.setattr(overview, name, value)
     listed = overview.Overview(Bundle(folder.parent))
 
     def known() -> list[str]:
@@ -226,6 +232,17 @@ def test_a_list_of_many_files_reads_for_some_time(
     assert known() == ["a", "b"]
     monkeypatch.setattr(overview, "_READS_S", 60.0)
     assert known() == ["a", "b", "c", "torn"]
+
+
+def test_a_list_of_few_files_is_whole_however_slow_the_machine(
+    own: tuple[Models, Path], folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tessera.adapters import overview
+
+    _, folder = own
+    shutil.copytree(folders("sd15") / "adapters", folder)
+    monkeypatch.setattr(overview, "_READS_S", 0.0)
+    assert all(row["family"] for row in overview.Overview(Bundle(folder.parent)).rows())
 
 
 def test_a_lora_of_another_family(own: tuple[Models, Path], folders: Callable[[str], Path]) -> None:

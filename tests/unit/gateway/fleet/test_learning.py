@@ -8,7 +8,15 @@ import msgspec
 import pytest
 
 from tessera_gateway.fleet.book import Book
-from tessera_gateway.fleet.learning import ENOUGH, LIMIT, WIDER, Drawn, Scales, read_info
+from tessera_gateway.fleet.learning import (
+    ENOUGH,
+    FORGOTTEN_S,
+    LIMIT,
+    WIDER,
+    Drawn,
+    Scales,
+    read_info,
+)
 from tessera_gateway.fleet.load import Defaults, Lines, Load, Recorded
 from tessera_gateway.fleet.peek import Peek
 from tessera_gateway.fleet.score import Weights
@@ -32,7 +40,7 @@ def draw(book: Book, peek: Peek, times: float, mode: str, now: float) -> float:
     book.tell("a", LOAD, now)
     choice = book.choose(peek, now)
     book.end(choice, now)
-    return book.drew(choice, Drawn(truth, mode))
+    return book.drew(choice, Drawn(truth, mode), now)
 
 
 def test_predictions_become_right() -> None:
@@ -55,15 +63,38 @@ def test_paths_are_learned_apart() -> None:
 def test_outliers_change_nothing() -> None:
     scales, chance = Scales(), random.Random(0)
     for i in range(64):
-        scales.learn("a", "dense", 1000.0 if i % 3 == 0 else chance.uniform(1.1, 1.3), 1.0)
+        scales.learn("a", "dense", 1000.0 if i % 3 == 0 else chance.uniform(1.1, 1.3), 1.0, 0.0)
     assert 1.1 <= scales.of("a", "dense") <= 1.3
+
+
+def test_a_worker_that_was_slow_once_is_tried_again() -> None:
+    """As of two workers of a machine: one's costs were measured while it was busy, so it seems fast
+    ever after, and the other one's when it was not.
+    """
+    book = Book()
+    for _ in range(ENOUGH):
+        book.scales.learn("a", "dense", LIMIT, 1.0, 0.0)
+        book.scales.learn("b", "dense", 1 / LIMIT, 1.0, 0.0)
+
+    def total(now: float) -> dict[str, float]:
+        for name in ("a", "b"):
+            book.tell(name, LOAD, now)
+        choice = book.choose(Peek("generate"), now)
+        book.end(choice, now)
+        return choice.scores
+
+    before, after = total(FORGOTTEN_S), total(FORGOTTEN_S + 1.0)
+    assert after["a"] == pytest.approx(before["a"] / LIMIT, rel=0.01)
+    assert after["b"] == before["b"], "who seems fast gets requests, and so corrects itself"
+    book.scales.learn("a", "dense", LIMIT, 1.0, FORGOTTEN_S + 1.0)
+    assert total(FORGOTTEN_S + 1.0) == after, "one picture alone teaches nothing"
 
 
 @pytest.mark.parametrize(("ratio", "scale"), [(1e6, LIMIT), (1e-6, 1 / LIMIT)])
 def test_scales_are_bounded(ratio: float, scale: float) -> None:
     scales = Scales()
     for _ in range(ENOUGH):
-        scales.learn("a", "dense", ratio, 1.0)
+        scales.learn("a", "dense", ratio, 1.0, 0.0)
     assert scales.of("a", "dense") == scale
     scales.forget("a")
     assert scales.of("a", "dense") == 1.0
@@ -80,7 +111,7 @@ def test_what_was_not_done_as_predicted_teaches_nothing(load: Load, mode: str) -
         book.tell("a", load, float(i))
         choice = book.choose(EDIT, float(i))
         book.end(choice, float(i))
-        book.drew(choice, Drawn(1e4, mode))
+        book.drew(choice, Drawn(1e4, mode), float(i))
     assert {book.scales.of("a", path) for path in ("dense", "sparse")} == {1.0}
 
 
@@ -100,7 +131,7 @@ def missed(book: Book, peek: Peek, drawn: Drawn, now: float) -> float:
     book.tell("a", msgspec.structs.replace(LOAD, refit_ms=20.0, parsed=("night",)), now)
     choice = book.choose(peek, now)
     book.end(choice, now)
-    book.drew(choice, drawn)
+    book.drew(choice, drawn, now)
     missing = choice.prediction.missing
     return missing["controls"] + missing["merge"]
 
