@@ -12,24 +12,27 @@ from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from bench.server import DEMO_BUNDLE, ROOT, Server, serving
 from bench.soak.clients import Clients
 from bench.soak.faults import STALL_S, Fault, Faults, mount, unmount
-from bench.soak.report import Soak, write
+from bench.soak.report import Soak, Span, write
 from bench.soak.traffic import PATIENCE_S, alone
 from bench.soak.watch import Watch, shared_memory
 from tessera_client import Client
 
 _DISK_MB = 96
 _BETWEEN_S = (6.0, 20.0)
+_LONG_MINUTES, _CALM = 30.0, 1 / 6
+"""A run of so many minutes has no faults in its first part and in its last one, which are compared:
+a shorter one still warms up."""
 console = Console(highlight=False)
 
 
 def main() -> None:
     """Run it; exit code 1 if a picture is wrong, a request hangs, something is left behind, or
-    memory or open files grow in half an hour or more.
+    memory or open files are more after the faults of half an hour or longer than before.
     """
     parser = argparse.ArgumentParser(description="mixed traffic with faults")
     parser.add_argument("--minutes", type=float, default=2.0)
@@ -63,7 +66,7 @@ def run(options: argparse.Namespace) -> Soak:
         began = time.monotonic()
         with Clients(server, options, expected) as clients:
             faults = Faults(server, folder / "templates", options.seed, full)
-            done, unhealed = _do_harm(faults, options)
+            done, unhealed, calm = _stretches(faults, options)
         ended = server.log.read_text().count("tritonserver has ended") - faults.kills
         left = unhealed or _jobs_left(server)
         watch.end()
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace) -> Soak:
         left += [str(path) for path in (folder / "temporary").iterdir() if not _of_torch(path)]
         unfinished = len(list((folder / "templates").glob("*/.*")))
     happened = (clients.happened, done, watch.seen)
-    return Soak(options.minutes, began, *happened, left, full, ended, unfinished)
+    return Soak(options.minutes, began, *happened, left, full, calm, ended, unfinished)
 
 
 def _of_torch(path: Path) -> bool:
@@ -97,23 +100,47 @@ def _own_disk(folder: Path) -> Iterator[bool]:
             unmount(folder)
 
 
-def _do_harm(faults: Faults, options: argparse.Namespace) -> tuple[list[Fault], list[str]]:
-    """The faults, and what the server did not recover from: that ends the run."""
+def _stretches(
+    faults: Faults, options: argparse.Namespace
+) -> tuple[list[Fault], list[str], tuple[Span, Span] | None]:
+    """Calm, harm, calm: the faults, what the server did not recover from, which ends the run, and
+    the second half of each calm.
+    """
+    whole = 60.0 * options.minutes
+    calm = _CALM * whole if options.minutes >= _LONG_MINUTES else 0.0
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("soak", total=whole)
+        before = _be_calm(calm, progress, bar)
+        done, unhealed = _do_harm(faults, options, whole - 2 * calm, progress, bar)
+        after = _be_calm(0.0 if unhealed else calm, progress, bar)
+    return done, unhealed, (before, after) if calm and not unhealed else None
+
+
+def _be_calm(seconds: float, progress: Progress, bar: TaskID) -> Span:
+    begin = time.monotonic()
+    while (left := begin + seconds - time.monotonic()) > 0:
+        time.sleep(min(1.0, left))
+        progress.advance(bar, min(1.0, left))
+    return begin + seconds / 2, begin + seconds
+
+
+def _do_harm(
+    faults: Faults, options: argparse.Namespace, seconds: float, progress: Progress, bar: TaskID
+) -> tuple[list[Fault], list[str]]:
     done: list[Fault] = []
     rng = random.Random(options.seed)
-    begin = time.monotonic()
-    end = begin + 60 * options.minutes
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("soak", total=60 * options.minutes)
-        while (now := time.monotonic()) < end:
-            time.sleep(min(rng.uniform(*_BETWEEN_S), end - now))
-            if not options.calm and time.monotonic() < end:
-                try:
-                    done.append(faults.next())
-                except RuntimeError as error:
-                    return done, [str(error).splitlines()[0]]
-                progress.console.print(f"{done[-1].what}: whole after {done[-1].seconds:.1f} s")
-            progress.update(bar, completed=time.monotonic() - begin)
+    last = time.monotonic()
+    end = last + seconds
+    while (now := time.monotonic()) < end:
+        time.sleep(min(rng.uniform(*_BETWEEN_S), end - now))
+        if not options.calm and time.monotonic() < end:
+            try:
+                done.append(faults.next())
+            except RuntimeError as error:
+                return done, [str(error).splitlines()[0]]
+            progress.console.print(f"{done[-1].what}: whole after {done[-1].seconds:.1f} s")
+        progress.advance(bar, time.monotonic() - last)
+        last = time.monotonic()
     return done, []
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from bench.soak.faults import Fault
 from bench.soak.traffic import FAULTY, Happened
 from bench.soak.watch import OURS, Seen, growth
 
-_QUARTERS = 8
-"""Looks that are needed to speak of growth."""
-_GROWTH, _LONG_MINUTES = 0.02, 30.0
-"""From this growth on a run has failed, if it was so long: a shorter one still warms up."""
+_GROWTH = 0.02
+"""From this growth on a run has failed."""
+
+
+Span = tuple[float, float]
+"""From and to, as `time.monotonic` has it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Soak:
         unfinished: files that killed processes have left in the folder of templates, to be removed
             when they are an hour old.
         full: whether the disk was filled, too.
+        calm: two spans of time without faults, before them and after them, whose looks are
+            compared: by then all processes have done every kind of work. `None` of a run that is
+            too short to speak of growth.
         ended: how often tritonserver ended by itself.
     """
 
@@ -48,6 +54,7 @@ class Soak:
     seen: Sequence[Seen]
     left: Sequence[str]
     full: bool
+    calm: tuple[Span, Span] | None = None
     ended: int = 0
     unfinished: int = 0
 
@@ -56,22 +63,33 @@ class Soak:
         """Requests that ended as none should."""
         return [each for each in self.happened if each.outcome in FAULTY]
 
+    def growth(self, value: Callable[[Seen], float | None]) -> float | None:
+        """From one calm span to the other, of the looks at a whole server that have a value."""
+        if self.calm is None:
+            return None
+        before, after = (
+            [
+                found
+                for each in self.seen
+                if each.whole and since <= each.at <= until
+                if (found := value(each)) is not None
+            ]
+            for since, until in self.calm
+        )
+        return growth(before, after)
+
     @property
     def memory_growth(self) -> float | None:
-        """See `bench.soak.watch.growth`, of the looks at a whole server; `None` of a run too short
-        to tell.
-        """
-        whole = [float(each.memory) for each in self.seen if each.whole]
-        return growth(whole) if len(whole) >= _QUARTERS else None
+        """Of the whole server."""
+        return self.growth(lambda each: each.memory)
 
     @property
     def file_growth(self) -> float | None:
-        """Of open files, as `memory_growth`, but of `tessera-serve` itself. How many the others
-        have says how often they were started anew: a process whose model is loaded again inherits
-        all that tritonserver has open by then, five times as many as the first one.
+        """Of the open files of `tessera-serve` itself. How many the others have says how often they
+        were started anew: a process whose model is loaded again inherits all that tritonserver has
+        open by then, five times as many as the first one.
         """
-        files = [float(each.parts[OURS].files) for each in self.seen if each.whole]
-        return growth(files) if len(files) >= _QUARTERS else None
+        return self.growth(lambda each: each.parts[OURS].files)
 
     @property
     def grown(self) -> list[str]:
@@ -80,7 +98,7 @@ class Soak:
         return [
             f"{name} by {100 * by:.1f} %"
             for name, by in found.items()
-            if by is not None and by >= _GROWTH and self.minutes >= _LONG_MINUTES
+            if by is not None and by >= _GROWTH
         ]
 
     @property
@@ -97,7 +115,7 @@ class Soak:
         for name in sorted({name for parts in whole for name in parts}):
             values = [float(parts[name].memory) for parts in whole if name in parts]
             files = [parts[name].files for parts in whole if name in parts]
-            grown = growth(values) if len(values) >= _QUARTERS else None
+            grown = self.growth(partial(_memory, part=name))
             told[name] = {
                 "median_mb": round(statistics.median(values) / 1e6),
                 "growth": _rounded(grown),
@@ -124,6 +142,8 @@ def summary(soak: Soak) -> dict[str, Any]:
         ],
         "disk_filled": soak.full,
         "ended_by_itself": soak.ended,
+        "calm_minutes": soak.calm
+        and [[round(_minute(soak, at), 1) for at in span] for span in soak.calm],
         "memory_growth": _rounded(soak.memory_growth),
         "file_growth": _rounded(soak.file_growth),
         "grown": soak.grown,
@@ -163,8 +183,7 @@ def write(soak: Soak, folder: Path, console: Console) -> None:
     for name in ("memory_mb", "open_files", "processes", "shared_files"):
         console.print(f"{name.replace('_', ' ')}: {found[name]}")
     if (grown := found["memory_growth"]) is not None:
-        looks = f"{found['whole_looks']} of {len(soak.seen)} looks saw every model"
-        console.print(f"memory, last quarter against second: {100 * grown:+.1f} % ({looks})")
+        console.print(f"memory, after the faults against before: {100 * grown:+.1f} %")
     console.print(f"tritonserver ended by itself: {soak.ended} times")
     for each in soak.faulty:
         console.print(f"{each.kind}: {each.outcome}, {each.note}")
@@ -199,6 +218,10 @@ def draw(soak: Soak, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _memory(seen: Seen, part: str) -> float | None:
+    return seen.parts[part].memory if part in seen.parts else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -171,11 +172,22 @@ def _unknown(client: Client, rng: random.Random) -> None:
     raise AssertionError("a job that never was has a status")
 
 
+def _recorded(client: Client, rng: random.Random) -> None:
+    """A template that no edit uses, so that every process of `templates` records now and then."""
+    steps = rng.randint(2, 6)
+    done = client.register_template(_picture(rng.randrange(100, 10**6)), steps=steps)
+    if done.steps != steps:
+        raise AssertionError(f"{done.steps} steps are recorded, not {steps}")
+    with contextlib.suppress(InvalidInput):  # a full disk keeps nothing
+        client.evict_template(done.template)
+
+
 OTHERS: Mapping[str, Callable[[Client, random.Random], None]] = {
     "cancelled": _cancelled,
     "timed out": _timed_out,
     "refused": _refused,
     "unknown job": _unknown,
+    "recorded": _recorded,
 }
 """Requests that are to end otherwise: without an error they have."""
 

@@ -122,10 +122,7 @@ def shared_memory(server: Server) -> list[Path]:
     return list(_SHARED.glob(f"tessera-run-*-{server.process.pid}-*"))
 
 
-def growth(values: Sequence[float]) -> float | None:
-    """How much larger the last quarter is than the second one, at the median: the first quarter
-    warms up. `None` of something that was not there in the second quarter.
-    """
-    quarter = len(values) // 4
-    before = statistics.median(values[quarter : 2 * quarter])
-    return statistics.median(values[-quarter:]) / before - 1.0 if before else None
+def growth(before: Sequence[float], after: Sequence[float]) -> float | None:
+    """How much larger the median has become; `None` of something that was not there before."""
+    middle = statistics.median(before) if before else 0.0
+    return statistics.median(after) / middle - 1.0 if middle and after else None
