@@ -6,8 +6,9 @@
 
 They want other versions than Tessera's, so they have an environment of their own. Each side draws
 the same checkpoint's picture in turns, with the same seed: Tessera through Triton over HTTP, the
-others in a process of their own (`bench/optimum_side.py`), without a server. Writes
-`bench/results/optimum.json`.
+others in a process of their own (`bench/optimum_side.py`), without a server. These are stopped
+(SIGSTOP) while it is not their turn: idle threads of their runtimes spin, which takes the cores
+from the others. Writes `bench/results/optimum.json`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -167,12 +169,19 @@ def side(line: Sequence[Any], steps: int) -> Iterator[tuple[Draw, dict[str, str]
             return dict(json.loads(text))
 
         def draw(seed: int) -> tuple[float, Any]:
+            process.send_signal(signal.SIGCONT)
             print(json.dumps({**request, "seed": seed}), file=process.stdin, flush=True)
             seconds: float = answer()["seconds"]
+            process.send_signal(signal.SIGSTOP)
             return 1e3 * seconds, np.load(file)
 
-        yield draw, answer()
-        process.stdin.close()
+        versions = answer()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield draw, versions
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.stdin.close()
 
 
 def table() -> str:

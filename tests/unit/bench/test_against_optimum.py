@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors import safe_open
 
 from bench.against_optimum import TESSERA, WARM, _table, measured, older, side
 from bench.latency import PROMPT
 from bench.server import DEMO_CHECKPOINT
+from tests.samples.waiting import comes
 
 SIDE = """
 import json, sys
@@ -35,6 +38,24 @@ def test_a_process_draws(tmp_path: Path) -> None:
             took, picture = draw(seed)
             assert took == 500
             assert (picture == seed).all()
+
+
+def test_one_that_spins_stands_still_until_its_turn(tmp_path: Path) -> None:
+    script = tmp_path / "side.py"
+    spins = (
+        'import threading\nthreading.Thread(target=exec, args=("while True: pass",), daemon=True)'
+    )
+    script.write_text(f"{spins}.start()\n{SIDE}")
+
+    with side([sys.executable, script], 4) as (draw, _):
+        children = psutil.Process().children()
+        (own,) = (each for each in children if str(script) in each.cmdline())
+        for seed in (3, 7):
+            comes(lambda: own.status() == psutil.STATUS_STOPPED)
+            before = own.cpu_times().user
+            time.sleep(0.5)
+            assert own.cpu_times().user == before > 0
+            draw(seed)
 
 
 def test_one_that_ends_is_told(tmp_path: Path) -> None:
