@@ -16,7 +16,7 @@ COPY client client
 COPY gateway gateway
 COPY model_repository model_repository
 # The root may be read-only at run time, so byte code is written here.
-RUN pip install --editable ".[client,build,gateway,serve,tensorrt]" \
+RUN pip install --editable ".[client,build,fleet,serve,tensorrt]" \
  && python3 -m compileall -q python_backend build client gateway model_repository \
  && tessera-build demo --out /bundles/demo \
  && install --directory --owner=1000 --group=1000 /var/tessera
@@ -33,7 +33,7 @@ ENTRYPOINT ["python3", "-m", "bench.tensorrt.run"]
 
 FROM installed AS ray
 USER root
-RUN pip install --editable ".[fleet]"
+RUN pip install --editable ".[ray]"
 USER 1000:1000
 
 FROM installed AS serve

@@ -62,7 +62,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet "pip>=25.1"
-	$(BIN)/pip install --quiet --group dev --editable ".[client,grpc,build,fleet,gateway,serve]"
+	$(BIN)/pip install --quiet --group dev --editable ".[client,grpc,build,ray,serve]"
 	$(BIN)/pip install --quiet --no-deps --target $(VENV)/perf_analyzer "$(PERF_ANALYZER)"
 	@touch $@
 

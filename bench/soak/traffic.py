@@ -21,7 +21,6 @@ from tessera.contract.limits import PRIORITIES
 from tessera.errors import (
     Cancelled,
     InvalidInput,
-    TesseraError,
     TimedOut,
     Unavailable,
     UnknownJob,
@@ -263,7 +262,7 @@ def _one(
         outcome = "unavailable"
     except TimedOut as error:
         outcome, note = "hung", str(error)
-    except (AssertionError, TesseraError) as error:
+    except Exception as error:
         outcome, note = "unexpected", f"{type(error).__name__}: {error}"
     now = time.monotonic()
     return Happened(now, name, outcome, now - began, note)

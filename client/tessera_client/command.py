@@ -12,5 +12,6 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("rich", "typer"):
             raise
-        sys.exit(f'tessera: the command needs {error.name}: pip install "tessera[client]"')
+        needs = f'needs {error.name}: pip install ".[client]" in a checkout of Tessera'
+        sys.exit(f"tessera: the command {needs}")
     cli.main()

@@ -17,7 +17,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"{error.name} is not installed, which grpc:// and grpcs:// need; "
-        'pip install "tessera[client,grpc]", or use http:// or https://'
+        'pip install ".[client,grpc]" in a checkout of Tessera, or use http:// or https://'
     ) from None
 
 CHANNEL = [

@@ -63,7 +63,7 @@ def serve(
 
         application = create_app(settings)
     except ImportError as error:
-        needs = f'{error.name} is not installed; pip install "tessera[gateway]"'
+        needs = f'{error.name} is not installed; pip install ".[gateway]" in a checkout of Tessera'
         console.say(f"tessera-gateway: {needs}", style="red")
         raise typer.Exit(1) from None
     except TesseraError as error:

@@ -12,43 +12,14 @@ import signal
 import subprocess
 import time
 import venv
-from collections.abc import Iterable, Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
-from bench.gpu.environment import ROOT, link, normal
+from bench.gpu.environment import ROOT, link
 from bench.server import free_ports
+from tests.samples.installed import needed
 
 SOURCES = ("python_backend", "build", "client")
 SERVE = "from tessera.serve.cli import main; main()"
-
-
-def needed(*texts: str) -> dict[str, Distribution]:
-    """Installed packages by name: these, and all that they require with their extras."""
-    found: dict[str, Distribution] = {}
-    waiting, seen = [Requirement(text) for text in texts], set[str]()
-    while waiting:
-        wanted = waiting.pop()
-        key = f"{normal(wanted.name)}{sorted(wanted.extras)}"
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            found[normal(wanted.name)] = distribution(wanted.name)
-        except PackageNotFoundError:
-            continue  # the CUDA libraries of torch
-        waiting += _required(found[normal(wanted.name)], wanted.extras)
-    return found
-
-
-def _required(package: Distribution, extras: Iterable[str]) -> Iterator[Requirement]:
-    for text in package.requires or ():
-        wanted = Requirement(text)
-        marker = wanted.marker
-        if marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras)):
-            yield wanted
 
 
 def test_the_entry_point_serves_with_what_the_image_installs(bundle: Path, tmp_path: Path) -> None:

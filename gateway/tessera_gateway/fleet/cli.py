@@ -62,6 +62,6 @@ def _by_ray(settings: FleetSettings) -> None:
     except ModuleNotFoundError as error:
         raise FleetError(
             f"a fleet with a bundle needs Ray ({error.name} is not installed): "
-            'pip install "tessera[fleet]"'
+            'pip install ".[ray,serve]" in a checkout of Tessera'
         ) from None
     ray_serve.run(settings)

@@ -55,7 +55,7 @@ def check_gateway(needs: Sequence[str] = NEEDS) -> None:
     if missing:
         raise TesseraError(
             f"--gateway needs packages that are not installed: {listing(missing)}; "
-            'pip install "tessera[gateway]"'
+            'pip install ".[gateway]" in a checkout of Tessera'
         )
 
 
@@ -104,14 +104,17 @@ class GatewayProcess:
 
     def _watch(self) -> None:
         intervals = Intervals(_QUICK_S, _LONGEST_WAIT_S)
-        while process := self._begin():
+        while not self._ending.is_set():
             began = time.monotonic()
-            code = process.wait()
-            if self._ending.is_set():
-                return
-            delay = intervals.behind(time.monotonic() - began)
-            self.say(f"the gateway has ended ({code}); starting it again in {delay:.0f} s")
-            self._ending.wait(delay)
+            try:
+                process = self._begin()
+                how = f"has ended ({process.wait()})" if process else ""
+            except (OSError, subprocess.SubprocessError) as error:  # such as no memory for it
+                how = f"could not be started ({error})"
+            if not self._ending.is_set():
+                delay = intervals.behind(time.monotonic() - began)
+                self.say(f"the gateway {how}; starting it again in {delay:.0f} s")
+                self._ending.wait(delay)
 
     def _begin(self) -> subprocess.Popen[bytes] | None:
         """Start the process, unless it is not wanted any more. It is killed when this one is: by a

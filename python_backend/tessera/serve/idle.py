@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tessera.shared.processes import fields_of
+
 LOOK_S = 1.0
 """The most seconds that count between two looks. A machine or container that is paused as a whole
 does nothing, and nobody is to blame: it counts as one look, however long it takes."""
@@ -71,17 +73,13 @@ def _work(process: int, read: tuple[str, ...], others: Iterable[int]) -> Work | 
 def is_stopped(process: int) -> bool:
     """Whether a signal has stopped a process."""
     with contextlib.suppress(OSError):
-        return _fields(process)[0] == "T"
+        return fields_of(process)[0] == "T"
     return False
 
 
 def _ticks(process: int) -> int:
     """Of all its threads, in the kernel too, and of children that have ended."""
-    return sum(int(field) for field in _fields(process)[11:15])
-
-
-def _fields(process: int) -> list[str]:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields_of(process)[11:15])
 
 
 def _descendants(process: int) -> Iterator[int]:

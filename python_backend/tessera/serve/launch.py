@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tessera.controls.models import engine_is_half, write_models
-from tessera.errors import TesseraError
+from tessera.errors import TesseraError, Unavailable
 from tessera.manifest import CONTROLNET, Manifest
 from tessera.serve.drain import DRAIN_S, LOCK_S, drain
 from tessera.serve.gateway import GatewayOptions, GatewayProcess
 from tessera.serve.gateway import command as gateway_command
 from tessera.serve.hangs import Hangs
 from tessera.serve.intervals import Intervals
+from tessera.serve.log import whatever_happens
 from tessera.serve.repository import Repository
 from tessera.serve.retired import Retired
 from tessera.serve.run_folder import run_folder, shared_memory
@@ -162,8 +163,10 @@ class Launch:
         return replace(self.settings, board=folder / "board")
 
     def _supervisor(self, folder: Path, console: Console) -> Supervisor:
+        show = whatever_happens(console.say)
+
         def say(text: str) -> None:
-            console.say(f"tessera-serve: {text}")
+            show(f"tessera-serve: {text}")
 
         server, plain, controlnets = find_server(folder), model_repository(), folder / "models"
         stated = stated_version(server)
@@ -207,7 +210,7 @@ class Launch:
                 seconds=self.drain_seconds,
             ),
             patient=any(flag.startswith("--trace") for flag in self.flags),
-            log=None if self.verbose or has_driver() else console.say,
+            log=None if self.verbose or has_driver() else show,
             retired=Retired(partial(_works, settings.board)),
             starts=Starts(say, self.stall_seconds),
             hangs=Hangs(say, partial(_tasks, settings.board), self.stall_seconds),
@@ -244,7 +247,7 @@ class Launch:
             try:
                 word = ServerKey(self._settings(folder).key).first
                 size = self.manifest.limits.min_size
-                supervisor.beside(partial(warm_up, self._url, size, word))
+                self._first_pictures(supervisor, size, word, again=last is not None)
                 supervisor.repository.load(SERVING)
             except TesseraError:
                 if not supervisor.interrupted:
@@ -256,6 +259,17 @@ class Launch:
             f"metrics {self.ports.metrics}"
         )
         return True
+
+    def _first_pictures(self, supervisor: Supervisor, size: int, word: str, *, again: bool) -> None:
+        """Make them. A server that is started again may have so many callers at once that they come
+        late: that is no reason to end it.
+        """
+        try:
+            supervisor.beside(partial(warm_up, self._url, size, word))
+        except Unavailable as error:
+            if not again:
+                raise
+            supervisor.say(str(error))
 
     @contextlib.contextmanager
     def _gateway(self, say: Callable[[str], None]) -> Iterator[None]:

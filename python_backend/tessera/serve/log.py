@@ -6,6 +6,7 @@ lines, word for word, are left out there; every other line is passed on. Standar
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable
 
@@ -17,6 +18,18 @@ _OF_NO_USE = re.compile(
     r"|^Error: Failed to initialize NVML$"
     r'|"DCGM unable to start: DCGM initialization error"'
 )
+
+
+def whatever_happens(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Say lines that get lost if they cannot be written: a full disk, or a pipe that nobody reads,
+    must not end a server.
+    """
+
+    def told(text: str) -> None:
+        with contextlib.suppress(OSError, SystemExit):  # rich's for a broken pipe
+            say(text)
+
+    return told
 
 
 def pass_on(lines: Iterable[bytes], say: Callable[[str], None]) -> None:

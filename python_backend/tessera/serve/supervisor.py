@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 
 from tessera.serve.ends import Ends
 from tessera.serve.hangs import Hangs
@@ -83,6 +82,7 @@ class Supervisor:
     _process: subprocess.Popen[bytes] | None = None
     _undertaker: Undertaker | None = None
     _ends: Ends = field(default_factory=Ends)
+    _family: dict[int, str] = field(default_factory=dict)  # ids of all its processes: see `stop`
     _deaths: dict[str, list[float]] = field(default_factory=dict)
     _due: dict[str, _Load] = field(default_factory=dict)
     _workers: dict[str, threading.Thread] = field(default_factory=dict)  # model -> who reloads it
@@ -121,7 +121,10 @@ class Supervisor:
         return self.interrupted
 
     def start(self) -> None:
-        """Start the server in a session of its own; from here on signals are for this object."""
+        """Start the server in a session of its own. Signals are for this object from now on."""
+        for number in _ENDING:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda *_: self.interrupt())
         self._process = subprocess.Popen(
             list(self.command),
             env=dict(self.environment),
@@ -135,8 +138,8 @@ class Supervisor:
             reading = (self._process.stderr, self.log)
             self._reader = threading.Thread(target=pass_on, args=reading, daemon=True)
             self._reader.start()
-        for number in _ENDING:
-            signal.signal(number, self._interrupt)
+        if self.interrupted:  # before there was anything to end
+            self._kill()
 
     def wait_ready(
         self, timeout: float, waiting: Callable[[float], None] = lambda seconds: None
@@ -198,7 +201,8 @@ class Supervisor:
         if process is None:
             return
         self._stopping = True
-        left = [identity(pid) for pid in (*model_processes(process.pid), process.pid)]
+        self._running()
+        left = [identity(process.pid), *self._family.values()]
         self._kill()
         process.wait()
         until = time.monotonic() + _STOP_S
@@ -210,6 +214,7 @@ class Supervisor:
             self._reader.join(_LOG_S)
         for thread in self._workers.values():
             thread.join(_STOP_S)  # its question has ended with the server
+        self._process = None
 
     def _let_end(self) -> None:
         process = self._process
@@ -225,16 +230,16 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.interrupt()
-
     @property
     def _pid(self) -> int:
         assert self._process is not None, "start() comes first"
         return self._process.pid
 
     def _running(self) -> dict[int, str]:
-        return model_processes(self._pid)
+        running = model_processes(self._pid)
+        for pid in running.keys() - self._family.keys():
+            self._family[pid] = identity(pid)
+        return running
 
     def _current(self, running: Mapping[int, str]) -> dict[int, str]:
         """Those that get requests."""

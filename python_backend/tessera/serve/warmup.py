@@ -34,6 +34,7 @@ def warm_up(url: str, size: int, word: str) -> None:
         word: `ServerKey.first` of the server.
 
     Raises:
+        Unavailable: there was no room for one of them, or no answer, for five minutes.
         TesseraError: one of them failed; the sentence has the server's answer.
     """
     base = f"{url}/v2/models"
@@ -54,7 +55,8 @@ def _generate(size: int, number: int, word: str) -> dict[str, Any]:
         {"name": name, "datatype": kind, "shape": [1, 1], "data": [value]}
         for name, kind, value in values
     ]
-    return {"inputs": inputs, "outputs": [{"name": "INFO"}], "parameters": {FIRST: word}}
+    parameters = {FIRST: word, "priority": 1, "job_priority": 1}  # callers may be waiting already
+    return {"inputs": inputs, "outputs": [{"name": "INFO"}], "parameters": parameters}
 
 
 def _draw(url: str, body: bytes) -> None:
@@ -80,7 +82,11 @@ def _request(url: str, body: bytes | None) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         raise _failure(error) from None
     except FAILURES as error:
-        raise TesseraError(f"the first picture failed: {error}") from None
+        late = isinstance(error, TimeoutError) or isinstance(
+            getattr(error, "reason", None), TimeoutError
+        )
+        kind = Unavailable if late else TesseraError
+        raise kind(f"the first picture failed: {error}") from None
 
 
 def _failure(error: urllib.error.HTTPError) -> TesseraError:

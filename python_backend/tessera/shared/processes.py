@@ -31,10 +31,21 @@ def identity(process: int) -> str:
     its parent has not collected its exit status yet.
     """
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = fields_of(process)
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else f"{process}:{fields[19]}"
+
+
+def fields_of(process: int) -> list[str]:
+    """What the kernel's `stat` says behind the name, which may be any bytes: its state, its parent
+    and so on.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    stat = Path(f"/proc/{process}/stat").read_bytes()
+    return stat.rpartition(b")")[2].decode().split()
 
 
 def lives(process: str) -> bool:
@@ -49,10 +60,9 @@ def model_processes(server: int) -> dict[int, str]:
         if not entry.name.isdigit():
             continue
         try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent != server:
+            if int(fields_of(int(entry.name))[1]) != server:
                 continue
-            arguments = (entry / "cmdline").read_bytes().decode().split("\0")
+            arguments = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except (OSError, IndexError):
             continue
         if "triton_python_backend_stub" in arguments[0] and len(arguments) > 1:

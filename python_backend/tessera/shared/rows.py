@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tessera.shared.processes import fields_of
 
 ABANDONED_S = 900.0
 """A job that a process works on, but has not touched for this long, is lost."""
@@ -140,5 +141,5 @@ def phase_of(row: np.void) -> Phase:
 def _lives(process: int) -> bool:
     """Whether it runs; one whose parent has not taken note of its end does not."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return fields_of(process)[0] not in "ZX"
     return False

@@ -56,6 +56,8 @@ class Endings:
     def refused(self, kind: Kind, error: Exception, job_id: str = "") -> None:
         """A request that an error has kept from becoming a job."""
         known = pb.known(error)
+        if job_id.startswith(WARM_UP) and not isinstance(known, InvalidInput):
+            return  # a warm-up that there is no room for; others may not have such an id
         self._board.count_refused(kind, known)
         if self._on:
             described = self._described(known)

@@ -19,7 +19,7 @@ from tessera_client import Client, Result
 from tests.samples.fleets import RunningFleet, fleet_of
 from tests.samples.waiting import PATIENCE_S, comes
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'tessera[fleet]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 
 def family(fleet: RunningFleet, name: str) -> list[psutil.Process]:

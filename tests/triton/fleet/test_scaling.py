@@ -13,7 +13,7 @@ from tessera_client import Client
 from tests.samples.fleets import RunningFleet, fleet_of
 from tests.samples.waiting import until
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'tessera[fleet]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 
 @pytest.mark.timeout(1200)

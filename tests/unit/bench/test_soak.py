@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
-from bench.soak.traffic import Expected, Happened, Picture, compared, edited
+from bench.soak.traffic import OTHERS, Ask, Expected, Happened, Picture, _one, compared, edited
 from bench.soak.watch import OURS, WITH_PROCESSES, Part, Seen, growth
-from tessera_client import Result
+from tessera_client import Client, Result
 
 
 def seen(at: float, memory: float, missing: str = "", files: int = 10, edits: int = 1) -> Seen:
@@ -111,6 +112,17 @@ def test_growth_fails_a_run() -> None:
     assert (run(2).grown, run(2).failed) == (["open files by 2.0 %"], True)
     larger = soak(memory=[1e9] * 6 + [1.021e9] * 2, happened=[])
     assert larger.grown == summary(larger)["grown"] == ["memory by 2.1 %"]
+
+
+def test_an_error_that_nobody_thought_of_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that ends with it would ask for nothing any more, and nobody would notice."""
+
+    def unreadable(*_: object) -> None:
+        raise KeyError("INFO")
+
+    monkeypatch.setitem(cast(dict[str, Ask], OTHERS), "refused", unreadable)
+    happened = _one(cast(Client, None), "refused", random.Random(0), {})
+    assert (happened.outcome, happened.note) == ("unexpected", "KeyError: 'INFO'")
 
 
 def test_whatever_is_left_fails_a_run_and_unfinished_files_are_told() -> None:

@@ -320,4 +320,4 @@ def test_the_library_alone_says_what_the_command_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith('pip install "tessera[client]"')
+    assert done.stderr.strip().endswith('pip install ".[client]" in a checkout of Tessera')

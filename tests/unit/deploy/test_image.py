@@ -88,14 +88,14 @@ def test_what_must_not_be_in_an_image_is_ignored() -> None:
 def test_the_extras_exist(stages: dict[str, Any]) -> None:
     (run,) = values(stages["serve"], "RUN")
     (extras,) = re.findall(r'"\.\[([\w,]+)\]"', run)
-    assert set(extras.split(",")) == {"client", "build", "gateway", "serve", "tensorrt"}
+    assert set(extras.split(",")) == {"client", "build", "fleet", "serve", "tensorrt"}
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
 
 
 def test_a_fleet_of_kuberay_has_ray(stages: dict[str, Any]) -> None:
     _, run = values(stages["ray"], "RUN")
-    assert run == 'pip install --editable ".[fleet]"'
-    assert any(p.startswith("ray[serve]==") for p in PROJECT["optional-dependencies"]["fleet"])
+    assert run == 'pip install --editable ".[ray]"'
+    assert any(p.startswith("ray[serve]==") for p in PROJECT["optional-dependencies"]["ray"])
     assert values(stages["ray"], "USER")[-1] == "1000:1000"
 
 

@@ -24,7 +24,7 @@ from tessera_gateway.fleet.scaling import Autoscaling
 from tessera_gateway.fleet.settings import FleetError, FleetSettings, settings_of
 from tests.samples.charts import CHART, DEPLOY, lint, rendered
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'tessera[fleet]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 ROOT = DEPLOY.parent
 VERSION = "1.34"
@@ -215,7 +215,7 @@ def test_every_worker_has_a_pod(service: dict[str, Any]) -> None:
 
 def test_ray_is_the_one_that_the_image_installs(service: dict[str, Any]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (ray,) = [p for p in extras["optional-dependencies"]["fleet"] if p.startswith("ray")]
+    (ray,) = [p for p in extras["optional-dependencies"]["ray"] if p.startswith("ray")]
     assert service["spec"]["rayClusterConfig"]["rayVersion"] == ray.partition("==")[2]
     assert {pod["spec"]["containers"][0]["image"] for pod in pods(service)} == {"tessera-ray"}
 

@@ -31,7 +31,9 @@ def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
 def test_packages_that_are_missing_are_named() -> None:
     done = run(code="import sys; sys.modules['uvicorn'] = None")
     assert done.returncode == 1
-    assert 'uvicorn is not installed; pip install "tessera[gateway]"' in done.stderr
+    assert (
+        'uvicorn is not installed; pip install ".[gateway]" in a checkout of Tessera' in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 

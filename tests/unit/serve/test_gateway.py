@@ -62,6 +62,20 @@ def test_it_is_killed_with_a_program_that_is_killed() -> None:
         assert not alive
 
 
+def test_one_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    program = tmp_path / "gateway"
+    process = GatewayProcess([str(program)], said.append)
+    process.start()
+    comes(lambda: len(said) > 0)
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexec sleep 600\n")
+    program.chmod(0o755)
+    comes(lambda: (tmp_path / "started").exists())
+    process.stop()
+    assert "the gateway could not be started ([Errno 2] No such file" in said[0]
+    assert said[0].endswith("starting it again in 0 s")
+
+
 def test_it_is_started_again_until_it_is_stopped(tmp_path: Path) -> None:
     said: list[str] = []
     marks = tmp_path / "starts"

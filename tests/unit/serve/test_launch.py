@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tessera.errors import TesseraError
+from tessera.errors import TesseraError, Unavailable
 from tessera.serve import launch as module
 from tessera.serve.launch import Launch
+from tessera.serve.tritonserver import Ports
 from tessera.terminal.console import Console
 
 
@@ -71,6 +72,28 @@ def test_intervals_grow_to_a_minute(
 
 def test_one_that_has_served_for_long_is_started_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(monkeypatch, [1.0, 1.0, 3600.0, 1.0, 1.0]) == [0, 2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("error", [Unavailable("the first picture failed: timed out"), None])
+def test_a_restarted_server_is_not_ended_for_late_first_pictures(error: Exception | None) -> None:
+    supervisor = FakeSupervisor(1)
+    vars(supervisor)["beside"] = lambda work: work()
+
+    def pictures(again: bool) -> None:
+        Launch._first_pictures(made, supervisor, 64, "word", again=again)  # type: ignore[arg-type]
+
+    def draw(*_: Any) -> None:
+        if error:
+            raise error
+
+    made = object.__new__(Launch)
+    vars(made).update(host="127.0.0.1", ports=Ports())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "warm_up", draw)
+        pictures(again=True)
+        assert supervisor.said == ([str(error)] if error else [])
+        with pytest.raises(Unavailable) if error else contextlib.nullcontext():
+            pictures(again=False)
 
 
 class Ending(FakeSupervisor):

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tessera.errors import TesseraError
+from tessera.errors import TesseraError, Unavailable
 from tessera.serve import run_folder as module
 from tessera.serve import supervisor as supervisor_module
-from tessera.serve import tritonserver
+from tessera.serve import tritonserver, warmup
 from tessera.serve.cli import check_lora_path
 from tessera.serve.repository import Repository
 from tessera.serve.run_folder import run_folder, shared_memory
@@ -170,7 +170,8 @@ def test_every_slot_makes_first_pictures(triton: tuple[int, type[_Triton]]) -> N
     assert len(handler.bodies) == 2 * SLOTS
     inputs = {i["name"]: i["data"] for i in handler.bodies[0]["inputs"]}  # type: ignore[attr-defined]
     assert inputs["WIDTH"] == inputs["HEIGHT"] == [64]
-    assert handler.bodies[0]["parameters"] == {FIRST: "word"}
+    first = {"priority": 1, "job_priority": 1}
+    assert handler.bodies[0]["parameters"] == {FIRST: "word", **first}, "behind no caller"
 
 
 def test_a_server_that_cannot_make_a_picture_says_so(triton: tuple[int, type[_Triton]]) -> None:
@@ -191,6 +192,18 @@ def test_first_pictures_wait_for_room(triton: tuple[int, type[_Triton]], why: st
     handler.answer = property(lambda self: next(answers, (200, b"{}")))  # type: ignore[assignment]
     warm_up(f"http://127.0.0.1:{port}", 64, "word")
     assert len(handler.bodies) == 3 * SLOTS
+
+
+def test_first_pictures_that_come_late_are_told_apart(
+    triton: tuple[int, type[_Triton]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy server is no broken one."""
+    port, handler = triton
+    handler.slow = ("/v2/models/generate/infer", threading.Event())
+    monkeypatch.setattr(warmup, "_TIMEOUT_S", 0.2)
+    with pytest.raises(Unavailable, match="the first picture failed: timed out"):
+        warm_up(f"http://127.0.0.1:{port}", 64, "word")
+    handler.slow[1].set()
 
 
 def test_no_server_at_all_is_one_sentence() -> None:

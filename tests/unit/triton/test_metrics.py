@@ -85,6 +85,22 @@ def test_the_first_pictures_of_a_server_are_not_counted(models: dict[str, Any]) 
     assert not any(s.observed for series in pb_utils.METRICS.values() for s in series.values())
 
 
+def test_first_pictures_that_there_is_no_room_for_are_not_counted(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are sent again and again."""
+    monkeypatch.setattr(models["encode"], "_max_queue", 0)
+    word = ServerKey(ServerSettings.from_environment().key).first
+    waiting = [inputs(JOB_ID=name) for name in "abcd"]
+    first = pb_utils.Request(parameters={FIRST: word}, **inputs(JOB_ID=FIRST_ID))
+    for request in (*(pb_utils.Request(**each) for each in waiting), first):
+        answer = models["encode"].execute([request])[0]
+    assert "the queue is full" in message(answer)[0]
+    assert not ends(models)
+    models["encode"].execute([pb_utils.Request(**inputs(JOB_ID="e"))])
+    assert ends(models) == {("generate", "unavailable"): 1}
+
+
 @pytest.mark.parametrize("model", ["encode", "edit"])
 @pytest.mark.parametrize("word", [{}, {FIRST: "guessed"}, {FIRST: 1}, {FIRST: "\ud800"}])
 def test_nobody_else_may_have_the_ids_of_first_pictures(
