@@ -23,10 +23,9 @@ def info(url: Url = LOCAL, timeout: Timeout = 30.0, as_json: AsJson = False) -> 
         return
     bundle, busy, table = found.bundle, found.busy, new_table("", "")
     usable = [each for each in found.loras if not each.problem]
-    limits = {"min_size": bundle.min_size, "max_size": bundle.max_size, **bundle.limits}
     table.add_row("bundle", f"{bundle.name} ({bundle.variant})")
     table.add_row("defaults", _pairs(bundle.defaults))
-    table.add_row("limits", _pairs(limits))
+    table.add_row("limits", _pairs(found.to_dict()["limits"]))
     table.add_row("schedulers", ", ".join(bundle.schedulers))
     table.add_row("loras", ", ".join(each.name for each in usable if not each.word) or "none")
     table.add_row("words", ", ".join(each.word for each in usable if each.word) or "none")

@@ -135,6 +135,7 @@ def test_info(transport: FakeTransport) -> None:
     for text in (
         "demo (sd15)",
         "steps 20",
+        "clip_skip 0",
         "dpmpp_2m_karras",
         "ink",
         "edges",
