@@ -1,7 +1,7 @@
 # Tessera on NVIDIA's Triton container. How to build and run it: docs/operations.md#containers
 #
 #   docker build -t tessera .
-#   docker run --rm --shm-size=1g --stop-timeout=60 -p 127.0.0.1:8000-8002:8000-8002 tessera   # the demo
+#   docker run --rm --init --shm-size=1g --stop-timeout=60 -p 127.0.0.1:8000-8002:8000-8002 tessera   # the demo
 #
 # The stage `verify` adds what deploy/verify-tensorrt.sh runs, and `ray` what fleets of KubeRay need.
 ARG TRITON=26.11
