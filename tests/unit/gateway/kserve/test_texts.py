@@ -44,7 +44,7 @@ def test_the_contract_has_an_input_of_several_texts() -> None:
 
 
 def nested(texts: list[str], data: st.DataObject) -> Any:
-    """The same texts within any lists."""
+    """The same texts within any lists, of which some are empty."""
     values: list[Any] = list(texts)
     for _ in range(data.draw(st.integers(0, 4))):
         start = data.draw(st.integers(0, len(values)))
@@ -55,11 +55,8 @@ def nested(texts: list[str], data: st.DataObject) -> Any:
 
 @given(texts=TEXTS, escaped=st.booleans(), data=st.data())
 def test_any_texts_there_and_back(texts: list[str], escaped: bool, data: st.DataObject) -> None:
-    raw = json.dumps(nested(texts, data), ensure_ascii=escaped).encode()
-    one = len(texts) == 1
-    if one:  # the only one stands alone in its lists
-        raw = json.dumps([[texts]], ensure_ascii=escaped).encode()
-    sent = read(raw, len(texts))
+    form = [texts] if len(texts) == 1 else nested(texts, data)
+    sent = read(json.dumps(form, ensure_ascii=escaped).encode(), len(texts))
     assert sent == serialized(*texts)
     assert binary_size("size", len(sent), SEVERAL, (1, len(texts)), LIMITS) == len(sent)
     assert check(sent, len(texts)) == texts
@@ -188,7 +185,8 @@ def test_bytes_that_are_refused(data: bytes, count: int, sentence: str) -> None:
 def test_sizes_of_so_many_texts(count: int, least: int, most: int) -> None:
     for size in (least, most):
         assert binary_size("size", size, SEVERAL, (1, count), LIMITS) == size
-    for size in (least - 1, most + 1, -1, 10**400, float(least), str(least), None, True):
+    bad: list[Any] = [least - 1, most + 1, -1, 10**400, float(least), str(least), None, True]
+    for size in bad:
         with pytest.raises(InvalidInput, match=f"^size is .*; accepted: {least} to {most} bytes$"):
             binary_size("size", size, SEVERAL, (1, count), LIMITS)
 
