@@ -1,6 +1,6 @@
 """Triton's `generate` extension: one flat JSON object of inputs by name, which suits curl.
 
-It has no shapes, so inputs that are pictures cannot be sent by it.
+It has no shapes, so pictures and inputs of several values cannot be sent by it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tessera.contract import MODELS
+from tessera.contract import MODELS, TensorSpec
 from tessera.errors import InvalidInput, brief, listing
 from tessera_gateway.kserve.head import JOB_ID
 from tessera_gateway.kserve.limits import Limits
@@ -42,9 +42,7 @@ def read_generate(model: str, text: bytes, limits: Limits) -> dict[str, Any]:
             check_parameter(name, value)
             continue
         if known[name].dims != (1,):
-            raise InvalidInput.described(
-                name, "is a picture, which has no shape here", "pictures in a call of infer"
-            )
+            raise _shapeless(known[name])
         if isinstance(value, list | dict | None):
             raise InvalidInput.described(name, f"is {brief(value)}", "one value")
         from_json(name, bytes(flat[name]), known[name], (1, 1), limits)
@@ -53,6 +51,17 @@ def read_generate(model: str, text: bytes, limits: Limits) -> dict[str, Any]:
     if missing:
         raise InvalidInput.described(missing[0], "is missing", listing(known))
     return values
+
+
+def _shapeless(spec: TensorSpec) -> InvalidInput:
+    """The error of an input that needs a shape."""
+    if spec.dtype == "UINT8":
+        return InvalidInput.described(
+            spec.name, "is a picture, which has no shape here", "pictures in a call of infer"
+        )
+    return InvalidInput.described(
+        spec.name, "has several values, which have no shape here", "lists in a call of infer"
+    )
 
 
 def job_of(model: str, values: dict[str, Any], job_id: str) -> str:

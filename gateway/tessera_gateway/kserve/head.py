@@ -15,8 +15,8 @@ from tessera.contract import MODELS, ModelSpec, TensorSpec
 from tessera.errors import InvalidInput, listing
 from tessera_gateway.kserve.limits import LIMITS, Limits
 from tessera_gateway.kserve.parameters import check_parameters
-from tessera_gateway.kserve.tensors import binary_size, check_shape, check_text, from_json
-from tessera_gateway.kserve.tensors import text_bytes as bytes_of_text
+from tessera_gateway.kserve.tensors import binary_size, check_shape, from_json
+from tessera_gateway.kserve.texts import text_bytes
 
 _NOTHING = msgspec.Raw(b"null")
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -85,7 +85,7 @@ class Inference:
         present = any(each.spec.name == JOB_ID for each in self.inputs)
         if present or spec is None or self.model not in ("generate", "edit"):
             return self
-        data = bytes_of_text(JOB_ID, job_id, LIMITS)
+        data = text_bytes(JOB_ID, job_id, LIMITS)
         return replace(self, inputs=(*self.inputs, Input(spec, (1, 1), len(data), data)))
 
     def to_json(self) -> bytes:
@@ -224,8 +224,6 @@ def _input(place: str, given: _Tensor, spec: TensorSpec, limits: Limits) -> Inpu
     if raw == b"null":
         raise InvalidInput.described(f"{place}.data", "is missing", "data or binary_data_size")
     data = from_json(f"{place}.data", raw, spec, shape, limits)
-    if spec.dtype == "BYTES":
-        check_text(f"{place}.data", data)
     return Input(spec, shape, len(data), data)
 
 

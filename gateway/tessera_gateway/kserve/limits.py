@@ -30,6 +30,9 @@ class Limits:
         head: the JSON in front of binary tensors.
         part: the JSON of one field other than a picture's numbers.
         text: one text, such as a prompt or LORAS.
+        texts: all texts of one tensor, such as REGION_PROMPTS, and their JSON. Reading lists within
+            lists takes up to 45 times as much memory.
+        elements: number of texts in one tensor.
         parameters: number of request parameters.
         objects: number of JSON objects.
         side: largest dimension of a tensor.
@@ -40,6 +43,8 @@ class Limits:
     head: int = 64 * KIB
     part: int = 64 * KIB
     text: int = 64 * KIB
+    texts: int = 256 * KIB
+    elements: int = 64
     parameters: int = 32
     objects: int = 4096
     side: int = 65_536

@@ -20,7 +20,7 @@ from tessera_gateway.kserve.generated import job_of, read_generate, write_genera
 from tessera_gateway.kserve.head import JOB_ID, Inference, read_inference
 from tessera_gateway.kserve.limits import Limits, Refused
 from tessera_gateway.kserve.paths import Target
-from tessera_gateway.kserve.tensors import check_text
+from tessera_gateway.kserve.texts import check_texts
 from tessera_gateway.kserve.upstream import Upstream
 from tessera_gateway.state import gateway_of
 
@@ -153,8 +153,10 @@ class Passage:
                 yield each.data
             elif each.spec.dtype == "BYTES":
                 data = await body.take(each.size)
-                text = check_text(f"inputs[{number}] ({each.spec.name})", data)
-                self._note(each.spec.name, text)
+                texts = check_texts(
+                    f"inputs[{number}]", each.spec.name, data, each.shape, self._limits
+                )
+                self._note(each.spec.name, texts[0])
                 yield data
             else:
                 async for piece in body.pieces(each.size):

@@ -1,11 +1,10 @@
-"""The bytes of one input, as KServe's binary extension has them: checked sizes, one text behind its
-length, numbers that came as JSON.
+"""The bytes of one input, as KServe's binary extension has them: checked shapes and sizes, and what
+came as JSON.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -13,8 +12,9 @@ import msgspec
 import numpy as np
 
 from tessera.contract import TensorSpec
-from tessera.errors import InvalidInput, brief
+from tessera.errors import InvalidInput
 from tessera_gateway.kserve.limits import Limits
+from tessera_gateway.kserve.texts import bounds, texts_from_json
 
 _DTYPES: dict[str, type[np.generic]] = {
     "INT32": np.int32,
@@ -22,7 +22,6 @@ _DTYPES: dict[str, type[np.generic]] = {
     "FP32": np.float32,
     "UINT8": np.uint8,
 }
-_LENGTH = struct.Struct("<I")
 _LARGEST = float(np.finfo(np.float32).max)
 _FLAT = bytes.maketrans(b"[]", b"  ")
 
@@ -55,6 +54,8 @@ def check_shape(field: str, shape: Any, spec: TensorSpec, limits: Limits) -> tup
             raise InvalidInput(field, shape, f"{accepted}, n from 1 to {limits.side}")
     if math.prod(shape) > limits.body:
         raise InvalidInput(field, shape, f"{accepted}, at most {limits.body} values")
+    if spec.dtype == "BYTES" and math.prod(shape) > limits.elements:
+        raise InvalidInput(field, shape, f"{accepted}, at most {limits.elements} texts")
     return tuple(shape)
 
 
@@ -67,33 +68,14 @@ def binary_size(
         InvalidInput: it is not what the shape needs.
     """
     if spec.dtype == "BYTES":
-        most = _LENGTH.size + limits.text
-        if type(given) is not int or not _LENGTH.size <= given <= most:
-            raise InvalidInput(field, given, f"{_LENGTH.size} to {most} bytes")
+        least, most = bounds(shape, limits)
+        if type(given) is not int or not least <= given <= most:
+            raise InvalidInput(field, given, f"{least} to {most} bytes")
         return given
     needed = math.prod(shape) * np.dtype(_DTYPES[spec.dtype]).itemsize
     if type(given) is not int or given != needed:
         raise InvalidInput(field, given, f"{needed} bytes, as the shape and {spec.dtype} need")
     return given
-
-
-def check_text(field: str, data: bytes) -> str:
-    """The text in the bytes of a BYTES tensor of one element: its length (4 bytes, little-endian),
-    then itself.
-
-    Raises:
-        InvalidInput: the length is not that of what follows, or that is not UTF-8.
-    """
-    (length,) = _LENGTH.unpack_from(data)
-    rest = len(data) - _LENGTH.size
-    if length != rest:
-        raise InvalidInput.described(
-            field, f"says that its text has {length} bytes", f"{rest}, as many as follow"
-        )
-    try:
-        return data[_LENGTH.size :].decode()
-    except UnicodeDecodeError:
-        raise InvalidInput.described(field, "is not UTF-8", "text in UTF-8") from None
 
 
 def from_json(
@@ -109,7 +91,7 @@ def from_json(
             field, f"has {len(raw)} bytes of JSON", f"at most {limits.part}"
         )
     if spec.dtype == "BYTES":
-        return text_bytes(field, _one_text(field, raw), limits)
+        return texts_from_json(field, raw, shape, limits)
     try:
         numbers = _NUMBERS[spec.dtype].decode(b"[" + raw.translate(_FLAT) + b"]")
     except msgspec.MsgspecError as error:
@@ -122,33 +104,3 @@ def from_json(
             field, f"has {len(numbers)} values", f"{math.prod(shape)}, as the shape says"
         )
     return np.array(numbers, _DTYPES[spec.dtype]).tobytes()
-
-
-def text_bytes(field: str, text: str, limits: Limits) -> bytes:
-    """The bytes of a BYTES tensor of one element.
-
-    Raises:
-        InvalidInput: the text is too long, or cannot be written in UTF-8.
-    """
-    try:
-        encoded = text.encode()
-    except UnicodeEncodeError:
-        raise InvalidInput.described(field, "is not UTF-8", "text in UTF-8") from None
-    if len(encoded) > limits.text:
-        raise InvalidInput.described(
-            field, f"has {len(encoded)} bytes", f"at most {limits.text} bytes"
-        )
-    return _LENGTH.pack(len(encoded)) + encoded
-
-
-def _one_text(field: str, raw: bytes) -> str:
-    """The text inside any number of brackets."""
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise InvalidInput.described(field, "cannot be read", "one text") from None
-    while isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, str):
-        raise InvalidInput.described(field, f"is {brief(value)}", "one text")
-    return value

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench.browser import browser, chromium
 from bench.perf_analyzer import measure_load
-from tessera_client import Client
+from tessera_client import Client, Region
 from tests.samples.fleets import RunningFleet
 from tests.samples.playground import Playground
 
@@ -40,6 +40,19 @@ def test_openai_draws_what_one_server_draws(fleet: RunningFleet, http_client: Cl
     assert answer.data
     picture = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(alone.image))
+
+
+def test_edits_of_several_regions_are_those_of_one_server(
+    through: Client, http_client: Client
+) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    regions = [Region((40, 16, 20, 24), "a green square"), Region((16, 40, 24, 20), "a star")]
+    options: Any = {"regions": regions, "steps": 3, "seed": 7, "mode": "dense"}
+    wanted, got = (
+        client.edit(image, (16, 16, 24, 24), PROMPT, **options) for client in (http_client, through)
+    )
+    assert (wanted.info.regions, got.info.regions) == (2, 2)
+    np.testing.assert_array_equal(np.asarray(got.image), np.asarray(wanted.image))
 
 
 def test_the_page_draws(fleet: RunningFleet) -> None:

@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from bench.perf_analyzer import find_perf_analyzer, measure_load
 from bench.server import Server
-from tessera_client import Client
+from tessera_client import Client, Region
 from tests.samples.gateways import Guarded, RunningGateway, gateway
 from tests.samples.waiting import comes
 
@@ -43,7 +43,14 @@ DRAWN = {
 PICTURE = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 MASK = np.zeros((1, 64, 64), np.uint8)
 MASK[:, 16:40, 16:40] = 255
+SECOND, THIRD = np.zeros((2, 64, 64), np.uint8)
+SECOND[16:40, 40:60] = THIRD[40:60, 16:40] = 255
 EDITED = {**DRAWN, "IMAGE": PICTURE, "MASK": MASK, "MODE": text("dense")}
+REGIONS = {
+    **EDITED,
+    "REGION_PROMPTS": np.array([[b"a green square", "ein großer Stern".encode()]], object),
+    "REGION_MASKS": np.stack([SECOND, THIRD])[None],
+}
 LORAS = json.dumps([{"name": "night", "weight": 0.7}])
 CONTROLS = json.dumps([{"name": "edges", "scale": 0.8, "preprocess": "canny", "resize": "stretch"}])
 PICTURES: dict[str, tuple[str, Arrays]] = {
@@ -54,6 +61,7 @@ PICTURES: dict[str, tuple[str, Arrays]] = {
         {**DRAWN, "CONTROLS": text(CONTROLS), "CONTROL_IMAGES": PICTURE[None]},
     ),
     "edit": ("edit", EDITED),
+    "regions": ("edit", REGIONS),
 }
 
 
@@ -153,6 +161,20 @@ def test_the_sdk(server: Server, kserve: RunningGateway) -> None:
         ]
         assert pictures[0].tobytes() == pictures[1].tobytes()
         assert passed.health().ready
+
+
+def test_the_sdk_edits_regions(server: Server, kserve: RunningGateway) -> None:
+    regions = [Region(SECOND, "a green square"), Region(THIRD, "a yellow star")]
+    options: dict[str, Any] = {"steps": 3, "seed": 1, "mode": "dense"}
+    with Client(server.http) as direct, Client(kserve.url) as passed:
+        wanted, got = (
+            client.edit(PICTURE[0], MASK[0], "a red circle", regions=regions, **options)
+            for client in (direct, passed)
+        )
+        one = direct.edit(PICTURE[0], MASK[0], "a red circle", **options)
+    assert (wanted.info.regions, got.info.regions) == (2, 2)
+    assert got.image.tobytes() == wanted.image.tobytes()
+    assert got.image.tobytes() != one.image.tobytes()
 
 
 def test_the_client_for_asyncio(server: Server, kserve: RunningGateway) -> None:

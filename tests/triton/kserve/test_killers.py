@@ -217,11 +217,16 @@ def bombs() -> dict[str, Callable[[str], Answer]]:
     shape = [1, size // 2, 1, 1]
     picture = {"name": "IMAGE", "datatype": "UINT8", "shape": shape, "data": "@"}
     numbers = json.dumps({"inputs": [picture]}).encode().replace(b'"@"', b"[" + b"1," * (size // 2))
+    texts = {"name": "REGION_PROMPTS", "datatype": "BYTES", "shape": [1, 2], "data": "@"}
+    lists = b"[" + b"[]," * (size // 4) + b"[]]"
     return {
         "a gigabyte in chunks": lambda url: send_chunks(url, edit, chunks_of_a_gigabyte()),
         "objects": lambda url: send(url, "POST", edit, b'{"inputs":[' + b"{}," * (size // 3)),
         "lists": lambda url: send(url, "POST", edit, b'{"inputs":[' + b"[]," * (size // 3)),
         "numbers": lambda url: send(url, "POST", edit, numbers),
+        "texts": lambda url: send(
+            url, "POST", edit, json.dumps({"inputs": [texts]}).encode().replace(b'"@"', lists)
+        ),
         "parameters": lambda url: send(
             url, "POST", edit, b'{"parameters":{' + b'"a":1,' * (size // 6) + b'"b":1},"inputs":[]}'
         ),

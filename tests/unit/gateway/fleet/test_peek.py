@@ -22,6 +22,7 @@ from tessera_gateway.fleet.wire import Tensor
 
 DTYPES = {np.int32: "INT32", np.float32: "FP32", np.uint8: "UINT8", np.object_: "BYTES"}
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+PROMPTS = st.lists(NAMES, min_size=1, max_size=9)
 SIDES = st.integers(1, 24)
 LORAS = st.lists(
     st.fixed_dictionaries({"name": NAMES}, optional={"weight": st.integers(-4, 4)}), max_size=3
@@ -45,6 +46,7 @@ def edits(draw: st.DrawFn) -> dict[str, np.ndarray[Any, Any]]:
         "CONTROLS": json.dumps([{"name": name} for name in draw(st.lists(NAMES, max_size=3))]),
         "EDIT_QUALITY": draw(NAMES),
         "MASK_KIND": draw(st.sampled_from(["hard", "soft", "x"])),
+        "REGION_PROMPTS": np.array([p.encode() for p in draw(PROMPTS)], np.object_),
         "REGION_MASKS": rng.integers(0, 256, (1, height, width), np.uint8),
         "EXTEND": np.array(draw(st.lists(st.integers(-1, 9), min_size=4, max_size=4)), np.int32),
         "PADDING_MASK_CROP": np.int32(draw(st.integers(-1, 40))),
@@ -70,7 +72,7 @@ def _dtype(array: np.ndarray[Any, Any]) -> str:
 
 def expected(inputs: dict[str, np.ndarray[Any, Any]]) -> Peek:
     """What the arrays say."""
-    texts = {n: a.item().decode() for n, a in inputs.items() if a.dtype == np.object_}
+    texts = {n: a.item(0).decode() for n, a in inputs.items() if a.dtype == np.object_}
     numbers = {n.lower(): a.item() for n, a in inputs.items() if a.size == 1 and a.dtype != "O"}
     numbers = {n: v for n, v in numbers.items() if n in ("steps", "strength", "guidance")}
     if "strength" in numbers:
@@ -91,6 +93,7 @@ def expected(inputs: dict[str, np.ndarray[Any, Any]]) -> Peek:
         scheduler=texts.get("SCHEDULER", ""),
         quality=texts.get("EDIT_QUALITY", ""),
         soft=texts.get("MASK_KIND") == "soft",
+        regions=min(inputs["REGION_PROMPTS"].size, 7) if "REGION_PROMPTS" in inputs else 0,
         template=template_id(_filled_up(inputs["IMAGE"][0], room)) if image else "",
         image=image,
         mask=None if edited is None else share_of(edited),

@@ -1,4 +1,4 @@
-"""Numbers and texts of JSON become the bytes that tritonclient would have sent."""
+"""Numbers of JSON become the bytes that tritonclient would have sent."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from tritonclient.utils import serialize_byte_tensor
 
 from tessera.contract import TensorSpec
 from tessera.errors import InvalidInput
 from tessera_gateway.kserve.limits import LIMITS
-from tessera_gateway.kserve.tensors import check_text, from_json
+from tessera_gateway.kserve.tensors import from_json
 
 PICTURE = TensorSpec("IMAGE", "UINT8", (-1, -1, 3))
 NUMBERS = {
@@ -42,32 +41,6 @@ def test_numbers(datatype: str, data: st.DataObject) -> None:
     for form in ([value], [[value]], value):
         read = from_json("X", json.dumps(form).encode(), spec, (1, 1), LIMITS)
         assert read == np.array([value], dtype).tobytes()
-
-
-@given(text=st.text())
-def test_texts(text: str) -> None:
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        return
-    spec = TensorSpec("X", "BYTES", (1,))
-    read = from_json("X", json.dumps([[text]]).encode(), spec, (1, 1), LIMITS)
-    assert read == serialize_byte_tensor(np.array([[text.encode()]], object)).item()
-    assert check_text("X", read) == text
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x05\0\0\0abc",
-        b"\x02\0\0\0abc",
-        b"\x01\0\0\0a\x01\0\0\0b",
-        b"\xff\xff\xff\xff",
-        b"\1\0\0\0\xff",
-    ],
-    ids=["too long", "too short", "two", "huge", "not UTF-8"],
-)
-def test_bytes_that_are_not_one_text_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidInput, match=r"^PROMPT .*; accepted: "):
-        check_text("PROMPT", data)
 
 
 def test_a_number_beyond_the_type_is_refused() -> None:
