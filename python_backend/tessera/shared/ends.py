@@ -20,7 +20,7 @@ from tessera.shared.estimate import average
 from tessera.shared.header import Header
 from tessera.shared.metrics import Kind, Outcome
 from tessera.shared.processes import WARM_UP, identity
-from tessera.shared.rows import Phase, Rows, lost
+from tessera.shared.rows import Phase, Rows, ended, lost
 
 SWEEP_S = 1.0
 """A process looks for lost jobs at most this often."""
@@ -102,12 +102,20 @@ class Ends(Header):
         self._rows["end"][found] = Phase.FAILED
         for slot in np.flatnonzero(found):
             row = self._rows[slot]
-            if not identity(int(row["process"])):
-                row["process"] = 0  # else it would be that of a later process with the same number
             outcome = Outcome.TIMED_OUT if 0 < row["deadline"] < now else Outcome.FAILED
             self._count_job(row, outcome)
             self.on_lost(row, outcome)
+        self._forget_processes()
         self._swept = now
+
+    def _forget_processes(self) -> None:
+        """Take processes that have ended out of the rows of jobs that have ended, too: else a later
+        process with the same number would seem to work at them.
+        """
+        for slot in np.flatnonzero(ended(self._rows) & (self._rows["process"] > 0)):
+            row = self._rows[slot]
+            if not identity(int(row["process"])):
+                row["process"] = 0
 
     def _leave(self, slot: int, ticket: int) -> None:
         """Note that this process does not work at a job any more, whether the job has ended or not;

@@ -61,12 +61,13 @@ ROW = np.dtype(
         ("seen", "f8"),
     ]
 )
-"""`process` works on the job; it is 0 while the job waits in a queue of Triton's. `asked` is 1 when
-that process has asked `denoise`. `deadline` is 0 if there is none. `decoding` is when that phase
-began. `seen` is when a process last said that it still has the job, which waits for its turn or for
-something else. `end` is the final phase once there is one: late progress, of a process that had
-been stopped, writes to `phase` only. `kind` is the place of its `metrics.Kind`. `held` are bytes of
-host memory that the request takes until it is answered.
+"""`process` works on the job; it is 0 while the job waits in a queue of Triton's. It stays when the
+job ends, until that process leaves the job. `asked` is 1 when that process has asked `denoise`.
+`deadline` is 0 if there is none. `decoding` is when that phase began. `seen` is when a process last
+said that it still has the job, which waits for its turn or for something else. `end` is the final
+phase once there is one: late progress, of a process that had been stopped, writes to `phase` only.
+`kind` is the place of its `metrics.Kind`. `held` are bytes of host memory that the request takes
+until it is answered.
 
 Times are of `time.monotonic()`: it is the same in all processes of a machine, and nobody sets it.
 """
@@ -92,18 +93,16 @@ def lost(rows: Rows, now: float, *, slots: int) -> Marks:
     """
     live = ~ended(rows)
     processes = rows["process"].copy()  # others write to it meanwhile
+    busy = _living(processes)  # jobs that have ended, too: their processes have not yet
     waiting = live & (processes == 0)
-    held = live & ~waiting
     idle_s = now - np.maximum(rows["touched"], rows["seen"])
     found = live & (rows["deadline"] > 0) & (rows["deadline"] < now)
-    found |= held & (idle_s > ABANDONED_S)
-    ended_processes = [not _lives(int(process)) for process in processes[held]]
-    found[held] |= np.array(ended_processes, np.bool_)
+    found |= live & ~waiting & (~busy | (idle_s > ABANDONED_S))
     queueing, decoding = (rows["phase"] == phase for phase in (Phase.QUEUED, Phase.DECODING))
     gone = np.zeros_like(live)
-    if slots and int((held & ~decoding).sum()) < slots:
+    if slots and int((busy & ~decoding).sum()) < slots:
         gone |= queueing
-    if not (held & decoding).any():
+    if not (busy & decoding).any():
         gone |= decoding
     return found | (waiting & gone & (idle_s > LOST_S))
 
@@ -135,6 +134,12 @@ def in_queue(live: Rows) -> Rows:
 def phase_of(row: np.void) -> Phase:
     """Of a row's job."""
     return Phase(int(row["end"]) or int(row["phase"]))
+
+
+def _living(processes: npt.NDArray[Any]) -> Marks:
+    """Which of them run; 0 is none."""
+    living = [process for process in np.unique(processes).tolist() if process and _lives(process)]
+    return np.isin(processes, living)
 
 
 def _lives(process: int) -> bool:
