@@ -123,6 +123,7 @@ class Ends(Header):
         """
         row = self._rows[slot] if 0 <= slot < len(self._rows) else None
         if row is not None and row["ticket"] == ticket and row["process"] == os.getpid():
+            row["seen"] = time.monotonic()
             row["process"] = row["asked"] = 0
 
     def _count(self, kind: Kind, outcome: Outcome, saved: int = 0) -> None:

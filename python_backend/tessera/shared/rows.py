@@ -21,6 +21,9 @@ ABANDONED_S = 900.0
 LOST_S = 30.0
 """A job that waits for a model longer than this, while that model has nothing to do, is lost."""
 
+NEXT_S = 5.0
+"""A model that had a job so lately may be about to take its next one."""
+
 
 class Phase(IntEnum):
     """Phase of a job."""
@@ -64,10 +67,10 @@ ROW = np.dtype(
 """`process` works on the job; it is 0 while the job waits in a queue of Triton's. It stays when the
 job ends, until that process leaves the job. `asked` is 1 when that process has asked `denoise`.
 `deadline` is 0 if there is none. `decoding` is when that phase began. `seen` is when a process last
-said that it still has the job, which waits for its turn or for something else. `end` is the final
-phase once there is one: late progress, of a process that had been stopped, writes to `phase` only.
-`kind` is the place of its `metrics.Kind`. `held` are bytes of host memory that the request takes
-until it is answered.
+said that it still has the job, which waits for its turn or for something else, or that it leaves
+it. `end` is the final phase once there is one: late progress, of a process that had been stopped,
+writes to `phase` only. `kind` is the place of its `metrics.Kind`. `held` are bytes of host memory
+that the request takes until it is answered.
 
 Times are of `time.monotonic()`: it is the same in all processes of a machine, and nobody sets it.
 """
@@ -99,10 +102,11 @@ def lost(rows: Rows, now: float, *, slots: int) -> Marks:
     found = live & (rows["deadline"] > 0) & (rows["deadline"] < now)
     found |= live & ~waiting & (~busy | (idle_s > ABANDONED_S))
     queueing, decoding = (rows["phase"] == phase for phase in (Phase.QUEUED, Phase.DECODING))
+    lately = (rows["ticket"] > 0) & (idle_s < NEXT_S)
     gone = np.zeros_like(live)
-    if slots and int((busy & ~decoding).sum()) < slots:
+    if slots and int(((busy & ~decoding) | (lately & ~(waiting & queueing))).sum()) < slots:
         gone |= queueing
-    if not (busy & decoding).any():
+    if not (decoding & (busy | (lately & ~waiting))).any():
         gone |= decoding
     return found | (waiting & gone & (idle_s > LOST_S))
 

@@ -190,9 +190,36 @@ def test_a_process_that_ends_later_than_its_job_does_not_count(
         clock.now += 31
         assert board.status("a").phase == "failed"
         assert board.running() == 1
-    clock.now += 2
+    clock.now += 6
     assert board.status("waits").phase == "failed"
     assert not board._rows["process"].any(), "they would seem to be of a later process"
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["done", "time is over"])
+def test_a_model_that_has_just_done_a_job_may_be_about_to_take_the_next(
+    board: Board, clock: Clock, late: bool
+) -> None:
+    """A second or so goes by on a busy machine, and somebody may look at the board just then."""
+    deadline = clock.now + 32 if late else 0.0
+    jobs = [opened(board, name, deadline=deadline) for name in ("a", "b", "slow")]
+    opened(board, "queued")
+    waits = opened(board, "waits")
+    for job in jobs:
+        board.take(job, queued=True)
+    for job in (jobs[2], waits):
+        board.progress(job.slot, job.ticket, Phase.DECODING, 10)
+    for after_s, phases in ((31, ["queued", "decoding"]), (4, ["queued", "decoding"])):
+        clock.now += after_s
+        assert [board.status(name).phase for name in ("queued", "waits")] == phases
+    for job in jobs[:2]:
+        board.progress(job.slot, job.ticket, Phase.DECODING, 10)
+        board.hand_on(job.slot, job.ticket)
+    board.close(jobs[2].slot, jobs[2].ticket, Phase.DONE)
+    for after_s in (2, 2):
+        clock.now += after_s
+        assert [board.status(name).phase for name in ("queued", "waits")] == ["queued", "decoding"]
+    clock.now += 2
+    assert [board.status(name).phase for name in ("queued", "waits")] == ["failed", "failed"]
 
 
 def test_late_progress_does_not_undo_the_end(board: Board, tmp_path: Path) -> None:
