@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -26,6 +27,7 @@ SWEEP_S = 1.0
 """A process looks for lost jobs at most this often."""
 
 _TRY_S = 0.01
+_KEPT = "another process keeps the lock of the job board"
 
 _KINDS, _OUTCOMES = tuple(Kind), tuple(Outcome)
 _OF_PHASE = {
@@ -43,6 +45,7 @@ class Ends(Header):
     """
 
     _file: int
+    _threads: threading.Lock
     _rows: Rows
     _swept: float
     _patience: float = math.inf
@@ -152,27 +155,39 @@ class Ends(Header):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self._lock()
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+        """Keep all others out: threads that share this object by `_threads`, since the lock of the
+        file is the object's, and everybody else by that. May not be nested.
 
-    def _lock(self) -> None:
-        """Wait for the lock, but not for longer than `_patience`.
+        Raises:
+            Unavailable: others have kept it for longer than `_patience`.
+        """
+        until = time.monotonic() + self._patience
+        forever = math.isinf(self._patience)
+        if not self._threads.acquire(timeout=-1 if forever else self._patience):
+            raise Unavailable(_KEPT)
+        try:
+            self._lock(until)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        finally:
+            self._threads.release()
+
+    def _lock(self, until: float = math.inf) -> None:
+        """Wait for the lock of the file, until a time of `time.monotonic()`.
 
         Raises:
             Unavailable: another process has kept it for so long.
         """
-        if math.isinf(self._patience):
+        if math.isinf(until):
             fcntl.flock(self._file, fcntl.LOCK_EX)
             return
-        end = time.monotonic() + self._patience
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if time.monotonic() > end:
-                    raise Unavailable("another process keeps the lock of the job board") from None
+                if time.monotonic() > until:
+                    raise Unavailable(_KEPT) from None
             time.sleep(_TRY_S)
