@@ -21,7 +21,7 @@ from tessera.shared.estimate import average
 from tessera.shared.header import Header
 from tessera.shared.metrics import Kind, Outcome
 from tessera.shared.processes import WARM_UP, identity
-from tessera.shared.rows import Phase, Rows, ended, lost
+from tessera.shared.rows import NEXT_S, Phase, Rows, ended, lost
 
 SWEEP_S = 1.0
 """A process looks for lost jobs at most this often."""
@@ -100,7 +100,9 @@ class Ends(Header):
         now, header = time.monotonic(), self._header
         if not self._sweep_due(now):
             return
-        found = lost(self._rows, now, slots=int(header["slots"]))
+        found = lost(
+            self._rows, now, slots=int(header["slots"]), previewing=self._decodes_preview(now)
+        )
         self._rows["touched"][found] = now
         self._rows["end"][found] = Phase.FAILED
         for slot in np.flatnonzero(found):
@@ -110,6 +112,13 @@ class Ends(Header):
             self.on_lost(row, outcome)
         self._forget_processes()
         self._swept = now
+
+    def _decodes_preview(self, now: float) -> bool:
+        """Whether `decode` is at a preview, or was lately."""
+        header = self._header
+        if header["previewing"] and not identity(int(header["previewing"])):
+            header["previewing"] = 0
+        return bool(header["previewing"]) or now - float(header["previewed"]) < NEXT_S
 
     def _forget_processes(self) -> None:
         """Take processes that have ended out of the rows of jobs that have ended, too: else a later

@@ -85,7 +85,7 @@ def ended(rows: Rows) -> Marks:
     return (rows["end"] > 0) | (rows["ticket"] == 0)
 
 
-def lost(rows: Rows, now: float, *, slots: int) -> Marks:
+def lost(rows: Rows, now: float, *, slots: int, previewing: bool = False) -> Marks:
     """Rows of jobs that will never end by themselves: their time is over, their process has ended,
     or the model in whose queue they were has nothing to do.
 
@@ -93,6 +93,7 @@ def lost(rows: Rows, now: float, *, slots: int) -> Marks:
         rows: all of the board.
         now: `time.monotonic()`.
         slots: jobs that are denoised at a time; there are more processes of `render`.
+        previewing: whether `decode` is at a preview, or was lately.
     """
     live = ~ended(rows)
     processes = rows["process"].copy()  # others write to it meanwhile
@@ -106,7 +107,7 @@ def lost(rows: Rows, now: float, *, slots: int) -> Marks:
     gone = np.zeros_like(live)
     if slots and int(((busy & ~decoding) | (lately & ~(waiting & queueing))).sum()) < slots:
         gone |= queueing
-    if not (decoding & (busy | (lately & ~waiting))).any():
+    if not previewing and not (decoding & (busy | (lately & ~waiting))).any():
         gone |= decoding
     return found | (waiting & gone & (idle_s > LOST_S))
 

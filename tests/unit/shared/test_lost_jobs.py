@@ -222,6 +222,29 @@ def test_a_model_that_has_just_done_a_job_may_be_about_to_take_the_next(
     assert [board.status(name).phase for name in ("queued", "waits")] == ["failed", "failed"]
 
 
+def test_a_picture_waits_while_decode_is_at_a_preview(board: Board, clock: Clock) -> None:
+    waits = opened(board, "waits")
+    board.progress(waits.slot, waits.ticket, Phase.DECODING, 10)
+    with board.previewing():
+        clock.now += 31
+        assert board.status("waits").phase == "decoding"
+    for after_s, phase in ((4, "decoding"), (2, "failed")):
+        clock.now += after_s
+        assert board.status("waits").phase == phase
+
+
+def test_a_preview_ends_with_its_process(board: Board, clock: Clock) -> None:
+    waits = opened(board, "waits")
+    board.progress(waits.slot, waits.ticket, Phase.DECODING, 10)
+    with program("sleep", "600") as process:
+        board._header["previewing"] = process.pid
+        clock.now += 31
+        assert board.status("waits").phase == "decoding"
+    clock.now += 2
+    assert board.status("waits").phase == "failed"
+    assert board._header["previewing"] == 0, "it would seem to be a later process"
+
+
 def test_late_progress_does_not_undo_the_end(board: Board, tmp_path: Path) -> None:
     """A process was stopped between its look at the row and what it writes."""
     job = opened(board, "a")
