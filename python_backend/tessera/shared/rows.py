@@ -143,7 +143,7 @@ def phase_of(row: np.void) -> Phase:
 
 def _living(processes: npt.NDArray[Any]) -> Marks:
     """Which of them run; 0 is none."""
-    living = [process for process in np.unique(processes).tolist() if process and _lives(process)]
+    living = [each for each in np.unique(processes[processes > 0]).tolist() if _lives(each)]
     return np.isin(processes, living)
 
 
