@@ -7,8 +7,10 @@ hangs.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -40,6 +42,16 @@ class AtWork(Ends):
         """Say that `denoise` is being asked for a job, and that this process waits for it."""
         if self.holds(slot, ticket):
             self._rows[slot]["asked"] = 1
+
+    @contextlib.contextmanager
+    def previewing(self) -> Iterator[None]:
+        """Say meanwhile that this process is at a preview; only `decode` calls it."""
+        self._header["previewing"] = os.getpid()
+        try:
+            yield
+        finally:
+            self._header["previewed"] = time.monotonic()
+            self._header["previewing"] = 0
 
     def works(self, process: int) -> bool:
         """Whether a process has a job that has not ended."""

@@ -17,6 +17,7 @@ import contextlib
 import math
 import mmap
 import os
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -54,6 +55,7 @@ class Board(AtWork):
     def __init__(self, path: Path, *, patience: float = math.inf) -> None:
         self._file, self._patience = open_own(path, os.O_RDWR | os.O_CREAT), patience
         weakref.finalize(self, os.close, self._file)
+        self._threads = threading.Lock()
         with self._locked():
             if os.fstat(self._file).st_size < _SIZE:
                 os.posix_fallocate(self._file, 0, _SIZE)  # else a write to a full disk is a SIGBUS

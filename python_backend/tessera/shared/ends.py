@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,12 +21,13 @@ from tessera.shared.estimate import average
 from tessera.shared.header import Header
 from tessera.shared.metrics import Kind, Outcome
 from tessera.shared.processes import WARM_UP, identity
-from tessera.shared.rows import Phase, Rows, lost
+from tessera.shared.rows import NEXT_S, Phase, Rows, ended, lost
 
 SWEEP_S = 1.0
 """A process looks for lost jobs at most this often."""
 
 _TRY_S = 0.01
+_KEPT = "another process keeps the lock of the job board"
 
 _KINDS, _OUTCOMES = tuple(Kind), tuple(Outcome)
 _OF_PHASE = {
@@ -43,6 +45,7 @@ class Ends(Header):
     """
 
     _file: int
+    _threads: threading.Lock
     _rows: Rows
     _swept: float
     _patience: float = math.inf
@@ -97,17 +100,34 @@ class Ends(Header):
         now, header = time.monotonic(), self._header
         if not self._sweep_due(now):
             return
-        found = lost(self._rows, now, slots=int(header["slots"]))
+        found = lost(
+            self._rows, now, slots=int(header["slots"]), previewing=self._decodes_preview(now)
+        )
         self._rows["touched"][found] = now
         self._rows["end"][found] = Phase.FAILED
         for slot in np.flatnonzero(found):
             row = self._rows[slot]
-            if not identity(int(row["process"])):
-                row["process"] = 0  # else it would be that of a later process with the same number
             outcome = Outcome.TIMED_OUT if 0 < row["deadline"] < now else Outcome.FAILED
             self._count_job(row, outcome)
             self.on_lost(row, outcome)
+        self._forget_processes()
         self._swept = now
+
+    def _decodes_preview(self, now: float) -> bool:
+        """Whether `decode` is at a preview, or was lately."""
+        header = self._header
+        if header["previewing"] and not identity(int(header["previewing"])):
+            header["previewing"] = 0
+        return bool(header["previewing"]) or now - float(header["previewed"]) < NEXT_S
+
+    def _forget_processes(self) -> None:
+        """Take processes that have ended out of the rows of jobs that have ended, too: else a later
+        process with the same number would seem to work at them.
+        """
+        for slot in np.flatnonzero(ended(self._rows) & (self._rows["process"] > 0)):
+            row = self._rows[slot]
+            if not identity(int(row["process"])):
+                row["process"] = 0
 
     def _leave(self, slot: int, ticket: int) -> None:
         """Note that this process does not work at a job any more, whether the job has ended or not;
@@ -115,6 +135,7 @@ class Ends(Header):
         """
         row = self._rows[slot] if 0 <= slot < len(self._rows) else None
         if row is not None and row["ticket"] == ticket and row["process"] == os.getpid():
+            row["seen"] = time.monotonic()
             row["process"] = row["asked"] = 0
 
     def _count(self, kind: Kind, outcome: Outcome, saved: int = 0) -> None:
@@ -143,27 +164,39 @@ class Ends(Header):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self._lock()
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+        """Keep all others out: threads that share this object by `_threads`, since the lock of the
+        file is the object's, and everybody else by that. May not be nested.
 
-    def _lock(self) -> None:
-        """Wait for the lock, but not for longer than `_patience`.
+        Raises:
+            Unavailable: others have kept it for longer than `_patience`.
+        """
+        until = time.monotonic() + self._patience
+        forever = math.isinf(self._patience)
+        if not self._threads.acquire(timeout=-1 if forever else self._patience):
+            raise Unavailable(_KEPT)
+        try:
+            self._lock(until)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        finally:
+            self._threads.release()
+
+    def _lock(self, until: float = math.inf) -> None:
+        """Wait for the lock of the file, until a time of `time.monotonic()`.
 
         Raises:
             Unavailable: another process has kept it for so long.
         """
-        if math.isinf(self._patience):
+        if math.isinf(until):
             fcntl.flock(self._file, fcntl.LOCK_EX)
             return
-        end = time.monotonic() + self._patience
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if time.monotonic() > end:
-                    raise Unavailable("another process keeps the lock of the job board") from None
+                if time.monotonic() > until:
+                    raise Unavailable(_KEPT) from None
             time.sleep(_TRY_S)

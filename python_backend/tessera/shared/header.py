@@ -18,12 +18,13 @@ HEADER = np.dtype(
     + [(name, "i8") for name in CACHE_FIELDS]
     + [("taken", "i8", (PRIORITIES + 1,)), ("saved", "i8"), ("saved_told", "i8")]
     + [(name, "i8", (len(Kind), len(Outcome))) for name in ("ended", "told")]
-    + [("awaited", "S128")]
+    + [("awaited", "S128"), ("previewing", "i8"), ("previewed", "f8")]
 )
 """`taken` has by priority the latest ticket that `render` has taken out of its queue. `ended` has
 the requests that ended, by kind and outcome, and `saved` the steps that cancelled ones did not run.
 `told` and `saved_told` are those of them that the metrics have. `awaited` is the ControlNet for
-which `denoise` waits."""
+which `denoise` waits. `previewing` is the process of `decode` while it is at a preview, which has
+no row, and else 0; `previewed` is when the latest one ended."""
 
 
 class Header:

@@ -22,6 +22,9 @@ ABANDONED_S = 900.0
 LOST_S = 30.0
 """A job that waits for a model longer than this, while that model has nothing to do, is lost."""
 
+NEXT_S = 5.0
+"""A model that had a job so lately may be about to take its next one."""
+
 
 class Phase(IntEnum):
     """Phase of a job."""
@@ -62,12 +65,13 @@ ROW = np.dtype(
         ("seen", "f8"),
     ]
 )
-"""`process` works on the job; it is 0 while the job waits in a queue of Triton's. `asked` is 1 when
-that process has asked `denoise`. `deadline` is 0 if there is none. `decoding` is when that phase
-began. `seen` is when a process last said that it still has the job, which waits for its turn or for
-something else. `end` is the final phase once there is one: late progress, of a process that had
-been stopped, writes to `phase` only. `kind` is the place of its `metrics.Kind`. `held` are bytes of
-host memory that the request takes until it is answered.
+"""`process` works on the job; it is 0 while the job waits in a queue of Triton's. It stays when the
+job ends, until that process leaves the job. `asked` is 1 when that process has asked `denoise`.
+`deadline` is 0 if there is none. `decoding` is when that phase began. `seen` is when a process last
+said that it still has the job, which waits for its turn or for something else, or that it leaves
+it. `end` is the final phase once there is one: late progress, of a process that had been stopped,
+writes to `phase` only. `kind` is the place of its `metrics.Kind`. `held` are bytes of host memory
+that the request takes until it is answered.
 
 Times are of `time.monotonic()`: it is the same in all processes of a machine, and nobody sets it.
 """
@@ -82,7 +86,7 @@ def ended(rows: Rows) -> Marks:
     return (rows["end"] > 0) | (rows["ticket"] == 0)
 
 
-def lost(rows: Rows, now: float, *, slots: int) -> Marks:
+def lost(rows: Rows, now: float, *, slots: int, previewing: bool = False) -> Marks:
     """Rows of jobs that will never end by themselves: their time is over, their process has ended,
     or the model in whose queue they were has nothing to do.
 
@@ -90,21 +94,21 @@ def lost(rows: Rows, now: float, *, slots: int) -> Marks:
         rows: all of the board.
         now: `time.monotonic()`.
         slots: jobs that are denoised at a time; there are more processes of `render`.
+        previewing: whether `decode` is at a preview, or was lately.
     """
     live = ~ended(rows)
     processes = rows["process"].copy()  # others write to it meanwhile
+    busy = _living(processes)  # jobs that have ended, too: their processes have not yet
     waiting = live & (processes == 0)
-    held = live & ~waiting
     idle_s = now - np.maximum(rows["touched"], rows["seen"])
     found = live & (rows["deadline"] > 0) & (rows["deadline"] < now)
-    found |= held & (idle_s > ABANDONED_S)
-    ended_processes = [not _lives(int(process)) for process in processes[held]]
-    found[held] |= np.array(ended_processes, np.bool_)
+    found |= live & ~waiting & (~busy | (idle_s > ABANDONED_S))
     queueing, decoding = (rows["phase"] == phase for phase in (Phase.QUEUED, Phase.DECODING))
+    lately = (rows["ticket"] > 0) & (idle_s < NEXT_S)
     gone = np.zeros_like(live)
-    if slots and int((held & ~decoding).sum()) < slots:
+    if slots and int(((busy & ~decoding) | (lately & ~(waiting & queueing))).sum()) < slots:
         gone |= queueing
-    if not (held & decoding).any():
+    if not previewing and not (decoding & (busy | (lately & ~waiting))).any():
         gone |= decoding
     return found | (waiting & gone & (idle_s > LOST_S))
 
@@ -136,6 +140,12 @@ def in_queue(live: Rows) -> Rows:
 def phase_of(row: np.void) -> Phase:
     """Of a row's job."""
     return Phase(int(row["end"]) or int(row["phase"]))
+
+
+def _living(processes: npt.NDArray[Any]) -> Marks:
+    """Which of them run; 0 is none."""
+    living = [each for each in np.unique(processes[processes > 0]).tolist() if _lives(each)]
+    return np.isin(processes, living)
 
 
 def _lives(process: int) -> bool:

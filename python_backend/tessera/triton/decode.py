@@ -56,7 +56,8 @@ class TritonPythonModel:
         inputs = pb.handles(request)
         if "PLAN" not in inputs:
             pb.check_call(request)
-            return [pb.tensor("IMAGE", self._picture(inputs))]
+            with self._board.previewing():
+                return [pb.tensor("IMAGE", self._picture(inputs))]
         plan = pb.plan_of(inputs)
         try:
             self._board.take(plan)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 import pytest
 
 from tessera.serve import retired as module
 from tessera.serve.retired import Retired
+from tests.samples.programs import DOING, over_time
 
 
 class Processes:
@@ -48,8 +50,8 @@ def test_what_stays_for_nothing_is_ended(processes: Processes) -> None:
 
 @pytest.mark.parametrize(
     ("model", "has_job", "loading"),
-    [("render", True, ()), ("edit", False, ("edit",)), ("templates", False, ())],
-    ids=["a job", "not loaded yet", "nobody can tell"],
+    [("render", True, ()), ("edit", False, ("edit",))],
+    ids=["a job", "not loaded yet"],
 )
 def test_what_may_be_at_work_stays(
     processes: Processes, model: str, has_job: bool, loading: tuple[str, ...]
@@ -61,3 +63,27 @@ def test_what_may_be_at_work_stays(
     processes.now = 120.0
     retired.end({5: model}, loading=())
     assert processes.ended == []
+
+
+@pytest.mark.parametrize("model", ["templates", "jobs"])
+@pytest.mark.parametrize(
+    "did", [lambda at: (at * 0.01, 0), DOING["reading"]], ids=["computing", "reading"]
+)
+def test_of_models_without_jobs_only_what_does_nothing_is_ended(
+    processes: Processes, model: str, did: Callable[[float], tuple[float, int]]
+) -> None:
+    """A template may be recorded there."""
+    retired = Retired(work=over_time(did, 5))
+    for pid in (5, 6):
+        retired.add(pid)
+    running = dict.fromkeys((5, 6, 7), model)
+    for _ in range(100):
+        retired.end(running, loading=(model,))
+    for _ in range(61):
+        retired.end(running, loading=())
+    assert processes.ended == []
+    retired.end(running, loading=())
+    assert processes.ended == [5]
+    for _ in range(200):
+        retired.end({6: model, 7: model}, loading=())
+    assert processes.ended == [5]

@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,23 @@ def test_a_step_of_two_evaluations_counts_whole(board: Board, clock: Clock) -> N
         board.progress(slot, ticket, Phase.DENOISING, step)
     assert board.step_ms == 10_000
     assert board.status("j").step == 3
+
+
+def test_threads_that_share_a_board_wait_for_each_other(tmp_path: Path) -> None:
+    """As `execute` and the thread that publishes metrics: a lock of a file knows no threads."""
+    path = tmp_path / "board"
+    board = Board(path, patience=0.05)
+    board.open("a", 1)
+    with ThreadPoolExecutor(1) as other:
+        with board._locked():
+            with pytest.raises(Unavailable, match="keeps the lock of the job board"):
+                other.submit(board.cancel, "a").result()
+            with pytest.raises(Unavailable, match="keeps the lock of the job board"):
+                Board(path, patience=0.05)
+        assert other.submit(board.cancel, "a").result().cancelled
+        with pytest.raises(UnknownJob):
+            board.cancel("b")
+        assert other.submit(board.cancel, "a").result().cancelled
 
 
 def test_a_job_from_queue_to_end(board: Board) -> None:

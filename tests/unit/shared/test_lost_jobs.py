@@ -17,6 +17,7 @@ from tessera.shared.board import Board
 from tessera.shared.rows import ROW, Phase, lost
 from tests.samples.boards import Clock
 from tests.samples.plans import plan as plan_of
+from tests.samples.programs import program
 
 
 def opened(board: Board, name: str, **options: float | int) -> Plan:
@@ -138,6 +139,110 @@ def test_a_job_that_decode_never_takes_is_lost(board: Board, clock: Clock) -> No
     board.close(done[0].slot, done[0].ticket, Phase.DONE)
     clock.now += 31
     assert board.status("b").phase == "failed"
+
+
+def test_a_picture_waits_while_decode_is_at_one_whose_time_is_over(
+    board: Board, clock: Clock
+) -> None:
+    slow, waits = opened(board, "slow", deadline=clock.now + 5), opened(board, "waits")
+    for job in (slow, waits):
+        board.progress(job.slot, job.ticket, Phase.DECODING, 10)
+        board.hand_on(job.slot, job.ticket)
+    board.take(slow)
+    clock.now += 6
+    assert board.running() == 1
+    clock.now += 26
+    assert [board.status(name).phase for name in ("slow", "waits")] == ["failed", "decoding"]
+    board.close(slow.slot, slow.ticket, Phase.DONE)
+    clock.now += 31
+    assert board.status("waits").phase == "failed"
+
+
+def test_jobs_wait_while_render_is_at_those_whose_time_is_over(board: Board, clock: Clock) -> None:
+    """A tick of `denoise` may take longer than both limits together."""
+    late = [opened(board, name, deadline=clock.now + 5) for name in ("a", "b")]
+    for job in late:
+        board.take(job, queued=True)
+        board.progress(job.slot, job.ticket, Phase.DENOISING, 1)
+    opened(board, "waits")
+    clock.now += 6
+    assert board.running() == 1
+    clock.now += 26
+    assert [board.status(name).phase for name in ("a", "waits")] == ["failed", "queued"]
+    for job in late:
+        board.hand_on(job.slot, job.ticket)
+    clock.now += 31
+    assert board.status("waits").phase == "failed"
+
+
+@pytest.mark.parametrize("phase", [Phase.DENOISING, Phase.DECODING], ids=["render", "decode"])
+def test_a_process_that_ends_later_than_its_job_does_not_count(
+    board: Board, clock: Clock, phase: Phase
+) -> None:
+    with program("sleep", "600") as process:
+        for name in ("a", "b"):
+            job = opened(board, name, deadline=clock.now + 5)
+            board.progress(job.slot, job.ticket, phase, 1)
+            board._rows[job.slot]["process"] = process.pid
+        waits = opened(board, "waits")
+        if phase == Phase.DECODING:
+            board.progress(waits.slot, waits.ticket, phase, 10)
+        clock.now += 31
+        assert board.status("a").phase == "failed"
+        assert board.running() == 1
+    clock.now += 6
+    assert board.status("waits").phase == "failed"
+    assert not board._rows["process"].any(), "they would seem to be of a later process"
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["done", "time is over"])
+def test_a_model_that_has_just_done_a_job_may_be_about_to_take_the_next(
+    board: Board, clock: Clock, late: bool
+) -> None:
+    """A second or so goes by on a busy machine, and somebody may look at the board just then."""
+    deadline = clock.now + 32 if late else 0.0
+    jobs = [opened(board, name, deadline=deadline) for name in ("a", "b", "slow")]
+    opened(board, "queued")
+    waits = opened(board, "waits")
+    for job in jobs:
+        board.take(job, queued=True)
+    for job in (jobs[2], waits):
+        board.progress(job.slot, job.ticket, Phase.DECODING, 10)
+    for after_s, phases in ((31, ["queued", "decoding"]), (4, ["queued", "decoding"])):
+        clock.now += after_s
+        assert [board.status(name).phase for name in ("queued", "waits")] == phases
+    for job in jobs[:2]:
+        board.progress(job.slot, job.ticket, Phase.DECODING, 10)
+        board.hand_on(job.slot, job.ticket)
+    board.close(jobs[2].slot, jobs[2].ticket, Phase.DONE)
+    for after_s in (2, 2):
+        clock.now += after_s
+        assert [board.status(name).phase for name in ("queued", "waits")] == ["queued", "decoding"]
+    clock.now += 2
+    assert [board.status(name).phase for name in ("queued", "waits")] == ["failed", "failed"]
+
+
+def test_a_picture_waits_while_decode_is_at_a_preview(board: Board, clock: Clock) -> None:
+    waits = opened(board, "waits")
+    board.progress(waits.slot, waits.ticket, Phase.DECODING, 10)
+    with board.previewing():
+        clock.now += 31
+        assert board.status("waits").phase == "decoding"
+    for after_s, phase in ((4, "decoding"), (2, "failed")):
+        clock.now += after_s
+        assert board.status("waits").phase == phase
+
+
+def test_a_preview_ends_with_its_process(board: Board, clock: Clock) -> None:
+    waits = opened(board, "waits")
+    board.progress(waits.slot, waits.ticket, Phase.DECODING, 10)
+    with program("sleep", "600") as process:
+        board._header["previewing"] = process.pid
+        clock.now += 31
+        assert board.status("waits").phase == "decoding"
+    clock.now += 2
+    assert board.status("waits").phase == "failed"
+    assert board._header["previewing"] == 0, "it would seem to be a later process"
 
 
 def test_late_progress_does_not_undo_the_end(board: Board, tmp_path: Path) -> None:

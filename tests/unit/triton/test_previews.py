@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tessera.engines.timed import TimedEngine
 from tessera.manifest import LinearDecoder, write_manifest
 from tests.fakes import triton_python_backend_utils as pb_utils
 from tests.fakes.calls import edit_inputs, message, sequence
@@ -63,6 +65,25 @@ def test_the_vae_makes_the_pixels_on_request(previewed: dict[str, Any]) -> None:
     answer, image = preview(previewed, DECODER="vae")
     assert (answer["picture_step"], answer["decoder"], image.shape) == (1, "vae", (96, 64, 3))
     assert previewed["board"].status("j").phase == "denoising", "a preview ends no job"
+
+
+def test_decode_says_that_it_is_at_a_preview(previewed: dict[str, Any]) -> None:
+    """Else pictures that wait for it would be lost."""
+    request = sequence(previewed, 1, STEPS=9, JOB_ID="j")
+    preview(previewed)
+    previewed["denoise"].execute([request])
+    decode, said = previewed["decode"], list[int]()
+    engine = decode._engine
+
+    class Watched:
+        def run(self, given: Any) -> Any:
+            said.append(int(previewed["board"]._header["previewing"]))
+            return engine.run(given)
+
+    decode._engine = TimedEngine(Watched())  # type: ignore[arg-type]
+    preview(previewed, DECODER="vae")
+    said.append(int(previewed["board"]._header["previewing"]))
+    assert said == [os.getpid(), 0]
 
 
 def test_one_preview_by_the_vae_at_a_time(previewed: dict[str, Any]) -> None:
