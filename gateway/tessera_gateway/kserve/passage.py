@@ -123,8 +123,7 @@ class Passage:
 
     def _generate(self, text: bytes) -> tuple[AsyncIterator[bytes], dict[str, str]]:
         values = self._ranked(read_generate(self._target.model, text, self._limits))
-        if self._target.model == "templates":
-            self._check_action(str(values.get(ACTION, "")))
+        self._check_action(str(values.get(ACTION, "")))
         self.job = job_of(self._target.model, values, uuid.uuid4().hex)
         written = write_generate(values)
 

@@ -323,8 +323,9 @@ def test_keys(tmp_path: Path) -> None:
                 assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
             mine = (("authorization", "Bearer secret"),)
             await it.call(draw(), metadata=mine)
-            for action in ("list", "evict", "picture"):
-                request = wire.request_of("templates", {"ACTION": action, "TEMPLATE": "a"})
+            refused = [("templates", action) for action in ("list", "evict", "picture")]
+            for model, action in (*refused, ("jobs", "load")):
+                request = wire.request_of(model, {"ACTION": action})
                 with pytest.raises(grpc.aio.AioRpcError, match="operator's key") as caught:
                     await it.call(request, metadata=mine)
                 assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
