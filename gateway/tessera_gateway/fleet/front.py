@@ -159,14 +159,16 @@ def about(pool: Pool) -> dict[str, Any]:
 
 
 def chosen(pool: Pool) -> list[dict[str, Any]]:
-    """Its latest choices, in order. Who knows a job's id can cancel it, so a digest is told."""
+    """Its latest choices, in order. Who knows a job's id can cancel it, and who knows a template's
+    can see it, so digests are told.
+    """
     return [
         {
             "job": digest_of(peek.job),
             "model": peek.model,
             "steps": peek.steps,
             "mask": peek.mask,
-            "template": peek.template or None,
+            "template": digest_of(peek.template) if peek.template else None,
             "loras": list(peek.loras),
             "controls": list(peek.controls),
             "worker": choice.worker,
@@ -177,6 +179,6 @@ def chosen(pool: Pool) -> list[dict[str, Any]]:
     ]
 
 
-def digest_of(job: str) -> str:
-    """By which a caller finds its own job among the choices."""
-    return hashlib.sha256(job.encode()).hexdigest()[:16]
+def digest_of(identity: str) -> str:
+    """By which a caller finds its own job or template among the choices."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
