@@ -104,6 +104,18 @@ def message(value: int | memoryview) -> memoryview:
     return _bytes(value)
 
 
+def text(value: int | memoryview) -> str:
+    """The text of a field.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        return str(_bytes(value), "utf-8")
+    except UnicodeDecodeError:
+        raise Malformed("a name is not UTF-8") from None
+
+
 def read_inference(data: bytes | memoryview) -> Inference:
     """A request's model and inputs.
 
@@ -113,7 +125,7 @@ def read_inference(data: bytes | memoryview) -> Inference:
     model, heads, raws, shared = "", [], [], False
     for number, value in fields(memoryview(data)):
         if number == _MODEL:
-            model = _text(value)
+            model = text(value)
         elif number == _INPUT:
             heads.append(_message(value))
         elif number == _WANTED:
@@ -214,9 +226,9 @@ def _tensor(head: memoryview, raw: memoryview | None) -> tuple[Tensor, bool]:
     shape: tuple[int, ...] = ()
     for number, value in fields(head):
         if number == _NAME:
-            name = _text(value)
+            name = text(value)
         elif number == _DATATYPE:
-            datatype = _text(value)
+            datatype = text(value)
         elif number == _SHAPE:
             shape += _numbers(value)
         elif number == _PARAMETERS:
@@ -230,7 +242,7 @@ def _tensor(head: memoryview, raw: memoryview | None) -> tuple[Tensor, bool]:
 def _names_memory(wanted: memoryview) -> bool:
     """Whether an InferRequestedOutputTensor names a region; classification is a parameter, too."""
     keys = (
-        _text(value)
+        text(value)
         for number, entry in fields(wanted)
         if number == 2
         for n, value in fields(_message(entry))
@@ -311,10 +323,3 @@ def _bytes(value: int | memoryview) -> memoryview:
 
 
 _message = _bytes
-
-
-def _text(value: int | memoryview) -> str:
-    try:
-        return str(_bytes(value), "utf-8")
-    except UnicodeDecodeError:
-        raise Malformed("a name is not UTF-8") from None

@@ -13,6 +13,8 @@ import grpc
 import pytest
 
 from tessera_gateway.fleet import pool, wire
+from tessera_gateway.fleet.given import with_integers
+from tessera_gateway.keys import make_key
 from tests.samples.fronts import fleet
 from tests.samples.waiting import PATIENCE_S
 
@@ -329,5 +331,34 @@ def test_keys(tmp_path: Path) -> None:
                 with pytest.raises(grpc.aio.AioRpcError, match="operator's key") as caught:
                     await it.call(request, metadata=mine)
                 assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "given"),
+    [
+        ({"priority": 1, "job_priority": 1}, 3, 3),
+        ({"job_priority": 1}, 3, 3),
+        ({}, 2, 2),
+        ({"priority": 3, "job_priority": 1}, 2, 3),
+        ({"priority": 2}, None, 2),
+        ({"priority": 9}, None, 3),
+        ({}, None, None),
+    ],
+)
+def test_no_priority_is_above_the_keys(
+    asked: dict[str, int], key: int | None, given: int | None, tmp_path: Path
+) -> None:
+    token, lines = make_key("me")
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f"{lines}priority = {key}\n")
+
+    async def run() -> None:
+        async with fleet(keys if key else None) as it:
+            mine = (("authorization", f"Bearer {token}"),)
+            await it.call(with_integers(draw(), asked), metadata=mine)
+            expected = {} if given is None else {"priority": given, "job_priority": given}
+            assert it.workers[0].given == [expected]
 
     asyncio.run(run())
