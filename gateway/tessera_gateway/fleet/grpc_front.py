@@ -14,6 +14,7 @@ from tessera.contract import MODELS
 from tessera.errors import RESTARTING, InvalidInput, is_restarting
 from tessera_gateway.fleet import wire
 from tessera_gateway.fleet.book import NoWorker
+from tessera_gateway.fleet.checked import check
 from tessera_gateway.fleet.copies import register
 from tessera_gateway.fleet.counts import merge_messages
 from tessera_gateway.fleet.given import read_parameters, with_integers
@@ -122,6 +123,10 @@ class GrpcFront:
         if read.shared:
             sentence = f"an input or output has parameters of shared memory: {_NOT_SHARED}"
             await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
+        try:
+            check(read, given)
+        except InvalidInput as error:
+            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         asked = peek(read.model, read.inputs)
         timeout = context.time_remaining()
         if reason := refusal(key, asked.model, asked.action):
