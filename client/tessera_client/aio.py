@@ -215,7 +215,7 @@ class AsyncClient(AsyncConnection):
         bundle, loras = await self.bundle(), await self.adapters()
         try:
             busy = busy_of(read_json(await self._ask(load_call(), JOB_TIMEOUT)))
-        except InvalidInput:  # an older server, or a fleet, does not tell
+        except InvalidInput:  # an older server does not tell, or the key may not ask
             busy = None
         return Capabilities(bundle, loras, busy)
 

@@ -36,7 +36,8 @@ class Capabilities:
         bundle: with defaults, limits, schedulers and ControlNets.
         loras: those that can be used, and those that cannot with the reason; files of textual
             inversion too, which have a `word`.
-        busy: how much there is to do now; `None` if the server does not tell.
+        busy: how much there is to do now; `None` if the server does not tell, or
+            tells operators only.
     """
 
     bundle: ServedBundle

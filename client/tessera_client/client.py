@@ -280,7 +280,7 @@ class Client(Connection):
         bundle, loras = self.bundle(), self.adapters()
         try:
             busy = busy_of(read_json(self._ask(load_call(), JOB_TIMEOUT)))
-        except InvalidInput:  # an older server, or a fleet, does not tell
+        except InvalidInput:  # an older server does not tell, or the key may not ask
             busy = None
         return Capabilities(bundle, loras, busy)
 

@@ -38,6 +38,7 @@ def create_app(
     *,
     transport: AsyncTransport | None = None,
     upstream: Upstream | None = None,
+    keyring: Keyring | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -45,6 +46,7 @@ def create_app(
         settings: the operator's.
         transport: what the SDK uses instead of a connection to `settings.triton`, in tests.
         upstream: what KServe's bytes are passed on to instead of `settings.triton_http`.
+        keyring: the keys instead of those of `settings.keys`: a fleet has the same ones over gRPC.
 
     Raises:
         KeysError: the file of keys cannot be used.
@@ -56,13 +58,14 @@ def create_app(
         return AsyncClient(settings.triton, token="", timeout=settings.timeout, transport=transport)
 
     pictures = KeptPictures(seconds=settings.url_seconds, budget=settings.url_bytes)
-    gateway = Gateway(settings, new_client(), Keyring(settings.keys), pictures)
+    keyring = keyring or Keyring(settings.keys)
+    gateway = Gateway(settings, new_client(), keyring, pictures)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         gateway.client = new_client()  # the one before is closed if the application ran already
         gateway.closing = False
-        _reload_at_hangup(gateway)
+        _reload_at_hangup(keyring)
         yield
         await gateway.close()
 
@@ -87,14 +90,15 @@ def create_app(
     return app
 
 
-def _reload_at_hangup(gateway: Gateway) -> None:
+def _reload_at_hangup(keyring: Keyring) -> None:
     """Read the file of keys again at SIGHUP; a thread that is not the main one gets no signals."""
     if threading.current_thread() is threading.main_thread():
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, gateway)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_keys, keyring)
 
 
-def _reload(gateway: Gateway) -> None:
+def reload_keys(keyring: Keyring) -> None:
+    """Read the file of keys again; the log says how many there are, or why they stay."""
     try:
-        log.info("%d keys", gateway.keyring.reload())
+        log.info("%d keys", keyring.reload())
     except KeysError as error:
         log.error("the keys stay as they were: %s", error)

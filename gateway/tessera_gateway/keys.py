@@ -19,11 +19,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tessera.contract import JOB_ACTIONS
 from tessera.contract.limits import DEFAULT_PRIORITY, PRIORITIES
 from tessera.errors import TesseraError, brief
 
 PREFIX = "tsr-"
 WINDOW_S = 60.0
+EVERYBODYS = {
+    "templates": ("register",),
+    "jobs": tuple(action for action in JOB_ACTIONS if action != "load"),
+}
+"""What keys may do that are no operator's, by the model: no action that tells ids of others."""
 
 
 class Key(BaseModel):
@@ -35,7 +41,8 @@ class Key(BaseModel):
         in_flight: most pictures at a time.
         per_minute: most pictures within a minute.
         priority: 1 (first) to 3.
-        operator: whether it may list, evict and read templates, which are everybody's.
+        operator: whether it may list, evict and read templates, which are everybody's, and ask for
+            the load, which has ids of all jobs and templates.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -157,11 +164,12 @@ class Keyring:
 
 def refusal(key: Key, model: str, action: str) -> str | None:
     """Why a key may not do something, if so."""
-    if model != "templates" or key.operator or action == "register":
+    accepted = EVERYBODYS.get(model)
+    if accepted is None or key.operator or action in accepted:
         return None
     return (
-        f"ACTION is {brief(action)}; accepted: register with key {key.name}, and every ACTION with "
-        "an operator's key"
+        f"ACTION is {brief(action)}; accepted: {', '.join(accepted)} with key {key.name}, and "
+        "every ACTION with an operator's key"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from tessera_gateway.fleet import wire
+from tessera_gateway.fleet.given import read_parameters
 from tessera_gateway.fleet.peek import Peek, peek_grpc
 from tessera_gateway.fleet.pool import SERVICE
 from tessera_gateway.fleet.settings import Server
@@ -34,6 +35,7 @@ class FakeTriton:
         evicted: ids of templates that it was asked to evict.
         pictures: of its templates, by id: shape and bytes.
         registered: peeks at the registrations that it was asked for, in order.
+        given: parameters of the requests for pictures, in order.
         info: INFO of a picture; by default its name.
         statistics: answer to ModelStatistics.
     """
@@ -51,6 +53,7 @@ class FakeTriton:
         self.evicted: list[str] = []
         self.pictures: dict[str, tuple[tuple[int, ...], bytes]] = {}
         self.registered: list[Peek] = []
+        self.given: list[dict[str, object]] = []
         self.info = name
         self.statistics = b""
         self._server: Any = None
@@ -101,6 +104,7 @@ class FakeTriton:
             if asked.action == "cancel":
                 self.cancelled.append(asked.job)
             return wire.response_of("jobs", "RESULT", self.name)
+        self.given.append(read_parameters(request))
         return await self._draw(asked.job, context)
 
     async def _template(self, asked: Peek, request: bytes, context: Any) -> bytes:

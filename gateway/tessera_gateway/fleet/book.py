@@ -122,7 +122,7 @@ class Book:
         score: predicts when a request would be done.
 
     Attributes:
-        choices: the latest requests for pictures, and where each was sent.
+        choices: the latest requests for pictures, without masks and texts, and where each was sent.
         scales: what the costs that workers tell are multiplied by.
         draining: names of workers that get no more requests.
     """
@@ -225,7 +225,7 @@ class Book:
         prediction = predictions[worker]
         choice = Choice(worker, token, prediction, scores, missing, scale, self.weights)
         if peek.draws:
-            self.choices.append((peek, choice))
+            self.choices.append((replace(peek, edited=None, words=()), choice))
         return choice
 
     def with_recording(

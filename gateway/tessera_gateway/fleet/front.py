@@ -47,15 +47,19 @@ class Front:
 
     Attributes:
         pool: the workers; at first, there is none.
+        keyring: the keys, whose limits count HTTP and gRPC together.
+
+    Raises:
+        KeysError: the file of keys cannot be used.
     """
 
     def __init__(self, settings: FleetSettings) -> None:
         self.pool = Pool(Book(settings.weights), _hold(settings))
         self._copies = Copies(self.pool)
         self._settings = settings
-        self._keys = Path(settings.keys) if settings.keys else None
+        self.keyring = Keyring(Path(settings.keys) if settings.keys else None)
         limit = GatewaySettings.max_body
-        self._grpc = GrpcFront(self.pool, Keyring(self._keys), max_body=limit)
+        self._grpc = GrpcFront(self.pool, self.keyring, max_body=limit)
         self._inner = GrpcFront(self.pool, None, max_body=limit)
         """What the gateway's own requests come by: their callers have been let in already."""
         self._http: uvicorn.Server | None = None
@@ -96,9 +100,8 @@ class Front:
             triton=f"grpc://127.0.0.1:{inner}",
             host=self._settings.host,
             port=self._settings.http_port,
-            keys=self._keys,
         )
-        app = create_app(gateway, upstream=FleetUpstream(self.pool))
+        app = create_app(gateway, upstream=FleetUpstream(self.pool), keyring=self.keyring)
 
         @app.get("/v1/fleet", tags=["Fleet"])
         async def fleet(caller: Authenticated) -> dict[str, Any]:
@@ -159,14 +162,16 @@ def about(pool: Pool) -> dict[str, Any]:
 
 
 def chosen(pool: Pool) -> list[dict[str, Any]]:
-    """Its latest choices, in order. Who knows a job's id can cancel it, so a digest is told."""
+    """Its latest choices, in order. Who knows a job's id can cancel it, and who knows a template's
+    can see it, so digests are told.
+    """
     return [
         {
             "job": digest_of(peek.job),
             "model": peek.model,
             "steps": peek.steps,
             "mask": peek.mask,
-            "template": peek.template or None,
+            "template": digest_of(peek.template) if peek.template else None,
             "loras": list(peek.loras),
             "controls": list(peek.controls),
             "worker": choice.worker,
@@ -177,6 +182,6 @@ def chosen(pool: Pool) -> list[dict[str, Any]]:
     ]
 
 
-def digest_of(job: str) -> str:
-    """By which a caller finds its own job among the choices."""
-    return hashlib.sha256(job.encode()).hexdigest()[:16]
+def digest_of(identity: str) -> str:
+    """By which a caller finds its own job or template among the choices."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -14,13 +14,16 @@ from tessera.contract import MODELS
 from tessera.errors import RESTARTING, InvalidInput, is_restarting
 from tessera_gateway.fleet import wire
 from tessera_gateway.fleet.book import NoWorker
+from tessera_gateway.fleet.checked import check
 from tessera_gateway.fleet.copies import register
 from tessera_gateway.fleet.counts import merge_messages
+from tessera_gateway.fleet.given import read_parameters, with_integers
 from tessera_gateway.fleet.learning import read_info
 from tessera_gateway.fleet.peek import Peek, peek
 from tessera_gateway.fleet.pool import SERVICE, UNLIMITED, Lost, Member, Pool, Seen
 from tessera_gateway.fleet.several import by_job, cancel, everywhere, gathered
 from tessera_gateway.keys import ANYONE, Key, Keyring, LimitReached, refusal
+from tessera_gateway.kserve.parameters import ranked
 
 Context = Any
 """`grpc.aio.ServicerContext`."""
@@ -111,7 +114,7 @@ class GrpcFront:
     async def _infer(self, request: bytes, context: Context) -> bytes:
         key = await self._caller(context)
         try:
-            read = wire.read_inference(request)
+            read, given = wire.read_inference(request), read_parameters(request)
         except wire.Malformed as error:
             await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, f"the request is none: {error}")
         if read.model not in MODELS:
@@ -120,10 +123,15 @@ class GrpcFront:
         if read.shared:
             sentence = f"an input or output has parameters of shared memory: {_NOT_SHARED}"
             await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
+        try:
+            check(read, given)
+        except InvalidInput as error:
+            await _fail(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         asked = peek(read.model, read.inputs)
         timeout = context.time_remaining()
         if reason := refusal(key, asked.model, asked.action):
             await _fail(context, grpc.StatusCode.PERMISSION_DENIED, reason)
+        request = self._ranked(request, given, key)
         if asked.draws and read.raw and not any(t.name == "JOB_ID" for t in read.inputs):
             request = wire.with_text(request, "JOB_ID", uuid.uuid4().hex)
             asked = peek(read.model, wire.read_inference(request).inputs)
@@ -146,6 +154,13 @@ class GrpcFront:
         except asyncio.CancelledError:
             self._cancel(asked)
             raise
+
+    def _ranked(self, request: bytes, given: dict[str, object], key: Key) -> bytes:
+        """With the priority that its caller may have."""
+        known = self._keyring is not None and not self._keyring.open
+        wanted = ranked(given, key.priority if known else None)
+        changed = {name: n for name, n in wanted.items() if given.get(name) != n}
+        return with_integers(request, changed)
 
     async def _answer(self, asked: Peek, request: bytes, timeout: float | None) -> bytes:
         async def pass_on(member: Member) -> bytes:

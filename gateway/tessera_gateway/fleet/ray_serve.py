@@ -32,6 +32,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
+from tessera_gateway.app import reload_keys
 from tessera_gateway.fleet.addresses import Addresses
 from tessera_gateway.fleet.front import Front
 from tessera_gateway.fleet.scaler import Scaler
@@ -192,6 +193,10 @@ class Address:
             if task.done():
                 raise RuntimeError(f"the front has ended: {task.exception()}")
 
+    async def reload_keys(self) -> None:
+        """Read the file of keys again."""
+        reload_keys(self._front.keyring)
+
     async def __del__(self) -> None:
         serves, scales = self._tasks
         scales.cancel()
@@ -200,7 +205,7 @@ class Address:
 
 
 def run(settings: FleetSettings) -> None:
-    """Run a fleet until SIGTERM or SIGINT.
+    """Run a fleet until SIGTERM or SIGINT. At SIGHUP, its front reads the file of keys again.
 
     Raises:
         FleetError: Ray or Serve cannot be started, or reached; or Ray has ended meanwhile.
@@ -217,10 +222,11 @@ def run(settings: FleetSettings) -> None:
     log.info(
         "the fleet listens on http port %d, grpc port %d", settings.http_port, settings.grpc_port
     )
-    ended = threading.Event()
+    ended, changed = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    _wait(ended, found)
+    signal.signal(signal.SIGHUP, lambda *_: changed.set())
+    _wait(ended, changed, found)
     serve.delete(FRONT)  # before its workers: it would start them again
     for name in serve.status().applications:
         if _number(name) is not None:
@@ -231,14 +237,17 @@ def run(settings: FleetSettings) -> None:
     ray.shutdown()
 
 
-def _wait(ended: threading.Event, found: Any) -> None:
-    """Until the end that was asked for.
+def _wait(ended: threading.Event, changed: threading.Event, found: Any) -> None:
+    """Until the end that was asked for. Tells the front when its keys have changed.
 
     Raises:
         FleetError: Ray has ended. Its GCS and raylets do so without anybody telling.
     """
     heard = time.monotonic()
     while not ended.wait(ASKS_EVERY_S):
+        if changed.is_set():
+            changed.clear()
+            _tell_of_keys()
         try:
             ray.get(found.servers.remote(), timeout=ASKS_EVERY_S)
         except (RayError, RuntimeError):  # an actor may be started again
@@ -248,6 +257,14 @@ def _wait(ended: threading.Event, found: Any) -> None:
                 ) from None
         else:
             heard = time.monotonic()
+
+
+def _tell_of_keys() -> None:
+    try:
+        front = serve.get_app_handle(FRONT)
+        front.reload_keys.remote().result(timeout_s=ASKS_EVERY_S)
+    except (RayError, RayServeException, RuntimeError, TimeoutError) as error:
+        log.error("the front was not told to read its keys again: %r", error)
 
 
 def application(settings: FleetSettings, *, on_head: bool = False) -> Any:

@@ -51,12 +51,14 @@ class Inference:
     Attributes:
         raw: whether every input's bytes are in `raw_input_contents`.
         shared: whether an input or output has parameters by which clients name shared memory.
+        classified: whether an output is to be a classification.
     """
 
     model: str
     inputs: tuple[Tensor, ...]
     raw: bool
     shared: bool
+    classified: bool = False
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
@@ -104,6 +106,18 @@ def message(value: int | memoryview) -> memoryview:
     return _bytes(value)
 
 
+def text(value: int | memoryview) -> str:
+    """The text of a field.
+
+    Raises:
+        Malformed: it is none.
+    """
+    try:
+        return str(_bytes(value), "utf-8")
+    except UnicodeDecodeError:
+        raise Malformed("a name is not UTF-8") from None
+
+
 def read_inference(data: bytes | memoryview) -> Inference:
     """A request's model and inputs.
 
@@ -111,13 +125,14 @@ def read_inference(data: bytes | memoryview) -> Inference:
         Malformed: the bytes are no such request.
     """
     model, heads, raws, shared = "", [], [], False
+    wanted: set[str] = set()
     for number, value in fields(memoryview(data)):
         if number == _MODEL:
-            model = _text(value)
+            model = text(value)
         elif number == _INPUT:
             heads.append(_message(value))
         elif number == _WANTED:
-            shared = shared or _names_memory(_message(value))
+            wanted.update(_parameters_of(_message(value)))
         elif number == _RAW:
             raws.append(_bytes(value))
     tensors = []
@@ -125,7 +140,9 @@ def read_inference(data: bytes | memoryview) -> Inference:
         tensor, has_parameters = _tensor(head, raws[index] if index < len(raws) else None)
         tensors.append(tensor)
         shared = shared or has_parameters
-    return Inference(model, tuple(tensors), len(raws) == len(heads), shared)
+    shared = shared or any(name.startswith("shared_memory") for name in wanted)
+    raw, classified = len(raws) == len(heads), "classification" in wanted
+    return Inference(model, tuple(tensors), raw, shared, classified)
 
 
 def with_text(data: bytes, name: str, text: str) -> bytes:
@@ -214,9 +231,9 @@ def _tensor(head: memoryview, raw: memoryview | None) -> tuple[Tensor, bool]:
     shape: tuple[int, ...] = ()
     for number, value in fields(head):
         if number == _NAME:
-            name = _text(value)
+            name = text(value)
         elif number == _DATATYPE:
-            datatype = _text(value)
+            datatype = text(value)
         elif number == _SHAPE:
             shape += _numbers(value)
         elif number == _PARAMETERS:
@@ -227,16 +244,15 @@ def _tensor(head: memoryview, raw: memoryview | None) -> tuple[Tensor, bool]:
     return Tensor(name, shape, data, datatype), shared
 
 
-def _names_memory(wanted: memoryview) -> bool:
-    """Whether an InferRequestedOutputTensor names a region; classification is a parameter, too."""
-    keys = (
-        _text(value)
+def _parameters_of(wanted: memoryview) -> Iterator[str]:
+    """Names of the parameters of an InferRequestedOutputTensor."""
+    return (
+        text(value)
         for number, entry in fields(wanted)
         if number == 2
         for n, value in fields(_message(entry))
         if n == 1
     )
-    return any(key.startswith("shared_memory") for key in keys)
 
 
 def _typed(contents: memoryview) -> bytes | None:
@@ -311,10 +327,3 @@ def _bytes(value: int | memoryview) -> memoryview:
 
 
 _message = _bytes
-
-
-def _text(value: int | memoryview) -> str:
-    try:
-        return str(_bytes(value), "utf-8")
-    except UnicodeDecodeError:
-        raise Malformed("a name is not UTF-8") from None

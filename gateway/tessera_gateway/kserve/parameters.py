@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tessera.contract.limits import PRIORITIES
 from tessera.errors import InvalidInput
 from tessera_gateway.kserve.limits import Limits
 
@@ -51,6 +52,21 @@ def check_parameters(given: Any, limits: Limits) -> dict[str, Any]:
     for name, value in given.items():
         check_parameter(name, value)
     return given
+
+
+def ranked(parameters: dict[str, Any], highest: int | None) -> dict[str, Any]:
+    """The same with a priority that the caller may have: for Triton's queues, and for the models.
+
+    Args:
+        parameters: of a request.
+        highest: priority that its caller has (1 is first), or `None` for any.
+    """
+    given = parameters.get("priority")
+    asked = given if isinstance(given, int) and given > 0 else highest
+    if asked is None:
+        return parameters
+    priority = min(max(asked, highest or 1), PRIORITIES)
+    return {**parameters, "priority": priority, "job_priority": priority}
 
 
 def check_parameter(name: str, value: Any) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 import aiohttp
 from starlette.requests import ClientDisconnect, Request
 
-from tessera.contract.limits import PRIORITIES
 from tessera.errors import InvalidInput
 from tessera_gateway.keys import ANYONE, Key, refusal
 from tessera_gateway.kserve.body import PIECE, Body
@@ -19,6 +18,7 @@ from tessera_gateway.kserve.framing import HEAD_LENGTH, Framing, read_framing
 from tessera_gateway.kserve.generated import job_of, read_generate, write_generate
 from tessera_gateway.kserve.head import JOB_ID, Inference, read_inference
 from tessera_gateway.kserve.limits import Limits, Refused
+from tessera_gateway.kserve.parameters import ranked
 from tessera_gateway.kserve.paths import Target
 from tessera_gateway.kserve.texts import check_texts
 from tessera_gateway.kserve.upstream import Upstream
@@ -111,7 +111,7 @@ class Passage:
         large = len(text) > self._limits.head
         read = await gateway_of(self._request).in_thread(work) if large else work()
         _check_length(framing, read)
-        read = replace(read, parameters=self._ranked(read.parameters or {}))
+        read = replace(read, parameters=ranked(read.parameters or {}, self._priority))
         read = read.named(uuid.uuid4().hex)
         head = read.to_json()
         headers = {
@@ -122,9 +122,8 @@ class Passage:
         return _pieces(self._tensors(head, read, body)), headers
 
     def _generate(self, text: bytes) -> tuple[AsyncIterator[bytes], dict[str, str]]:
-        values = self._ranked(read_generate(self._target.model, text, self._limits))
-        if self._target.model == "templates":
-            self._check_action(str(values.get(ACTION, "")))
+        values = ranked(read_generate(self._target.model, text, self._limits), self._priority)
+        self._check_action(str(values.get(ACTION, "")))
         self.job = job_of(self._target.model, values, uuid.uuid4().hex)
         written = write_generate(values)
 
@@ -133,15 +132,6 @@ class Passage:
 
         headers = {"content-type": "application/json", "content-length": str(len(written))}
         return once(), headers
-
-    def _ranked(self, parameters: dict[str, object]) -> dict[str, object]:
-        """With a priority that the caller may have: for Triton's queues, and for the models."""
-        given = parameters.get("priority")
-        asked = given if isinstance(given, int) and given > 0 else self._priority
-        if asked is None:
-            return parameters
-        priority = min(max(asked, self._priority or 1), PRIORITIES)
-        return {**parameters, "priority": priority, "job_priority": priority}
 
     async def _tensors(self, head: bytes, read: Inference, body: Body) -> AsyncIterator[bytes]:
         """The body that Triton gets."""

@@ -100,6 +100,19 @@ def test_templates_are_the_operators() -> None:
     assert refusal(key(), "adapters", "list") is None
 
 
+def test_the_load_is_the_operators() -> None:
+    """It has the ids of everybody's jobs and templates."""
+    for action in ("load", "", "Status"):
+        assert refusal(key(), "jobs", action) == (
+            f"ACTION is {action!r}; accepted: status, cancel, preview with key alice, and every "
+            "ACTION with an operator's key"
+        )
+        assert refusal(key(operator=True), "jobs", action) is None
+        assert refusal(ANYONE, "jobs", action) is None
+    for action in ("status", "cancel", "preview"):
+        assert refusal(key(), "jobs", action) is None
+
+
 def test_pictures_in_flight_are_limited() -> None:
     keyring, alice = Keyring(), key(in_flight=3)
     with keyring.turn(alice, 2):

@@ -7,7 +7,9 @@ import pytest
 
 from tessera_gateway.fleet.book import SLOW_S, STALE_S, Book, NoWorker
 from tessera_gateway.fleet.load import Defaults, Lines, Load, Recorded, Running
+from tessera_gateway.fleet.masks import edited_of
 from tessera_gateway.fleet.peek import Peek
+from tessera_gateway.fleet.wire import Tensor
 
 IDLE = Load("x", slots=4, lines=Lines((0.0, 1.0), (1.0, 1.0)), defaults=Defaults(10, 64, 64))
 
@@ -157,6 +159,20 @@ def test_its_end_is_forgotten_in_time(book: Book) -> None:
     book.end(book.choose(Peek("generate", job="j"), 100.0), 100.0)
     book.tell("a", IDLE, 110.0)
     assert book.workers["a"].ended == {}
+
+
+def test_choices_keep_neither_texts_nor_masks(book: Book) -> None:
+    """A caller may send as many as it likes."""
+    words = (Tensor("PROMPT", (1, 1), b"text"),)
+    edited = edited_of(
+        {"MASK": Tensor("MASK", (1, 8, 8), bytes([255]) * 64)}, soft=False, room=None
+    )
+    assert edited is not None
+    asked = Peek("edit", template="t", mask=1.0, edited=edited, words=words)
+    choice = book.choose(asked, 100.0)
+    ((peek, _),) = book.choices
+    assert (peek.template, peek.mask, peek.edited, peek.words) == ("t", 1.0, None, ())
+    assert book.workers[choice.worker].sent[choice.token].edited is edited
 
 
 def test_choices_are_remembered_with_what_spoke_for_them(book: Book) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from tritonclient import http
 from tritonclient.utils import serialize_byte_tensor
 
 from tessera_gateway.app import create_app
+from tessera_gateway.keys import make_key
 from tessera_gateway.kserve.framing import HEAD_LENGTH
 from tessera_gateway.settings import GatewaySettings
 from tests.fakes.transport import AsyncFakeTransport
@@ -58,10 +61,18 @@ def came() -> list[tuple[dict[str, Any], bytes]]:
 @pytest.fixture(scope="module")
 def passing(came: list[tuple[dict[str, Any], bytes]]) -> Iterator[TestClient]:
     """A gateway in front of it."""
+    with gateway(came) as client:
+        yield client
+
+
+@contextmanager
+def gateway(
+    came: list[tuple[dict[str, Any], bytes]], keys: Path | None = None
+) -> Iterator[TestClient]:
     handler = type("Handler", (_Triton,), {"came": came})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as triton:
         threading.Thread(target=triton.serve_forever, daemon=True).start()
-        given = GatewaySettings(kserve=f"http://127.0.0.1:{triton.server_port}")
+        given = GatewaySettings(kserve=f"http://127.0.0.1:{triton.server_port}", keys=keys)
         with TestClient(create_app(given, transport=AsyncFakeTransport())) as client:
             yield client
         triton.shutdown()
@@ -176,3 +187,28 @@ def test_the_generate_extension_has_no_shapes(
     answer = passing.post("/v2/models/edit/generate", content=body)
     assert answer.status_code == 400
     assert sentence in answer.json()["error"]
+
+
+def test_the_load_is_the_operators(tmp_path: Path) -> None:
+    """However the action is written."""
+    came: list[tuple[dict[str, Any], bytes]] = []
+    token, lines = make_key("alice")
+    operator, more = make_key("operator")
+    (tmp_path / "keys.toml").write_text(f"{lines}{more}operator = true\n")
+    with gateway(came, tmp_path / "keys.toml") as client:
+
+        def ask(token: str, action: str, **form: Any) -> Any:
+            body, headers = asked({"ACTION": texts_of(action)}, **form)
+            headers["Authorization"] = f"Bearer {token}"
+            return client.post("/v2/models/jobs/infer", content=body, headers=headers)
+
+        for binary in (True, False):
+            refused = ask(token, "load", binary=binary)
+            assert refused.status_code == 403, refused.text
+            assert "accepted: status, cancel, preview with key alice" in refused.json()["error"]
+            assert ask(token, "status", binary=binary).status_code == 200
+            assert ask(operator, "load", binary=binary).status_code == 200
+        key = {"Authorization": f"Bearer {token}"}
+        flat = client.post("/v2/models/jobs/generate", json={"ACTION": "load"}, headers=key)
+        assert flat.status_code == 403, flat.text
+    assert len(came) == 4
