@@ -272,9 +272,14 @@ def _look_http(headers: dict[str, str], body: bytes) -> tuple[Peek, bytes, dict[
     return found, encoded + body[size:], changed
 
 
-async def resolved(servers: tuple[Server, ...]) -> list[Server]:
-    """Servers by their addresses; a name may stand for many, as that of a headless service does."""
-    found = []
+async def resolved(servers: tuple[Server, ...], before: dict[Server, list[Server]]) -> list[Server]:
+    """Servers by their addresses; a name may stand for many, as that of a headless service does.
+
+    Args:
+        servers: by their names.
+        before: the addresses that each had last, which it keeps if its name is not resolved now;
+            updated.
+    """
     for server in servers:
         name, _, port = server.grpc.rpartition(":")
         http = server.http.rpartition(":")[2]
@@ -286,8 +291,8 @@ async def resolved(servers: tuple[Server, ...]) -> list[Server]:
             log.warning("%s is not resolved: %s", name, error)
             continue
         addresses = sorted({str(info[4][0]) for info in infos})
-        found += [Server(f"{address}:{port}", f"{address}:{http}") for address in addresses]
-    return found
+        before[server] = [Server(f"{each}:{port}", f"{each}:{http}") for each in addresses]
+    return [each for server in servers for each in before.get(server, ())]
 
 
 async def serve(settings: FleetSettings, port: int) -> None:
@@ -299,8 +304,9 @@ async def serve(settings: FleetSettings, port: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await picker.start(settings.host, port)
     log.info("the picker is ready on port %d", port)
+    before: dict[Server, list[Server]] = {}
     while not stopped.is_set():
-        pool.have(await resolved(settings.servers))
+        pool.have(await resolved(settings.servers, before))
         try:
             await asyncio.wait_for(stopped.wait(), RESOLVES_EVERY_S)
         except TimeoutError:

@@ -232,6 +232,14 @@ def test_without_workers_the_caller_is_told_so(headers: dict[str, str], said: by
 
 
 def test_a_name_stands_for_its_addresses() -> None:
-    found = asyncio.run(resolved((Server("localhost:81", "localhost:80"),)))
+    found = asyncio.run(resolved((Server("localhost:81", "localhost:80"),), {}))
     assert found == [Server("127.0.0.1:81", "127.0.0.1:80")]
-    assert asyncio.run(resolved((Server("no.such.invalid:81", "no.such.invalid:80"),))) == []
+
+
+def test_a_name_that_is_not_resolved_keeps_its_addresses() -> None:
+    """One answer of DNS that is missing must not take the workers away."""
+    unknown = Server("no.such.invalid:81", "no.such.invalid:80")
+    assert asyncio.run(resolved((unknown,), {})) == []
+    local, before = Server("localhost:81", "localhost:80"), {unknown: [A, B]}
+    found = asyncio.run(resolved((unknown, local), before))
+    assert found == [A, B, Server("127.0.0.1:81", "127.0.0.1:80")]
