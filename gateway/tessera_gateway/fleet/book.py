@@ -7,7 +7,7 @@ some hundred milliseconds old, as long as it is one router that chooses, or few.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -276,11 +276,11 @@ class Book:
             self.scales.learn(choice.worker, prediction.path, ratio, choice.scale, now)
         return ratio
 
-    def evict(self, template: str, now: float) -> None:
-        """A template was evicted on every worker."""
-        for entry in self.workers.values():
-            entry.brought.pop(template, None)
-            entry.evicted[template] = now
+    def evict(self, template: str, now: float, workers: Set[str]) -> None:
+        """A template was evicted on some workers."""
+        for name in workers & self.workers.keys():
+            self.workers[name].brought.pop(template, None)
+            self.workers[name].evicted[template] = now
 
     def _able(self, peek: Peek, now: float, avoid: Collection[str]) -> list[str]:
         """Those that know the template, if it is asked for by its id and any does: its picture may

@@ -43,7 +43,7 @@ app = typer.Typer(add_completion=False)
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 DESTINATION = "x-gateway-destination-endpoint"
 RESOLVES_EVERY_S = 2.0
-EVICTS_WITHIN_S = 0.7
+EVICTS_WITHIN_S = 0.6
 ANSWERS_WITHIN_S = 1.0
 """Envoy waits for 2 s in the example, and then goes on without an answer."""
 

@@ -57,10 +57,10 @@ def test_a_template_that_was_evicted_and_came_again(book: Book) -> None:
     """What a worker still tells of it is old."""
     by_id = Peek("edit", template="t", mask=0.1, width=64, height=64)
     book.tell("a", msgspec.structs.replace(IDLE, templates=frozenset("t")), 100.0)
-    book.evict("t", 100.0)
+    book.evict("t", 100.0, book.workers.keys())
     book.end(book.choose(Peek("templates", template="t", image=True), 100.1, avoid=["a"]), 100.1)
     assert [book.choose(by_id, 100.2).worker for _ in range(3)] == ["b"] * 3
-    book.evict("t", 100.3)
+    book.evict("t", 100.3, book.workers.keys())
     for name in ("a", "b"):
         book.tell(name, IDLE, 104.0)
     assert {book.choose(by_id, 104.0).worker for _ in range(9)} == {"a", "b"}

@@ -170,6 +170,33 @@ def test_a_template_is_evicted_on_all_workers(over_grpc: bool) -> None:
     asyncio.run(evict())
 
 
+def test_an_eviction_is_not_done_while_a_copy_may_stay() -> None:
+    """The rest is evicted all the same, on the worker that Envoy would have asked as well."""
+    texts = {"ACTION": "evict", "TEMPLATE": "t"}
+
+    async def evict() -> None:
+        async with fake_workers("a", "b", "c") as (workers, servers):
+            pool = Pool(Book())
+            pool.have(servers)
+            for worker in workers:
+                worker.load["templates"] = ["t"]
+            for server in servers:
+                await pool.ask(server.grpc)
+            await workers[0].stop()
+            pool.book.fail(servers[0].grpc)
+
+            async def sent() -> AsyncIterator[bytes]:
+                yield head(GRPC)
+                yield body(framed(wire.request_of("templates", texts)))
+
+            answers = [answer async for answer in Picker(pool)._process(sent(), Peer())]
+            assert b"template t may still be on workers" in answers[1]
+            assert [worker.evicted for worker in workers] == [[], ["t"], ["t"]]
+            await pool.close()
+
+    asyncio.run(evict())
+
+
 def test_a_callers_own_header_is_overwritten() -> None:
     _, answers = run(head(GRPC | {DESTINATION: "10.9.9.9:1"}), body(framed(CONTROLLED)))
     assert b"10.9.9.9" not in answers[1]
