@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
+import msgspec
 import typer
 
 from tessera.contract import MODELS
@@ -30,7 +31,7 @@ from tessera.terminal.console import Console
 from tessera_gateway.fleet import ext_proc, wire
 from tessera_gateway.fleet.book import Book, Choice, NoWorker
 from tessera_gateway.fleet.copies import Copies
-from tessera_gateway.fleet.peek import Peek, peek, peek_http
+from tessera_gateway.fleet.peek import Peek, peek, peek_http, peek_values
 from tessera_gateway.fleet.pool import SERVICE, UNLIMITED, Pool
 from tessera_gateway.fleet.settings import FleetError, FleetSettings, Server, read_settings
 from tessera_gateway.fleet.several import cancel, evicted_elsewhere
@@ -206,7 +207,7 @@ class _Request:
             if self._grpc:
                 return _look_grpc(self.headers.get(":path", ""), body)
             return _look_http(self.headers, body)
-        except (TesseraError, wire.Malformed, ValueError, LookupError):
+        except (TesseraError, wire.Malformed, ValueError, LookupError, RecursionError):
             return Peek(), body, {}  # the worker will say what is wrong
 
     async def _addresses(self, asked: Peek) -> str:
@@ -257,8 +258,10 @@ def _look_grpc(path: str, body: bytes) -> tuple[Peek, bytes, dict[str, str]]:
 
 def _look_http(headers: dict[str, str], body: bytes) -> tuple[Peek, bytes, dict[str, str]]:
     asked = INFER.fullmatch(headers.get(":path", "").partition("?")[0])
-    if asked is None or asked[2] != "infer" or asked[1] not in MODELS:
+    if asked is None or asked[1] not in MODELS:
         return Peek(), body, {}
+    if asked[2] == "generate":
+        return *_look_values(asked[1], body), {}
     length = headers.get(HEAD_LENGTH)
     size = len(body) if length is None else int(length)
     found = peek_http(asked[1], size, body)
@@ -270,6 +273,16 @@ def _look_http(headers: dict[str, str], body: bytes) -> tuple[Peek, bytes, dict[
     found = peek_http(asked[1], len(encoded), encoded + body[size:])
     changed = {} if length is None else {HEAD_LENGTH: str(len(encoded))}
     return found, encoded + body[size:], changed
+
+
+def _look_values(model: str, body: bytes) -> tuple[Peek, bytes]:
+    """Of a call of KServe's generate extension, whose JSON has names and values."""
+    values = msgspec.json.decode(body, type=dict[str, Any])
+    found = peek_values(model, values)
+    if not found.draws or "JOB_ID" in values:
+        return found, body
+    values["JOB_ID"] = uuid.uuid4().hex
+    return peek_values(model, values), json.dumps(values).encode()
 
 
 async def resolved(servers: tuple[Server, ...], before: dict[Server, list[Server]]) -> list[Server]:

@@ -221,12 +221,22 @@ def test_bodies_that_are_streamed_come_back_in_pieces() -> None:
     ("headers", "data", "expected"),
     [
         ({":path": "/v2/models/generate/infer"}, b"[[[", A.http),
+        ({":path": "/v2/models/generate/generate"}, b'[{"PROMPT": "x"}]', A.http),
+        ({":path": "/v2/models/generate/generate"}, b"[" * 10**6, A.http),
         ({":path": "/v2"}, b"", A.http),
         (GRPC, b"\0\0\0\0\x02\xff\xff", A.grpc),
         (GRPC, b"\1\0\0\0\x02xx", A.grpc),
         (GRPC | {":path": "/inference.GRPCInferenceService/ServerLive"}, framed(b""), A.grpc),
     ],
-    ids=["no JSON", "metadata", "no message", "compressed", "another method"],
+    ids=[
+        "no JSON",
+        "a list of values",
+        "nested",
+        "metadata",
+        "no message",
+        "compressed",
+        "another method",
+    ],
 )
 def test_what_cannot_be_read_goes_to_a_worker_as_it_is(
     headers: dict[str, str], data: bytes, expected: str
@@ -246,6 +256,21 @@ def test_json_gets_a_job_id_and_its_length_is_told() -> None:
     ((peek, _),) = pool.book.choices
     assert f'"data": ["{peek.job}"]'.encode() in answers[1]
     assert b"content-length" in answers[1]
+
+
+def test_values_get_a_worker_and_a_job_id() -> None:
+    """Of the generate extension, with or without an id of the caller's."""
+    path = {":path": "/v2/models/generate/generate", "content-length": "9"}
+    controls = '[{"name": "edges"}]'
+    for given in ({}, {"JOB_ID": "mine"}):
+        content = msgspec.json.encode({"PROMPT": "x", "CONTROLS": controls} | given)
+        pool, answers = run(head(path), body(content))
+        ((peek, choice),) = pool.book.choices
+        assert choice.worker == B.grpc
+        assert f"{B.http},{A.http}".encode() in answers[1]
+        assert (f'"JOB_ID": "{peek.job}"'.encode() in answers[1]) == (not given)
+        assert peek.job == given.get("JOB_ID", peek.job)
+        assert (b"content-length" in answers[1]) == (not given)
 
 
 @pytest.mark.parametrize(
