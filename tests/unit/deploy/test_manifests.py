@@ -65,6 +65,13 @@ def test_kubernetes_lets_a_server_drain(name: str) -> None:
     assert pod.get("terminationGracePeriodSeconds", 30) >= STOPS_WITHIN_S
 
 
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_compose_lets_a_server_drain(name: str) -> None:
+    """By itself, Docker waits for 10 s."""
+    period = COMPOSE["services"][name].get("stop_grace_period", "10s")
+    assert float(period.removesuffix("s")) >= STOPS_WITHIN_S
+
+
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_are_accepted_by_kubernetes_schemas(name: str) -> None:
     kubernetes_validate.validate(OBJECTS[name], VERSION, strict=True)
