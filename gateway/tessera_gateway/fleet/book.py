@@ -7,7 +7,7 @@ some hundred milliseconds old, as long as it is one router that chooses, or few.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -252,7 +252,7 @@ class Book:
         Args:
             choice: its worker.
             now: the time.
-            fine: whether what it registers is there now.
+            fine: whether it was done, so that the picture that came along is there now.
         """
         entry = self.workers.get(choice.worker)
         if entry is None:
@@ -260,8 +260,11 @@ class Book:
         peek = entry.sent.pop(choice.token, None)
         if peek is not None and peek.job:
             entry.ended[peek.job] = now
-        if peek is not None and peek.image and (fine or not peek.registers):
-            entry.brought[peek.template] = now
+        if peek is not None and _stays(peek):
+            if fine:
+                entry.brought[peek.template] = now
+            elif not peek.registers:
+                entry.brought.pop(peek.template, None)
 
     def drew(self, choice: Choice, drawn: Drawn, now: float) -> float:
         """How many times as long as predicted a picture took.
@@ -276,11 +279,11 @@ class Book:
             self.scales.learn(choice.worker, prediction.path, ratio, choice.scale, now)
         return ratio
 
-    def evict(self, template: str, now: float) -> None:
-        """A template was evicted on every worker."""
-        for entry in self.workers.values():
-            entry.brought.pop(template, None)
-            entry.evicted[template] = now
+    def evict(self, template: str, now: float, workers: Set[str]) -> None:
+        """A template was evicted on some workers."""
+        for name in workers & self.workers.keys():
+            self.workers[name].brought.pop(template, None)
+            self.workers[name].evicted[template] = now
 
     def _able(self, peek: Peek, now: float, avoid: Collection[str]) -> list[str]:
         """Those that know the template, if it is asked for by its id and any does: its picture may
@@ -315,7 +318,7 @@ class Book:
         token = str(self._tokens)
         entry = self.workers[worker]
         entry.sent[token] = peek
-        if peek.image and not peek.registers:  # of a copy, others know the id already
+        if _stays(peek) and not peek.registers:  # of a copy, others know the id already
             entry.brought[peek.template] = now
         if peek.job:
             entry.ended.pop(peek.job, None)
@@ -324,3 +327,8 @@ class Book:
             if len(self._jobs) > _JOBS:
                 self._jobs.popitem(last=False)
         return token
+
+
+def _stays(peek: Peek) -> bool:
+    """Whether the worker keeps the picture that comes along: no dense edit's."""
+    return peek.image and peek.mode != "dense"

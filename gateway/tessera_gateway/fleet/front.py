@@ -60,8 +60,10 @@ class Front:
         self.keyring = Keyring(Path(settings.keys) if settings.keys else None)
         limit = GatewaySettings.max_body
         self._grpc = GrpcFront(self.pool, self.keyring, max_body=limit)
-        self._inner = GrpcFront(self.pool, None, max_body=limit)
-        """What the gateway's own requests come by: their callers have been let in already."""
+        self._inner = GrpcFront(self.pool, None, max_body=-1)
+        """What the gateway's own requests come by: their callers have been let in already, and a
+        picture has more bytes here than its file, whose size was checked.
+        """
         self._http: uvicorn.Server | None = None
         self._stopped = False
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import grpc
+import msgspec
 import typer
 
 from tessera.contract import MODELS
@@ -30,7 +31,7 @@ from tessera.terminal.console import Console
 from tessera_gateway.fleet import ext_proc, wire
 from tessera_gateway.fleet.book import Book, Choice, NoWorker
 from tessera_gateway.fleet.copies import Copies
-from tessera_gateway.fleet.peek import Peek, peek, peek_http
+from tessera_gateway.fleet.peek import Peek, peek, peek_http, peek_values
 from tessera_gateway.fleet.pool import SERVICE, UNLIMITED, Pool
 from tessera_gateway.fleet.settings import FleetError, FleetSettings, Server, read_settings
 from tessera_gateway.fleet.several import cancel, evicted_elsewhere
@@ -43,7 +44,7 @@ app = typer.Typer(add_completion=False)
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 DESTINATION = "x-gateway-destination-endpoint"
 RESOLVES_EVERY_S = 2.0
-EVICTS_WITHIN_S = 0.7
+EVICTS_WITHIN_S = 0.6
 ANSWERS_WITHIN_S = 1.0
 """Envoy waits for 2 s in the example, and then goes on without an answer."""
 
@@ -206,7 +207,7 @@ class _Request:
             if self._grpc:
                 return _look_grpc(self.headers.get(":path", ""), body)
             return _look_http(self.headers, body)
-        except (TesseraError, wire.Malformed, ValueError, LookupError):
+        except (TesseraError, wire.Malformed, ValueError, LookupError, RecursionError):
             return Peek(), body, {}  # the worker will say what is wrong
 
     async def _addresses(self, asked: Peek) -> str:
@@ -257,8 +258,10 @@ def _look_grpc(path: str, body: bytes) -> tuple[Peek, bytes, dict[str, str]]:
 
 def _look_http(headers: dict[str, str], body: bytes) -> tuple[Peek, bytes, dict[str, str]]:
     asked = INFER.fullmatch(headers.get(":path", "").partition("?")[0])
-    if asked is None or asked[2] != "infer" or asked[1] not in MODELS:
+    if asked is None or asked[1] not in MODELS:
         return Peek(), body, {}
+    if asked[2] == "generate":
+        return *_look_values(asked[1], body), {}
     length = headers.get(HEAD_LENGTH)
     size = len(body) if length is None else int(length)
     found = peek_http(asked[1], size, body)
@@ -272,9 +275,24 @@ def _look_http(headers: dict[str, str], body: bytes) -> tuple[Peek, bytes, dict[
     return found, encoded + body[size:], changed
 
 
-async def resolved(servers: tuple[Server, ...]) -> list[Server]:
-    """Servers by their addresses; a name may stand for many, as that of a headless service does."""
-    found = []
+def _look_values(model: str, body: bytes) -> tuple[Peek, bytes]:
+    """Of a call of KServe's generate extension, whose JSON has names and values."""
+    values = msgspec.json.decode(body, type=dict[str, Any])
+    found = peek_values(model, values)
+    if not found.draws or "JOB_ID" in values:
+        return found, body
+    values["JOB_ID"] = uuid.uuid4().hex
+    return peek_values(model, values), json.dumps(values).encode()
+
+
+async def resolved(servers: tuple[Server, ...], before: dict[Server, list[Server]]) -> list[Server]:
+    """Servers by their addresses; a name may stand for many, as that of a headless service does.
+
+    Args:
+        servers: by their names.
+        before: the addresses that each had last, which it keeps if its name is not resolved now;
+            updated.
+    """
     for server in servers:
         name, _, port = server.grpc.rpartition(":")
         http = server.http.rpartition(":")[2]
@@ -286,8 +304,8 @@ async def resolved(servers: tuple[Server, ...]) -> list[Server]:
             log.warning("%s is not resolved: %s", name, error)
             continue
         addresses = sorted({str(info[4][0]) for info in infos})
-        found += [Server(f"{address}:{port}", f"{address}:{http}") for address in addresses]
-    return found
+        before[server] = [Server(f"{each}:{port}", f"{each}:{http}") for each in addresses]
+    return [each for server in servers for each in before.get(server, ())]
 
 
 async def serve(settings: FleetSettings, port: int) -> None:
@@ -299,8 +317,9 @@ async def serve(settings: FleetSettings, port: int) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await picker.start(settings.host, port)
     log.info("the picker is ready on port %d", port)
+    before: dict[Server, list[Server]] = {}
     while not stopped.is_set():
-        pool.have(await resolved(settings.servers))
+        pool.have(await resolved(settings.servers, before))
         try:
             await asyncio.wait_for(stopped.wait(), RESOLVES_EVERY_S)
         except TimeoutError:

@@ -32,7 +32,10 @@ SERVICE = "inference.GRPCInferenceService"
 GONE = "the worker ended the connection"
 TELLS_EVERY_S = 0.2
 TELLS_WITHIN_S = 2.0
+CLOSES_WITHIN_S = 5.0
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+_RECONNECTS = [("grpc.max_reconnect_backoff_ms", 2000), ("grpc.min_reconnect_backoff_ms", 5000)]
+"""The first is the longest pause, else 120 s; the second is for how long one attempt may take."""
 _LOAD = wire.request_of("jobs", {"ACTION": "load"})
 
 
@@ -71,21 +74,28 @@ class Member:
     upstream: Upstream = field(init=False)
     _channel: Any = field(init=False)
     _methods: dict[str, Any] = field(default_factory=dict)
+    _closing: bool = False
 
     def __post_init__(self) -> None:
         self.upstream = Upstream(f"http://{self.server.http}")
-        self._channel = grpc.aio.insecure_channel(self.server.grpc, options=UNLIMITED)
+        self._channel = grpc.aio.insecure_channel(self.server.grpc, [*UNLIMITED, *_RECONNECTS])
 
     async def call(self, method: str, data: bytes, timeout: float | None = None) -> bytes:
         """Call a method of Triton's gRPC service with bytes.
 
         Raises:
-            grpc.aio.AioRpcError: it fails.
+            grpc.aio.AioRpcError: it fails, or `close` ends it.
         """
-        known = self._methods.get(method)
-        if known is None:
-            known = self._methods[method] = self._channel.unary_unary(f"/{SERVICE}/{method}")
-        answer: bytes = await known(data, timeout=timeout)
+        known = self._methods.get(method) or self._channel.unary_unary(f"/{SERVICE}/{method}")
+        self._methods[method] = known
+        try:
+            answer: bytes = await known(data, timeout=timeout)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closing or task is None or task.cancelling():  # by the caller
+                raise
+            none = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, none, none, GONE) from None
         return answer
 
     async def infer(self, request: bytes, timeout: float | None = None) -> bytes:
@@ -110,7 +120,8 @@ class Member:
 
     async def close(self) -> None:
         """Close the connections; calls under way get some time."""
-        await self._channel.close(grace=5.0)
+        self._closing = True
+        await self._channel.close(grace=CLOSES_WITHIN_S)
         await self.upstream.close()
 
 
@@ -188,10 +199,11 @@ class Pool:
             NoWorker: there is none.
         """
         choice = await self._held(lambda: self.book.choose(peek, time.monotonic()))
+        entry = self.book.workers[choice.worker]  # it may leave the book
         try:
             return await self.send_to(choice, peek, send, see)
         except Lost as lost:
-            if self._began(choice, peek):
+            if any(running.job == peek.job for running in entry.load.running):
                 raise
             try:
                 other = self.book.choose(peek, time.monotonic(), avoid=[choice.worker])
@@ -308,20 +320,18 @@ class Pool:
         weights = {name: getattr(self.book.weights, name) for name in LEARNED}
         return State(states, self.held, self.book.seconds(now), scales, weights)
 
-    def _began(self, choice: Choice, peek: Peek) -> bool:
-        """Whether the worker has told that it denoises the request."""
-        entry = self.book.workers.get(choice.worker)
-        return entry is not None and any(r.job == peek.job for r in entry.load.running)
-
     async def _listen(self, name: str) -> None:
         """Ask a worker for its load, again and again."""
         while True:
             try:
                 await self.ask(name)
             except (grpc.aio.AioRpcError, wire.Malformed, msgspec.MsgspecError) as error:
+                told = error if isinstance(error, grpc.aio.AioRpcError) else None
                 if name in self.book.live(time.monotonic()):
-                    log.warning("worker %s tells nothing: %s", name, _reason(error))
-                if not _is_late(error):
+                    log.warning(
+                        "worker %s tells nothing: %s", name, told.details() if told else error
+                    )
+                if told is None or told.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
                     self.book.fail(name)
             await asyncio.sleep(TELLS_EVERY_S)
 
@@ -338,13 +348,3 @@ class Pool:
             self.book.tell(name, load, time.monotonic())
             self._word.set()  # wakes all that wait
             self._word = asyncio.Event()
-
-
-def _is_late(error: Exception) -> bool:
-    """Whether a worker only took too long."""
-    late = grpc.StatusCode.DEADLINE_EXCEEDED
-    return isinstance(error, grpc.aio.AioRpcError) and error.code() == late
-
-
-def _reason(error: Exception) -> str:
-    return str(error.details()) if isinstance(error, grpc.aio.AioRpcError) else str(error)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -80,27 +80,22 @@ async def everywhere(pool: Pool, peek: Peek) -> str:
 
     Raises:
         grpc.aio.AioRpcError: every worker's answer is an error; this is the first one's.
-        NoWorker: there is none.
+        NoWorker: there is none, or a template that is evicted may still be on one.
     """
     texts = {"ACTION": peek.action} | ({"TEMPLATE": peek.template} if peek.template else {})
-    request = wire.request_of("templates", texts)
     if copying := pool.copying.get(peek.template):  # else it would come back
         await asyncio.wait({copying})
     members = pool.live()
     if not members:
         raise NoWorker("no worker of the fleet is ready")
-    answers = await asyncio.gather(
-        *(member.call("ModelInfer", request, SLOW_S) for member in members),
-        return_exceptions=True,
-    )
-    texts_of = [wire.first_text(each) for each in answers if isinstance(each, bytes)]
+    answers = await _answers(members, wire.request_of("templates", texts), SLOW_S)
+    if peek.action == "evict":
+        _note_evicted(pool, peek.template, answers)
+    texts_of = [wire.first_text(each) for each in answers.values() if isinstance(each, bytes)]
     if not texts_of:
-        raise next(each for each in answers if isinstance(each, BaseException))
+        raise next(each for each in answers.values() if isinstance(each, BaseException))
     results = [json.loads(text) for text in texts_of]
-    if peek.action == "list":
-        return json.dumps(listed(results))
-    pool.book.evict(peek.template, time.monotonic())
-    return json.dumps(evicted(results))
+    return json.dumps(listed(results) if peek.action == "list" else evicted(results))
 
 
 async def evicted_elsewhere(pool: Pool, peek: Peek, within: float) -> Member:
@@ -109,22 +104,57 @@ async def evicted_elsewhere(pool: Pool, peek: Peek, within: float) -> Member:
     Args:
         pool: the workers.
         peek: the request.
-        within: seconds for the workers, and before that for a copy that is under way.
+        within: seconds for a copy that is under way, then for the workers, and then for the one
+            that is left, which is asked after all if another one may keep the template.
 
     Raises:
-        NoWorker: there is none.
+        NoWorker: there is none, or the template may still be on one.
     """
     if copying := pool.copying.get(peek.template):
         await asyncio.wait({copying}, timeout=within)
-    now = time.monotonic()
-    knowing = pool.book.knowing(peek.template, now)
+    knowing = pool.book.knowing(peek.template, time.monotonic())
     own = pool.members[knowing[0]] if knowing else pool.first_now()
     request = wire.request_of("templates", {"ACTION": "evict", "TEMPLATE": peek.template})
     others = [member for member in pool.live() if member is not own]
-    calls = (member.call("ModelInfer", request, within) for member in others)
-    await asyncio.gather(*calls, return_exceptions=True)  # those that do not know it say so
-    pool.book.evict(peek.template, now)
+    answers = await _answers(others, request, within)
+    try:
+        _note_evicted(pool, peek.template, {**answers, own.server.grpc: b""})
+    except NoWorker:
+        await _answers([own], request, within)
+        raise
     return own
+
+
+async def _answers(
+    members: Sequence[Member], request: bytes, within: float
+) -> dict[str, bytes | BaseException]:
+    """What each worker answers, or its error, by its name."""
+    calls = (member.call("ModelInfer", request, within) for member in members)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    return dict(zip((member.server.grpc for member in members), answers, strict=True))
+
+
+def _note_evicted(pool: Pool, template: str, answers: Mapping[str, bytes | BaseException]) -> None:
+    """Note that a template is gone where a worker has said so, or that it does not know it.
+
+    Raises:
+        NoWorker: it may still be on a worker that failed, or that knows it and was not asked.
+    """
+    gone = {name for name, answer in answers.items() if _is_gone(answer)}
+    pool.book.evict(template, time.monotonic(), gone)
+    kept = [
+        name
+        for name, entry in sorted(pool.book.workers.items())
+        if name not in gone and (name in answers or entry.knows(template))
+    ]
+    if kept:
+        raise NoWorker(f"template {template} may still be on workers that failed: {kept}")
+
+
+def _is_gone(answer: bytes | BaseException) -> bool:
+    if isinstance(answer, grpc.aio.AioRpcError):  # of an unknown template
+        return bool(answer.code() == grpc.StatusCode.INVALID_ARGUMENT)
+    return isinstance(answer, bytes)
 
 
 async def gathered(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -84,7 +85,8 @@ class FleetUpstream(Upstream):
             tensors, head = _read(asked[1], asked[2], content or b"", headers or {})
             found = peek(asked[1], tensors)
             if made := self._made(found, tensors):
-                return await _whole_answer(made, head)  # type: ignore[return-value]
+                form = _flat if asked[2] == "generate" else partial(_result, head)
+                return await _whole_answer(made, form)  # type: ignore[return-value]
             return await self._infer(found, (method, path, content, headers))
         except NoWorker as error:
             raise Refused(503, str(error)) from None
@@ -129,14 +131,14 @@ class FleetUpstream(Upstream):
         return draws  # type: ignore[return-value]  # it has what is read of an answer
 
 
-async def _whole_answer(result: Awaitable[str], head: dict[str, Any]) -> Made:
+async def _whole_answer(result: Awaitable[str], form: Callable[[str], Made]) -> Made:
     """What the fleet answers itself, or the error of a worker that was asked by gRPC.
 
     Raises:
         Refused: a value is not accepted.
     """
     try:
-        return _result(await result, binary=_wants_bytes(head))
+        return form(await result)
     except InvalidInput as error:
         raise Refused(400, str(error)) from None
     except (grpc.aio.AioRpcError, Lost) as error:
@@ -224,8 +226,15 @@ def _wants_bytes(head: dict[str, Any]) -> bool:
     return bool((head.get("parameters") or {}).get("binary_data_output", False))
 
 
-def _result(text: str, *, binary: bool) -> Made:
-    """An answer of `templates`."""
+def _flat(text: str) -> Made:
+    """An answer of `templates` over the generate extension, which has no tensors."""
+    answer = {"model_name": "templates", "model_version": "1", "RESULT": text}
+    return Made(200, {"content-type": "application/json"}, json.dumps(answer).encode())
+
+
+def _result(head: dict[str, Any], text: str) -> Made:
+    """An answer of `templates` to a request with such a head."""
+    binary = _wants_bytes(head)
     output: dict[str, Any] = {"name": "RESULT", "datatype": "BYTES", "shape": [1, 1]}
     encoded = text.encode()
     element = len(encoded).to_bytes(4, "little") + encoded
@@ -234,11 +243,11 @@ def _result(text: str, *, binary: bool) -> Made:
     else:
         output["data"] = [text]
     answer = {"model_name": "templates", "model_version": "1", "outputs": [output]}
-    head = json.dumps(answer).encode()
+    said = json.dumps(answer).encode()
     if not binary:
-        return Made(200, {"content-type": "application/json"}, head)
-    headers = {"content-type": "application/octet-stream", HEAD_LENGTH: str(len(head))}
-    return Made(200, headers, head + element)
+        return Made(200, {"content-type": "application/json"}, said)
+    headers = {"content-type": "application/octet-stream", HEAD_LENGTH: str(len(said))}
+    return Made(200, headers, said + element)
 
 
 async def _whole(body: AsyncIterator[bytes] | bytes | None) -> bytes | None:

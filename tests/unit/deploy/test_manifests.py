@@ -48,6 +48,7 @@ OBJECTS = {
 }
 STOPS_WITHIN_S = DRAIN_S + CANCEL_S + 6
 """The longest stop: requests end or are cancelled, `serving` is unloaded, processes go."""
+IN_FRONT = [{"podSelector": {"matchLabels": {"tessera/in-front": "true"}}}]
 KUSTOMIZATIONS = sorted(KUBERNETES.rglob("kustomization.yaml"))
 WORKLOADS = {n: o for n, o in OBJECTS.items() if o["kind"] in ("Deployment", "StatefulSet")}
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -63,6 +64,13 @@ def test_kubernetes_lets_a_server_drain(name: str) -> None:
     assert STOPS_WITHIN_S < 30, "what Kubernetes gives where nothing is said"
     pod = WORKLOADS[name]["spec"]["template"]["spec"]
     assert pod.get("terminationGracePeriodSeconds", 30) >= STOPS_WITHIN_S
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_compose_lets_a_server_drain(name: str) -> None:
+    """By itself, Docker waits for 10 s."""
+    period = COMPOSE["services"][name].get("stop_grace_period", "10s")
+    assert float(period.removesuffix("s")) >= STOPS_WITHIN_S
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -146,6 +154,14 @@ def test_strangers_do_not_reach_workers_and_picker() -> None:
         if each["spec"]["template"]["metadata"]["labels"].get("tessera/in-front") == "true"
     }
     assert fronts == {n for n in WORKLOADS if "/Deployment/" in n}
+
+
+def test_pods_of_all_namespaces_reach_only_the_metrics_of_workers() -> None:
+    ingress = OBJECTS["workers/NetworkPolicy/tessera-workers"]["spec"]["ingress"]
+    ports = [[p["port"] for p in r["ports"]] for r in ingress if r["from"] != IN_FRONT]
+    pod = WORKLOADS["workers/StatefulSet/tessera-workers"]["spec"]["template"]["spec"]
+    (metrics,) = [p for p in pod["containers"][0]["ports"] if p["name"] == "metrics"]
+    assert ports == [[metrics["containerPort"]]]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

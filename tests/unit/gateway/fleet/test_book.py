@@ -59,14 +59,29 @@ def test_a_template_that_was_evicted_and_came_again(book: Book) -> None:
     """What a worker still tells of it is old."""
     by_id = Peek("edit", template="t", mask=0.1, width=64, height=64)
     book.tell("a", msgspec.structs.replace(IDLE, templates=frozenset("t")), 100.0)
-    book.evict("t", 100.0)
+    book.evict("t", 100.0, book.workers.keys())
     book.end(book.choose(Peek("templates", template="t", image=True), 100.1, avoid=["a"]), 100.1)
     assert [book.choose(by_id, 100.2).worker for _ in range(3)] == ["b"] * 3
-    book.evict("t", 100.3)
+    book.evict("t", 100.3, book.workers.keys())
     for name in ("a", "b"):
         book.tell(name, IDLE, 104.0)
     assert {book.choose(by_id, 104.0).worker for _ in range(9)} == {"a", "b"}
     assert book.workers["a"].evicted == book.workers["b"].brought == {}
+
+
+@pytest.mark.parametrize(("mode", "fine"), [("dense", True), ("", False)])
+def test_a_picture_that_the_worker_does_not_keep(book: Book, mode: str, fine: bool) -> None:
+    """A dense edit's, and that of one that failed."""
+    edit = Peek("edit", template="t", image=True, mask=0.1, mode=mode)
+    choice = book.choose(edit, 100.0)
+    assert book.knowing("t", 100.0) == ([] if mode else [choice.worker])
+    book.end(choice, 100.0, fine=fine)
+    assert book.knowing("t", 100.0) == []
+    book.end(book.choose(Peek("edit", template="t", image=True), 100.0), 100.0)
+    assert len(book.knowing("t", 100.0)) == 1
+    by_id = book.choose(Peek("edit", template="t", mask=0.1), 100.0)
+    book.end(by_id, 100.0, fine=False)
+    assert book.knowing("t", 100.0) == [by_id.worker]
 
 
 def test_a_copy_counts_once_it_is_there(book: Book) -> None:

@@ -170,6 +170,33 @@ def test_a_template_is_evicted_on_all_workers(over_grpc: bool) -> None:
     asyncio.run(evict())
 
 
+def test_an_eviction_is_not_done_while_a_copy_may_stay() -> None:
+    """The rest is evicted all the same, on the worker that Envoy would have asked as well."""
+    texts = {"ACTION": "evict", "TEMPLATE": "t"}
+
+    async def evict() -> None:
+        async with fake_workers("a", "b", "c") as (workers, servers):
+            pool = Pool(Book())
+            pool.have(servers)
+            for worker in workers:
+                worker.load["templates"] = ["t"]
+            for server in servers:
+                await pool.ask(server.grpc)
+            await workers[0].stop()
+            pool.book.fail(servers[0].grpc)
+
+            async def sent() -> AsyncIterator[bytes]:
+                yield head(GRPC)
+                yield body(framed(wire.request_of("templates", texts)))
+
+            answers = [answer async for answer in Picker(pool)._process(sent(), Peer())]
+            assert b"template t may still be on workers" in answers[1]
+            assert [worker.evicted for worker in workers] == [[], ["t"], ["t"]]
+            await pool.close()
+
+    asyncio.run(evict())
+
+
 def test_a_callers_own_header_is_overwritten() -> None:
     _, answers = run(head(GRPC | {DESTINATION: "10.9.9.9:1"}), body(framed(CONTROLLED)))
     assert b"10.9.9.9" not in answers[1]
@@ -194,12 +221,22 @@ def test_bodies_that_are_streamed_come_back_in_pieces() -> None:
     ("headers", "data", "expected"),
     [
         ({":path": "/v2/models/generate/infer"}, b"[[[", A.http),
+        ({":path": "/v2/models/generate/generate"}, b'[{"PROMPT": "x"}]', A.http),
+        ({":path": "/v2/models/generate/generate"}, b"[" * 10**6, A.http),
         ({":path": "/v2"}, b"", A.http),
         (GRPC, b"\0\0\0\0\x02\xff\xff", A.grpc),
         (GRPC, b"\1\0\0\0\x02xx", A.grpc),
         (GRPC | {":path": "/inference.GRPCInferenceService/ServerLive"}, framed(b""), A.grpc),
     ],
-    ids=["no JSON", "metadata", "no message", "compressed", "another method"],
+    ids=[
+        "no JSON",
+        "a list of values",
+        "nested",
+        "metadata",
+        "no message",
+        "compressed",
+        "another method",
+    ],
 )
 def test_what_cannot_be_read_goes_to_a_worker_as_it_is(
     headers: dict[str, str], data: bytes, expected: str
@@ -221,6 +258,21 @@ def test_json_gets_a_job_id_and_its_length_is_told() -> None:
     assert b"content-length" in answers[1]
 
 
+def test_values_get_a_worker_and_a_job_id() -> None:
+    """Of the generate extension, with or without an id of the caller's."""
+    path = {":path": "/v2/models/generate/generate", "content-length": "9"}
+    controls = '[{"name": "edges"}]'
+    for given in ({}, {"JOB_ID": "mine"}):
+        content = msgspec.json.encode({"PROMPT": "x", "CONTROLS": controls} | given)
+        pool, answers = run(head(path), body(content))
+        ((peek, choice),) = pool.book.choices
+        assert choice.worker == B.grpc
+        assert f"{B.http},{A.http}".encode() in answers[1]
+        assert (f'"JOB_ID": "{peek.job}"'.encode() in answers[1]) == (not given)
+        assert peek.job == given.get("JOB_ID", peek.job)
+        assert (b"content-length" in answers[1]) == (not given)
+
+
 @pytest.mark.parametrize(
     ("headers", "said"), [(GRPC, b"\x08\x0e"), ({":path": "/v2"}, b'{"error"')]
 )
@@ -232,6 +284,14 @@ def test_without_workers_the_caller_is_told_so(headers: dict[str, str], said: by
 
 
 def test_a_name_stands_for_its_addresses() -> None:
-    found = asyncio.run(resolved((Server("localhost:81", "localhost:80"),)))
+    found = asyncio.run(resolved((Server("localhost:81", "localhost:80"),), {}))
     assert found == [Server("127.0.0.1:81", "127.0.0.1:80")]
-    assert asyncio.run(resolved((Server("no.such.invalid:81", "no.such.invalid:80"),))) == []
+
+
+def test_a_name_that_is_not_resolved_keeps_its_addresses() -> None:
+    """One answer of DNS that is missing must not take the workers away."""
+    unknown = Server("no.such.invalid:81", "no.such.invalid:80")
+    assert asyncio.run(resolved((unknown,), {})) == []
+    local, before = Server("localhost:81", "localhost:80"), {unknown: [A, B]}
+    found = asyncio.run(resolved((unknown, local), before))
+    assert found == [A, B, Server("127.0.0.1:81", "127.0.0.1:80")]
