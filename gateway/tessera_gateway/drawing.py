@@ -11,14 +11,16 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 from starlette.requests import Request
 
 from tessera.contract import RANDOM_SEEDS
 from tessera.types import Array
 from tessera_client import Preview, Result
 from tessera_client.messages import EditOptions
+from tessera_client.orders import edit, generation
 from tessera_gateway.cancelling import cancel_job
 from tessera_gateway.errors import ApiError
 from tessera_gateway.state import Gateway, gateway_of
@@ -55,7 +57,12 @@ class Drawing:
 
 
 def numbered(drawing: Drawing, count: int) -> list[Drawing]:
-    """So many drawings of one kind, with seeds and job ids that count up."""
+    """So many drawings of one kind, with seeds and job ids that count up. Work for a thread.
+
+    Raises:
+        ApiError: the images of its ControlNets do not fit together.
+    """
+    _check_controls(drawing)
     seed = drawing.options.get("seed")
     first = secrets.randbelow(RANDOM_SEEDS - count) if seed is None else seed
     several = []
@@ -65,6 +72,26 @@ def numbered(drawing: Drawing, count: int) -> list[Drawing]:
         job_id = f"{drawing.job_id}-{number + 1}" if count > 1 else drawing.job_id
         several.append(dataclasses.replace(drawing, job_id=job_id, options=options))
     return several
+
+
+def _check_controls(drawing: Drawing) -> None:
+    """See whether the images of a drawing's ControlNets can be sent together. The SDK knows: what
+    it would send is built, which takes long enough to be left out where they have one size.
+
+    Raises:
+        ApiError: they cannot.
+    """
+    prompt, options = drawing.prompt, cast(Any, drawing.options)
+    if len({np.shape(control.image) for control in options.get("controls", ())}) < 2:
+        return
+    try:
+        if drawing.edits:
+            wish = edit(drawing.image, drawing.mask, prompt, options)
+        else:
+            wish = generation(prompt, options)
+        wish.order(drawing.job_id)
+    except (TypeError, ValueError) as error:
+        raise ApiError(400, str(error), "invalid_value", param="tessera.controls") from None
 
 
 async def draw(
