@@ -13,6 +13,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tessera.errors import Cancelled, InternalError, InvalidInput, TimedOut
+from tessera_gateway.app import create_app
+from tessera_gateway.settings import GatewaySettings
 from tests.fakes.transport import AsyncFakeTransport
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -91,6 +93,20 @@ def test_a_form_may_have_ours_in_brackets_or_as_json(
     assert b"ink" in second["LORAS"]
     assert (first["MASK"] == 255).all()
     assert (first["IMAGE"][0, :4] == np.asarray(IMAGE)).all()
+
+
+def test_a_text_in_a_form_may_be_as_long_as_the_body(transport: AsyncFakeTransport) -> None:
+    """A noisy control image is above 1 MB."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
+    control = {"name": "edges", "image": url_of(Image.fromarray(noise)), "resize": "stretch"}
+    fields = {"prompt": "x", "tessera": json.dumps({"controls": [control]})}
+    assert len(fields["tessera"]) > 2**20
+    files = {"image": ("a.png", file_of(IMAGE))}
+    with TestClient(create_app(GatewaySettings(), transport=transport)) as http:
+        answer = http.post(EDITS, files=files, data=fields)
+    assert answer.status_code == 200, answer.text
+    (sent,) = transport.inner.sent("edit")
+    assert (sent["CONTROL_IMAGES"][0] == noise).all()
 
 
 def edited(**fields: Any) -> dict[str, Any]:
