@@ -12,6 +12,7 @@ from PIL import Image
 from tessera.contract import SIZE_STEP
 from tessera.types import Array
 from tessera_client import Control, Lora, Region, ServedBundle
+from tessera_client.edits import transparent_of
 from tessera_client.messages import EditOptions
 from tessera_gateway.drawing import Drawing, numbered
 from tessera_gateway.errors import ApiError, invalid, unfit
@@ -250,13 +251,5 @@ def _mask(
         if not mask.has_transparency_data:
             accepted = "a PNG that is transparent where to edit; white for edit: tessera.mask_image"
             raise unfit("mask", "has no transparency", accepted)
-        return _transparent(mask)
-    if picture is not None and picture.has_transparency_data:
-        transparent = _transparent(picture)
-        return transparent if transparent.any() else None
-    return None
-
-
-def _transparent(picture: Image.Image) -> Array:
-    """255 where a picture is transparent."""
-    return 255 - np.asarray(picture.convert("RGBA"))[..., 3]
+        return 255 - np.asarray(mask.convert("RGBA"))[..., 3]
+    return None if picture is None else transparent_of(picture, extra.mask_kind)

@@ -150,6 +150,19 @@ def test_an_edit_without_a_mask_keeps_something_of_the_picture(
     assert (sent["MASK"] == 255).all()
 
 
+@pytest.mark.parametrize("alpha", [255, 128])
+def test_a_picture_that_is_hardly_transparent_is_edited_as_a_whole(
+    http: TestClient, transport: AsyncFakeTransport, alpha: int
+) -> None:
+    picture = IMAGE.convert("RGBA")
+    picture.putpixel((3, 2), (255, 0, 0, alpha))
+    body = {"prompt": "x", "images": [{"image_url": url_of(picture)}]}
+    assert http.post(EDITS, json=body).status_code == 200
+    (sent,) = transport.inner.sent("edit")
+    assert (sent["MASK"] == 255).all()
+    assert sent["STRENGTH"] == pytest.approx(0.8)
+
+
 def test_what_is_done_with_masks(http: TestClient, transport: AsyncFakeTransport) -> None:
     white = Image.new("L", (8, 4), 100)
     white.paste(255, (0, 0, 4, 4))
