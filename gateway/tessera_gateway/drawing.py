@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -27,6 +27,8 @@ from tessera_gateway.state import Gateway, gateway_of
 
 log = logging.getLogger("tessera_gateway")
 T = TypeVar("T")
+MOMENT_S = 0.5
+"""How long the others of a request go on after one has failed."""
 GONE = 499
 """Status of an answer that nobody reads, in the log only."""
 
@@ -138,11 +140,25 @@ async def draw_all(gateway: Gateway, drawings: Sequence[Drawing]) -> list[Result
     Raises:
         TesseraError: see `draw`.
     """
+    return await all_of(draw(gateway, drawing) for drawing in drawings)
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of works that run at once. The first error is raised when the others are over:
+    a moment later they are cancelled. What one is refused for, all are, and a refused job cannot
+    be cancelled: it would be looked for in vain.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(draw(gateway, drawing)) for drawing in drawings]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if left:
+            await asyncio.wait(left, timeout=MOMENT_S)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
     return [task.result() for task in tasks]
 
 
