@@ -17,7 +17,7 @@ from rich.progress import Progress
 from tessera.errors import Cancelled, TesseraError, UnknownJob
 from tessera_client.client import Client
 from tessera_client.messages import EditOptions, GenerateOptions
-from tessera_client.results import Result, format_of
+from tessera_client.results import format_of
 from tessera_client.terminal import FAILURES, LOCAL, Timeout, Url, console, fail, open_client
 
 _EDIT = ("image", "mask", "template")
@@ -47,8 +47,8 @@ class Line:
     mask: Any = None
     edits: bool = False
 
-    def draw(self, client: Client, job_id: str) -> Result:
-        """Have it drawn, and write it.
+    def draw(self, client: Client, job_id: str) -> None:
+        """Have it drawn, and write it. The picture is not kept: there may be many lines.
 
         Raises:
             TesseraError, TypeError, ValueError, OSError: see `Client.edit`.
@@ -62,7 +62,6 @@ class Line:
         unfinished = self.out.with_name(f".{job_id}{self.out.suffix}")
         result.save(unfinished)
         os.replace(unfinished, self.out)
-        return result
 
 
 def batch(
@@ -175,7 +174,7 @@ def _draw_all(client: Client, lines: list[Line], total: int, at_once: int) -> in
     return failed
 
 
-def _told(future: Future[Result], line: Line) -> bool:
+def _told(future: Future[None], line: Line) -> bool:
     """Whether it failed, which is said."""
     error = future.exception()
     if error is None:
@@ -186,12 +185,16 @@ def _told(future: Future[Result], line: Line) -> bool:
     return True
 
 
-def _cancel(client: Client, drawn: Mapping[Future[Result], Line], jobs: Mapping[int, str]) -> None:
-    for future, line in drawn.items():
-        if not future.cancel() and not future.done():
-            try:
-                client.cancel(jobs[line.number])
-            except (UnknownJob, Cancelled):
-                continue  # it has not begun, or is over
-            except TesseraError as error:
-                console.say(f"line {line.number} goes on: {error}")
+def _cancel(client: Client, drawn: Mapping[Future[None], Line], jobs: Mapping[int, str]) -> None:
+    """End all: first those that have not begun, which would begin where another one ends."""
+    under_way = [future for future in drawn if not future.cancel()]
+    for future in under_way:
+        if future.done():
+            continue
+        line = drawn[future]
+        try:
+            client.cancel(jobs[line.number])
+        except (UnknownJob, Cancelled):
+            continue  # it is on its way, or over
+        except TesseraError as error:
+            console.say(f"line {line.number} goes on: {error}")

@@ -161,7 +161,7 @@ def compare(
         TesseraError, TypeError, ValueError: see `Client.edit`.
     """
     picture = picture_of(str(pair.picture), pair.picture)
-    mask = hard(mask_of(pair.mask, picture), soft=options.get("mask_kind") == "soft")
+    mask = hard(mask_of(pair.mask, picture, options), soft=options.get("mask_kind") == "soft")
     drawn: dict[str, list[Result]] = {way: [] for way in WAYS}
 
     def draw(way: str) -> Result:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tessera.contract import EDITED, MaskKind
 from tessera.types import Array
 from tessera_client.checks import integer_of, text_of, wrong_type, wrong_value
 from tessera_client.pictures import Picture, alpha_of, picture_of
@@ -21,9 +22,9 @@ Rectangle = Sequence[int]
 
 Mask = Picture | Rectangle | None
 """A picture or array whose light pixels (128 and more; of a boolean array, the true ones) are
-edited, a rectangle, or `None`: where the image is transparent. An image that is not is edited as a
-whole, if there is a `strength`, or only gets the room around it that `extend` asks for. So is a
-template."""
+edited, a rectangle, or `None`: where the image is transparent (alpha below 128; with `mask_kind`
+soft, below 255). An image that is nowhere so is edited as a whole, if there is a `strength`, or
+only gets the room around it that `extend` asks for. So is a template."""
 
 _LARGEST = 2**31
 
@@ -44,12 +45,15 @@ class ReadRegion:
     prompt: str
 
 
-def regions_of(regions: Any, image: Image.Image | None) -> list[ReadRegion]:
+def regions_of(
+    regions: Any, image: Image.Image | None, mask_kind: str | None = None
+) -> list[ReadRegion]:
     """What callers give as `regions`: a list of `Region`, or of dicts of its fields.
 
     Args:
         regions: of an edit.
         image: of the edit, the right way up; `None` if a template is edited.
+        mask_kind: of the edit.
 
     Raises:
         TypeError, ValueError: something has a wrong type, or is no mask of the image.
@@ -64,7 +68,8 @@ def regions_of(regions: Any, image: Image.Image | None) -> list[ReadRegion]:
         if not isinstance(region, Region):
             raise wrong_type(f"regions[{index}]", region, accepted)
         prompt = text_of(f"regions[{index}].prompt", region.prompt)
-        found.append(ReadRegion(mask_of(region.mask, image), prompt))
+        mask = mask_of(region.mask, image, {"mask_kind": mask_kind})
+        found.append(ReadRegion(mask, prompt))
     return found
 
 
@@ -96,13 +101,8 @@ def mask_of(
         ValueError: it is a rectangle or `None`, and the image does not say what that means; or
             it has transparent parts, or another size than the image.
     """
-    if mask is None and image is not None and alpha_of(image) is None:
-        if options.get("extend") is not None:
-            return np.zeros((image.height, image.width), np.uint8)
-        if options.get("strength") is not None:
-            return np.full((image.height, image.width), 255, np.uint8)
     if mask is None:
-        return _transparent(image)
+        return _without(image, options)
     if _is_rectangle(mask):
         return _rectangle(mask, image)
     picture: Any = mask
@@ -138,15 +138,30 @@ def _opaque(mask: Image.Image) -> Image.Image:
     return mask
 
 
-def _transparent(image: Image.Image | None) -> Array:
-    """255 where the image is transparent."""
-    alpha = None if image is None else alpha_of(image)
-    if alpha is None:
-        raise ValueError(
-            "there is no mask, and the image has no transparent part that could be one; "
-            "accepted: a mask, or a strength to edit the whole image"
-        )
+def transparent_of(image: Image.Image, mask_kind: str | None) -> Array | None:
+    """Where an edit without a mask edits: 255 where an image is transparent, (h, w) of UINT8;
+    `None` if it is nowhere so transparent that an edit with such a mask would change anything.
+    """
+    alpha = alpha_of(image)
+    if alpha is None or 255 - int(alpha.min()) < (1 if mask_kind == MaskKind.SOFT else EDITED):
+        return None
     return 255 - alpha
+
+
+def _without(image: Image.Image | None, options: Mapping[str, Any]) -> Array:
+    """What an edit without a mask edits, as a mask."""
+    if image is not None:
+        clear = transparent_of(image, options.get("mask_kind"))
+        if clear is not None:
+            return clear
+        if options.get("extend") is not None:
+            return np.zeros((image.height, image.width), np.uint8)
+        if options.get("strength") is not None:
+            return np.full((image.height, image.width), 255, np.uint8)
+    raise ValueError(
+        "there is no mask, and the image has no transparent part that could be one; "
+        "accepted: a mask, or a strength to edit the whole image"
+    )
 
 
 def _rectangle(mask: Any, image: Image.Image | None) -> Array:

@@ -220,7 +220,7 @@ def edit(
     """
     picture = None if image is None else picture_of("image", image)
     make = partial(_wish, "edit", EDIT, EditOptions, prompt, options)
-    regions = regions_of(options.get("regions") or (), picture)
+    regions = regions_of(options.get("regions") or (), picture, options.get("mask_kind"))
     return make(image=picture, mask=mask_of_edit(mask, picture, options), regions=regions)
 
 

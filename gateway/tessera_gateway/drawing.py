@@ -9,22 +9,26 @@ import asyncio
 import dataclasses
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 from starlette.requests import Request
 
 from tessera.contract import RANDOM_SEEDS
 from tessera.types import Array
 from tessera_client import Preview, Result
 from tessera_client.messages import EditOptions
+from tessera_client.orders import edit, generation
 from tessera_gateway.cancelling import cancel_job
 from tessera_gateway.errors import ApiError
 from tessera_gateway.state import Gateway, gateway_of
 
 log = logging.getLogger("tessera_gateway")
 T = TypeVar("T")
+MOMENT_S = 0.5
+"""How long the others of a request go on after one has failed."""
 GONE = 499
 """Status of an answer that nobody reads, in the log only."""
 
@@ -55,7 +59,12 @@ class Drawing:
 
 
 def numbered(drawing: Drawing, count: int) -> list[Drawing]:
-    """So many drawings of one kind, with seeds and job ids that count up."""
+    """So many drawings of one kind, with seeds and job ids that count up. Work for a thread.
+
+    Raises:
+        ApiError: the images of its ControlNets do not fit together.
+    """
+    _check_controls(drawing)
     seed = drawing.options.get("seed")
     first = secrets.randbelow(RANDOM_SEEDS - count) if seed is None else seed
     several = []
@@ -65,6 +74,26 @@ def numbered(drawing: Drawing, count: int) -> list[Drawing]:
         job_id = f"{drawing.job_id}-{number + 1}" if count > 1 else drawing.job_id
         several.append(dataclasses.replace(drawing, job_id=job_id, options=options))
     return several
+
+
+def _check_controls(drawing: Drawing) -> None:
+    """See whether the images of a drawing's ControlNets can be sent together. The SDK knows: what
+    it would send is built, which takes long enough to be left out where they have one size.
+
+    Raises:
+        ApiError: they cannot.
+    """
+    prompt, options = drawing.prompt, cast(Any, drawing.options)
+    if len({np.shape(control.image) for control in options.get("controls", ())}) < 2:
+        return
+    try:
+        if drawing.edits:
+            wish = edit(drawing.image, drawing.mask, prompt, options)
+        else:
+            wish = generation(prompt, options)
+        wish.order(drawing.job_id)
+    except (TypeError, ValueError) as error:
+        raise ApiError(400, str(error), "invalid_value", param="tessera.controls") from None
 
 
 async def draw(
@@ -111,11 +140,25 @@ async def draw_all(gateway: Gateway, drawings: Sequence[Drawing]) -> list[Result
     Raises:
         TesseraError: see `draw`.
     """
+    return await all_of(draw(gateway, drawing) for drawing in drawings)
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of works that run at once. The first error is raised when the others are over:
+    a moment later they are cancelled. What one is refused for, all are, and a refused job cannot
+    be cancelled: it would be looked for in vain.
+    """
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(draw(gateway, drawing)) for drawing in drawings]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if left:
+            await asyncio.wait(left, timeout=MOMENT_S)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
     return [task.result() for task in tasks]
 
 

@@ -6,6 +6,7 @@ Whoever knows a job's id may watch and cancel it: ids that the gateway makes are
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
@@ -23,7 +24,7 @@ from tessera_gateway.auth import Authenticated
 from tessera_gateway.documentation import EVENT, errors
 from tessera_gateway.errors import api_error
 from tessera_gateway.pictures import base64_of, encode
-from tessera_gateway.sse import EventStream, event
+from tessera_gateway.sse import PING, PING_S, EventStream, event
 from tessera_gateway.state import Gateway, gateway_of
 
 router = APIRouter(prefix="/v1/jobs", tags=["Jobs"])
@@ -80,11 +81,14 @@ async def _status(
 
 async def _events(gateway: Gateway, news: JobStatus, previews: bool) -> AsyncIterator[bytes]:
     told: JobStatus | None = None
-    shown = 0
+    shown, quiet_since = 0, time.monotonic()
     while True:
         if told is None or _state(told) != _state(news):
             yield event("status", asdict(news))
-            told = news
+            told, quiet_since = news, time.monotonic()
+        elif time.monotonic() - quiet_since >= PING_S:
+            yield PING
+            quiet_since = time.monotonic()
         if news.ended:
             return
         if previews and news.step > shown:

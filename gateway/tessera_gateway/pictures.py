@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from tessera_client.pictures import picture_of
 from tessera_gateway.errors import ApiError, unfit
 
 FILES = ("PNG", "JPEG", "WEBP")
@@ -38,7 +39,9 @@ class Format(StrEnum):
 
 
 def decode(data: bytes, param: str, max_pixels: int) -> Image.Image:
-    """The picture in a file, the right way up.
+    """The picture in a file, the right way up, in one of the modes L, RGB and RGBA.
+
+    16 bits a channel are scaled to 8, as the SDK does; RGBA is where something may be transparent.
 
     Args:
         data: the file.
@@ -54,7 +57,7 @@ def decode(data: bytes, param: str, max_pixels: int) -> Image.Image:
             if width * height > max_pixels:
                 raise _too_large(param, f"has {width} x {height} pixels", max_pixels)
             picture.load()
-            return ImageOps.exif_transpose(picture)
+            return picture_of(param, picture)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(param, "has far too many pixels", max_pixels) from None
     except ApiError:

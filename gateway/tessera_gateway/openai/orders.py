@@ -12,6 +12,7 @@ from PIL import Image
 from tessera.contract import SIZE_STEP
 from tessera.types import Array
 from tessera_client import Control, Lora, Region, ServedBundle
+from tessera_client.edits import transparent_of
 from tessera_client.messages import EditOptions
 from tessera_gateway.drawing import Drawing, numbered
 from tessera_gateway.errors import ApiError, invalid, unfit
@@ -22,7 +23,6 @@ from tessera_gateway.openai.schemas import (
     EditExtra,
     Extra,
     PictureFields,
-    RegionField,
 )
 from tessera_gateway.pictures import Format, decode, decode_url
 
@@ -93,7 +93,7 @@ def edit(sent: SentEdit, bundle: ServedBundle, max_pixels: int) -> Order:
     size = _size_of_edit(fields, extra, picture, mask)
     _check_crop(extra, bundle)
     if extra.regions:
-        options["regions"] = [_region(*each, max_pixels) for each in enumerate(extra.regions)]
+        options["regions"] = _regions(extra, mask, max_pixels)
     image = None if picture is None else np.asarray(picture.convert("RGB"))
     job_id = extra.job_id or uuid.uuid4().hex
     drawing = Drawing(fields.prompt, job_id, options, image, mask)
@@ -201,10 +201,18 @@ def _options(
     return EditOptions(**{k: v for k, v in given.items() if v not in (None, [])})  # type: ignore[typeddict-item]
 
 
-def _region(number: int, region: RegionField, max_pixels: int) -> Region:
-    param = f"tessera.regions[{number}].mask_image"
-    white = decode_url(region.mask_image, param, max_pixels)
-    return Region(np.asarray(white.convert("L")), region.prompt)
+def _regions(extra: EditExtra, mask: Array | None, max_pixels: int) -> list[Region]:
+    """Regions, of the mask's size; of a template without a mask, of the first one's."""
+    found: list[Region] = []
+    for number, region in enumerate(extra.regions):
+        param = f"tessera.regions[{number}].mask_image"
+        white = np.asarray(decode_url(region.mask_image, param, max_pixels).convert("L"))
+        mask = white if mask is None else mask
+        if white.shape != mask.shape:
+            problem = f"has {white.shape[1]} x {white.shape[0]} pixels"
+            raise unfit(param, problem, f"{mask.shape[1]} x {mask.shape[0]}")
+        found.append(Region(white, region.prompt))
+    return found
 
 
 def _control(number: int, control: ControlField, max_pixels: int) -> Control:
@@ -243,13 +251,5 @@ def _mask(
         if not mask.has_transparency_data:
             accepted = "a PNG that is transparent where to edit; white for edit: tessera.mask_image"
             raise unfit("mask", "has no transparency", accepted)
-        return _transparent(mask)
-    if picture is not None and picture.has_transparency_data:
-        transparent = _transparent(picture)
-        return transparent if transparent.any() else None
-    return None
-
-
-def _transparent(picture: Image.Image) -> Array:
-    """255 where a picture is transparent."""
-    return 255 - np.asarray(picture.convert("RGBA"))[..., 3]
+        return 255 - np.asarray(mask.convert("RGBA"))[..., 3]
+    return None if picture is None else transparent_of(picture, extra.mask_kind)

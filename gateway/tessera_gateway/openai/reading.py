@@ -78,7 +78,9 @@ def _media_type(request: Request) -> str:
 
 
 async def _read_form(request: Request) -> SentEdit:
-    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
+    most = gateway_of(request).settings.max_body
+    limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": most}
+    async with request.form(**limits) as form:
         texts: dict[str, Any] = {}
         files: dict[str, list[bytes]] = {name: [] for name in (*IMAGES, MASK)}
         for name, value in form.multi_items():

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from tessera_client import Preview, Result
-from tessera_gateway.drawing import Drawing, draw
+from tessera_gateway.drawing import Drawing, all_of, draw
 from tessera_gateway.errors import api_error
 from tessera_gateway.openai.answers import (
     file_of,
@@ -83,11 +83,9 @@ class EventSource:
     async def draw(self) -> None:
         """Draw all pictures at once. The first error ends the others, and is the last event."""
         try:
-            async with asyncio.TaskGroup() as group:
-                for number, drawing in enumerate(self.order.drawings):
-                    group.create_task(self._draw(number, drawing))
-        except ExceptionGroup as errors:
-            self._news.put_nowait(errors.exceptions[0])
+            await all_of(self._draw(*each) for each in enumerate(self.order.drawings))
+        except Exception as error:
+            self._news.put_nowait(error)
         finally:
             self._news.put_nowait(None)
 

@@ -59,7 +59,10 @@ def read_order(sent: Txt2Img, bundle: ServedBundle, max_pixels: int) -> Order:
         "steps": sent.steps,
         "guidance": sent.cfg_scale,
         "scheduler": scheduler_of(
-            sent.sampler_name or sent.sampler_index, sent.scheduler, bundle.schedulers
+            sent.sampler_name or sent.sampler_index,
+            sent.scheduler,
+            bundle.schedulers,
+            bundle.defaults["scheduler"],
         ),
         "clip_skip": _clip_skip(settings, bundle),
         "loras": loras,

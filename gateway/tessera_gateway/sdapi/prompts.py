@@ -35,7 +35,7 @@ def _lora(match: re.Match[str]) -> Lora:
     text = _weight(match[0], named.get("te", positional[0] if positional else "1"))
     weight = text
     if "unet" in named or len(positional) > 1:
-        weight = _weight(match[0], named.get("unet") or positional[1])
+        weight = _weight(match[0], named["unet"] if "unet" in named else positional[1])
     return Lora(name, weight, None if text == weight else text)
 
 

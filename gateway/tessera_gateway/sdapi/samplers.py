@@ -69,21 +69,25 @@ _IN_NAME = (" karras", " exponential")
 
 
 def scheduler_of(
-    sampler: str | None, scheduler: str | None, offered: Collection[str]
+    sampler: str | None, scheduler: str | None, offered: Collection[str], usual: str
 ) -> Scheduler | None:
-    """Our scheduler; `None` for the bundle's, if the request names no sampler.
+    """Our scheduler; `None` for the bundle's, if the request names neither.
 
     Args:
-        sampler: its name, or an alias.
+        sampler: its name, or an alias; left out, that of the bundle's scheduler.
         scheduler: how its steps are spread.
         offered: our schedulers that the bundle has.
+        usual: the bundle's.
 
     Raises:
         ApiError: the bundle has no such sampler or scheduler, or the two do not go together.
     """
+    spread = _spread(scheduler)
     if not sampler or sampler == "Automatic":
-        return None
-    name, spread = sampler.lower(), _spread(scheduler)
+        if spread == "automatic":
+            return None
+        sampler, _ = names_of(usual)
+    name = sampler.lower()
     for end in _IN_NAME:
         if name.endswith(end):
             name, spread = name.removesuffix(end), end.strip()

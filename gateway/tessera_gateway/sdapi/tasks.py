@@ -15,7 +15,7 @@ from tessera.contract import JobStatus
 from tessera.errors import Cancelled, TesseraError
 from tessera_client import Result
 from tessera_gateway.cancelling import COMES_WITHIN_S, cancel_job
-from tessera_gateway.drawing import Drawing, draw
+from tessera_gateway.drawing import Drawing, all_of, draw
 from tessera_gateway.pictures import base64_of, encode
 from tessera_gateway.state import Gateway
 
@@ -41,12 +41,7 @@ class Task:
         Raises:
             TesseraError: one could not be drawn; the others have been cancelled.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(gateway, d)) for d in self.drawings]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await all_of(self._one(gateway, drawing) for drawing in self.drawings)
 
     async def _one(self, gateway: Gateway, drawing: Drawing) -> Result | None:
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tessera.errors import InvalidInput
-from tessera_client import cli, connection
+from tessera_client import Client, cli, cli_batch, connection
 from tests.fakes.transport import FakeTransport
+from tests.samples.waiting import PATIENCE_S
 
 run = CliRunner()
 
@@ -88,6 +91,60 @@ def test_a_line_that_fails_leaves_the_others(
     assert "line 4: steps is 1.5; accepted: an integer" in result.output
     assert "2 drawn, 2 failed" in result.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0001.png", "0003.png"]
+
+
+def test_pictures_are_not_kept(
+    transport: FakeTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[weakref.ref[Any]] = []
+    kept: list[int] = []
+    generate, told = Client.generate, cli_batch._told
+
+    def noted(*given: Any, **options: Any) -> Any:
+        result = generate(*given, **options)
+        drawn.append(weakref.ref(result))
+        return result
+
+    def counted(*given: Any) -> bool:
+        if len(drawn) == 20:
+            kept.append(sum(result() is not None for result in drawn))
+        return told(*given)
+
+    monkeypatch.setattr(Client, "generate", noted)
+    monkeypatch.setattr(cli_batch, "_told", counted)
+    requests = written(tmp_path, *[{"prompt": "a"}] * 20)
+    assert called(requests, tmp_path / "out").exit_code == 0
+    assert kept[-1] <= 8, "those under way"
+
+
+def test_whoever_interrupts_it_begins_no_others(
+    transport: FakeTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, first, second, over = list[bytes](), Event(), Event(), Event()
+    infer = transport.infer
+
+    def slow(call: Any, timeout: float) -> Any:
+        if call.model == "jobs":
+            over.set()
+            second.wait(0.5)
+        if call.model == "generate":
+            begun.append(call.inputs["PROMPT"][0, 0])
+            (second if first.is_set() else first).set()
+            assert over.wait(PATIENCE_S)
+        return infer(call, timeout)
+
+    def interrupted(futures: Any) -> Any:
+        assert first.wait(PATIENCE_S)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transport, "infer", slow)
+    monkeypatch.setattr(cli_batch, "as_completed", interrupted)
+    requests = written(tmp_path, *[{"prompt": p} for p in "abc"])
+    result = run.invoke(
+        cli.app, ["batch", str(requests), "-o", str(tmp_path / "out"), "--at-once", "1"]
+    )
+    assert result.exit_code != 0
+    assert begun == [b"a"]
 
 
 @pytest.mark.parametrize(

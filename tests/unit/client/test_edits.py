@@ -85,6 +85,30 @@ class TestEdit:
         assert sent["EXTEND"].tolist() == [[0, 8, 16, 0]]
         assert sent["EXTEND"].dtype == np.int32
 
+    @pytest.mark.parametrize("alpha", [255, 128])
+    def test_an_image_that_is_hardly_transparent_is_edited_as_a_whole(self, alpha: int) -> None:
+        opacity = np.full((8, 16, 1), 255, np.uint8)
+        opacity[3, 5] = alpha
+        image = np.dstack([self.IMAGE, opacity])
+        assert (self.sent(image, None, strength=0.5)["MASK"] == 255).all()
+        assert not self.sent(image, None, strength=0.5, extend=(0, 8, 16, 0))["MASK"].any()
+        with pytest.raises(ValueError, match="no transparent part"):
+            self.sent(image, None)
+
+    def test_a_transparent_part_is_edited_whatever_else_is_asked_for(self) -> None:
+        opacity = np.full((8, 16, 1), 255, np.uint8)
+        opacity[3, 5], opacity[4, 5] = 127, 200
+        image = np.dstack([self.IMAGE, opacity])
+        wanted = 255 - opacity[None, ..., 0]
+        for options in ({}, {"strength": 0.5}, {"extend": (0, 8, 16, 0)}):
+            assert (self.sent(image, None, **options)["MASK"] == wanted).all()
+        opacity[3, 5] = 254
+        image = np.dstack([self.IMAGE, opacity])
+        region = {"mask": None, "prompt": "b"}
+        soft = self.sent(image, None, strength=0.5, mask_kind="soft", regions=[region])
+        assert (soft["MASK"] == 255 - opacity[None, ..., 0]).all()
+        assert (soft["REGION_MASKS"][0] == soft["MASK"]).all()
+
     @pytest.mark.parametrize(
         "options",
         [{"strength": 0.5}, {"extend": (0, 8, 16, 0)}],

@@ -43,6 +43,40 @@ def test_a_picture_is_turned_the_right_way_up() -> None:
     assert decode(sink.getvalue(), "image", PIXELS).size == (24, 16)
 
 
+def png(picture: Image.Image, **settings: object) -> bytes:
+    sink = io.BytesIO()
+    picture.save(sink, "PNG", **settings)
+    return sink.getvalue()
+
+
+def test_sixteen_bits_become_eight() -> None:
+    wide = np.linspace(0, 65535, 256).astype(np.uint16)[None]
+    picture = decode(png(Image.fromarray(wide)), "image", PIXELS)
+    assert picture.mode == "L"
+    assert np.asarray(picture)[0].tolist() == list(range(256))
+
+
+@pytest.mark.parametrize(
+    ("file", "mode"),
+    [
+        (png(Image.new("1", (4, 4), 1)), "L"),
+        (png(Image.new("L", (4, 4), 255)), "L"),
+        (png(Image.new("LA", (4, 4), (255, 0))), "RGBA"),
+        (png(Image.new("L", (4, 4), 255), transparency=255), "RGBA"),
+        (png(Image.new("RGB", (4, 4), "white").quantize()), "RGB"),
+        (png(Image.new("RGB", (4, 4), "white").quantize(), transparency=0), "RGBA"),
+        (png(Image.new("RGBA", (4, 4), (255, 255, 255, 0))), "RGBA"),
+    ],
+    ids=["1", "L", "LA", "L transparent", "P", "P transparent", "RGBA"],
+)
+def test_modes_become_few(file: bytes, mode: str) -> None:
+    picture = decode(file, "image", PIXELS)
+    assert picture.mode == mode
+    assert np.asarray(picture.convert("RGB")).min() == 255
+    if mode == "RGBA":
+        assert picture.getchannel("A").getextrema() == (0, 0)
+
+
 def large(mode: str, side: int) -> bytes:
     sink = io.BytesIO()
     Image.new(mode, (side, side)).save(sink, "PNG")

@@ -13,6 +13,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from tessera.errors import Cancelled, InternalError, InvalidInput, TimedOut
+from tessera_gateway.app import create_app
+from tessera_gateway.settings import GatewaySettings
 from tests.fakes.transport import AsyncFakeTransport
 
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -93,6 +95,20 @@ def test_a_form_may_have_ours_in_brackets_or_as_json(
     assert (first["IMAGE"][0, :4] == np.asarray(IMAGE)).all()
 
 
+def test_a_text_in_a_form_may_be_as_long_as_the_body(transport: AsyncFakeTransport) -> None:
+    """A noisy control image is above 1 MB."""
+    noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
+    control = {"name": "edges", "image": url_of(Image.fromarray(noise)), "resize": "stretch"}
+    fields = {"prompt": "x", "tessera": json.dumps({"controls": [control]})}
+    assert len(fields["tessera"]) > 2**20
+    files = {"image": ("a.png", file_of(IMAGE))}
+    with TestClient(create_app(GatewaySettings(), transport=transport)) as http:
+        answer = http.post(EDITS, files=files, data=fields)
+    assert answer.status_code == 200, answer.text
+    (sent,) = transport.inner.sent("edit")
+    assert (sent["CONTROL_IMAGES"][0] == noise).all()
+
+
 def edited(**fields: Any) -> dict[str, Any]:
     return {"prompt": "x", "images": [{"image_url": url_of(IMAGE)}], **fields}
 
@@ -132,6 +148,19 @@ def test_an_edit_without_a_mask_keeps_something_of_the_picture(
     assert sent["STRENGTH"] == pytest.approx(strength)
     assert sent.get("EDIT_QUALITY") == (b"best" if "tessera" in fields else None)
     assert (sent["MASK"] == 255).all()
+
+
+@pytest.mark.parametrize("alpha", [255, 128])
+def test_a_picture_that_is_hardly_transparent_is_edited_as_a_whole(
+    http: TestClient, transport: AsyncFakeTransport, alpha: int
+) -> None:
+    picture = IMAGE.convert("RGBA")
+    picture.putpixel((3, 2), (255, 0, 0, alpha))
+    body = {"prompt": "x", "images": [{"image_url": url_of(picture)}]}
+    assert http.post(EDITS, json=body).status_code == 200
+    (sent,) = transport.inner.sent("edit")
+    assert (sent["MASK"] == 255).all()
+    assert sent["STRENGTH"] == pytest.approx(0.8)
 
 
 def test_what_is_done_with_masks(http: TestClient, transport: AsyncFakeTransport) -> None:
@@ -281,6 +310,47 @@ def test_bad_fields_are_named(
     assert (answer.status_code, error["param"]) == (400, param)
     assert sentence in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+SMALL = url_of(WHITE.resize((4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"mask_image": url_of(WHITE)}, "tessera.regions[0].mask_image"),
+        ({}, "tessera.regions[0].mask_image"),
+        ({"template": "abc"}, "tessera.regions[1].mask_image"),
+    ],
+    ids=["mask", "whole", "template"],
+)
+def test_regions_of_another_size(
+    http: TestClient, transport: AsyncFakeTransport, extra: dict[str, Any], param: str
+) -> None:
+    masks = [SMALL, url_of(WHITE)]
+    extra |= {"regions": [{"mask_image": mask, "prompt": "y"} for mask in masks]}
+    images = {} if "template" in extra else edited()
+    answer = http.post(EDITS, json={"prompt": "x", "tessera": extra, **images})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert f"{param} has " in answer.json()["error"]["message"]
+    assert not transport.inner.sent("edit")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["answer", "events"])
+@pytest.mark.parametrize("path", [GENERATIONS, EDITS])
+def test_controls_of_two_sizes_need_a_resize(
+    http: TestClient, transport: AsyncFakeTransport, path: str, stream: bool
+) -> None:
+    controls = [{"name": "edges", "image": url} for url in (url_of(IMAGE), SMALL)]
+    body = {"prompt": "x", "n": 2, "stream": stream} if path == GENERATIONS else edited(n=2)
+    answer = http.post(path, json=body | {"tessera": {"controls": controls}})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_value", "tessera.controls")
+    assert "controls[1].image has 4 x 4 pixels; accepted: 8 x 4, or a resize" in error["message"]
+    assert not {"generate", "edit"} & {model for model, _ in transport.inner.calls}
+    controls[1]["resize"] = "fill"
+    assert http.post(path, json=body | {"tessera": {"controls": controls}}).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ def test_tags_are_taken_out(prompt: str, rest: str, loras: list[Lora]) -> None:
     assert read_prompt(prompt) == (rest, loras)
 
 
-@pytest.mark.parametrize("weight", ["", "x", "nan", "inf", "te=", "unet=x", "1:x"])
+@pytest.mark.parametrize(
+    "weight", ["", "x", "nan", "inf", "te=", "unet=", "1:unet=", "unet=x", "1:x"]
+)
 def test_a_weight_that_is_none_is_refused(weight: str) -> None:
     with pytest.raises(ApiError, match=r"prompt has '<lora:night:.*; accepted: <lora:name:weight>"):
         read_prompt(f"a circle <lora:night:{weight}>")

@@ -11,10 +11,15 @@ from tessera.contract import SCHEDULERS
 from tessera_gateway.errors import ApiError
 from tessera_gateway.sdapi.samplers import names_of, samplers, scheduler_of, schedulers
 
+USUAL = "dpmpp_2m_karras"
+"""Of the bundle."""
 READ = [
     (None, None, None),
-    ("", "Karras", None),
+    ("", "automatic", None),
     ("Automatic", None, None),
+    (None, "Karras", "dpmpp_2m_karras"),
+    ("", "Exponential", "dpmpp_2m_exponential"),
+    ("Automatic", "normal", "dpmpp_2m"),
     ("Euler", None, "euler"),
     ("Euler a", "Automatic", "euler_ancestral"),
     ("k_euler_a", "automatic", "euler_ancestral"),
@@ -41,7 +46,7 @@ READ = [
 
 @pytest.mark.parametrize(("sampler", "scheduler", "ours"), READ)
 def test_names(sampler: str | None, scheduler: str | None, ours: str | None) -> None:
-    assert scheduler_of(sampler, scheduler, SCHEDULERS) == ours
+    assert scheduler_of(sampler, scheduler, SCHEDULERS, USUAL) == ours
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,8 @@ def test_names(sampler: str | None, scheduler: str | None, ours: str | None) -> 
     [
         ("DPM fast", None, "sampler_name is 'DPM fast'; accepted: DPM++ 2M, DPM++ SDE, DPM"),
         ("DDIM", "Karras", "scheduler is 'Karras'; accepted: automatic, uniform, sgm_uniform with"),
+        (None, "polyexponential", "scheduler is 'polyexponential'; accepted: automatic, uniform"),
+        ("Automatic", "x", "scheduler is 'x'; accepted: automatic, uniform, karras"),
         ("DDIM Karras", None, "scheduler is 'DDIM Karras'; accepted: automatic, uniform, sgm_"),
         (
             "Euler",
@@ -57,10 +64,15 @@ def test_names(sampler: str | None, scheduler: str | None, ours: str | None) -> 
         ),
     ],
 )
-def test_what_is_not_here(sampler: str, scheduler: str | None, sentence: str) -> None:
+def test_what_is_not_here(sampler: str | None, scheduler: str | None, sentence: str) -> None:
     with pytest.raises(ApiError) as caught:
-        scheduler_of(sampler, scheduler, SCHEDULERS)
+        scheduler_of(sampler, scheduler, SCHEDULERS, USUAL)
     assert sentence in str(caught.value)
+
+
+def test_the_usual_sampler_may_not_go_with_a_scheduler() -> None:
+    with pytest.raises(ApiError, match=r"scheduler is 'Karras'; accepted: automatic, .* with DDIM"):
+        scheduler_of(None, "Karras", SCHEDULERS, "ddim")
 
 
 def test_a_bundle_may_have_fewer() -> None:
@@ -70,25 +82,25 @@ def test_a_bundle_may_have_fewer() -> None:
     usual = [name for name in SCHEDULERS if name not in edm]
     assert not {"EDM Euler", "EDM DPM++ 2M"} & {each["name"] for each in samplers(usual)}
     with pytest.raises(ApiError, match="sampler_name is 'Euler'; accepted: EDM Euler, EDM DPM"):
-        scheduler_of("Euler", None, edm)
-    assert scheduler_of("DPM++ 2M", None, ["dpmpp_2m"]) == "dpmpp_2m"
+        scheduler_of("Euler", None, edm, USUAL)
+    assert scheduler_of("DPM++ 2M", None, ["dpmpp_2m"], USUAL) == "dpmpp_2m"
     with pytest.raises(ApiError, match=r"accepted: automatic, uniform with DPM\+\+ 2M"):
-        scheduler_of("DPM++ 2M", "Karras", ["dpmpp_2m"])
+        scheduler_of("DPM++ 2M", "Karras", ["dpmpp_2m"], USUAL)
 
 
 @pytest.mark.parametrize("ours", SCHEDULERS)
 def test_every_scheduler_has_names_that_lead_to_it(ours: str) -> None:
     sampler, scheduler = names_of(ours)
-    assert scheduler_of(sampler, scheduler, SCHEDULERS) == ours
+    assert scheduler_of(sampler, scheduler, SCHEDULERS, USUAL) == ours
 
 
 def test_all_of_the_lists_can_be_chosen() -> None:
     for sampler in samplers(SCHEDULERS):
         for name in (sampler["name"], *sampler["aliases"]):
-            assert scheduler_of(name, "automatic", SCHEDULERS)
+            assert scheduler_of(name, "automatic", SCHEDULERS, USUAL)
     for scheduler in schedulers():
         for name in (scheduler["name"], scheduler["label"], *scheduler["aliases"]):
-            assert scheduler_of("DPM++ 2M", name, SCHEDULERS)
+            assert scheduler_of("DPM++ 2M", name, SCHEDULERS, USUAL)
 
 
 PAGE = Path(__file__).resolve().parents[4] / "docs" / "user" / "sdapi.md"
@@ -102,8 +114,8 @@ def test_docs_have_every_sampler() -> None:
     for sampler, base, ways in rows:
         names = [base + ENDS.get(way, f"_{way}") for way in ways.split(", ")]
         for way, ours in zip(ways.split(", "), names, strict=True):
-            assert scheduler_of(sampler, way, SCHEDULERS) == ours
-        assert scheduler_of(sampler, "automatic", SCHEDULERS) == names[0]
+            assert scheduler_of(sampler, way, SCHEDULERS, USUAL) == ours
+        assert scheduler_of(sampler, "automatic", SCHEDULERS, USUAL) == names[0]
         documented |= set(names)
     assert documented == set(SCHEDULERS)
     assert [sampler for sampler, *_ in rows] == [each["name"] for each in samplers(SCHEDULERS)]
