@@ -6,8 +6,10 @@ finds the recording of the nearest one by them. The prompts themselves are not w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,6 +66,9 @@ class Texts:
         if self.get(name) is None:
             content = {key: tensor.contiguous() for key, tensor in text.items()}
             write(self._path(name), safetensors.torch.save(content))
+        else:
+            with contextlib.suppress(OSError):
+                os.utime(self._path(name))  # it is about to be needed
 
     def get(self, name: str) -> Tensors | None:
         """Inverse of `put`; `None` if it is not there, or damaged."""
