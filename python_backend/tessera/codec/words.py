@@ -5,6 +5,7 @@ A word is found whatever its case, but not within another word. Knows no files a
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,14 @@ class Words:
     def found_in(self, prompt: str) -> list[str]:
         """The words that a prompt has, in order."""
         return [match.group().lower() for match in self._pattern.finditer(prompt)]
+
+    def versions_in(self, prompt: str) -> list[str]:
+        """The words that a prompt has, in order, each with a digest of its vectors."""
+        return [f"{word} {self._digest(self.places[word])}" for word in self.found_in(prompt)]
+
+    def _digest(self, places: range) -> str:
+        own = [vectors[places.start : places.stop].numpy().tobytes() for vectors in self.vectors]
+        return hashlib.sha256(b"".join(own)).hexdigest()[:16]
 
     def ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Token ids of a text; -1 - i in the place of a word's i-th vector."""

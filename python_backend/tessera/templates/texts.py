@@ -35,7 +35,7 @@ def text_id(
         prompt: its text.
         syntax: how it is read.
         clip_skip: how many of the text encoders' last layers it skips.
-        words: textual inversions in it.
+        words: textual inversions in it, see `Words.versions_in`.
         loras: digest and weight of each LoRA in the text encoders.
     """
     if not prompt.strip():
