@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -42,7 +42,7 @@ class Words:
 
     def found_in(self, prompt: str) -> list[str]:
         """The words that a prompt has, in order."""
-        return [match.group().lower() for match in self._pattern.finditer(prompt)]
+        return [match.group().lower() for match in self._matches(prompt)]
 
     def versions_in(self, prompt: str) -> list[str]:
         """The words that a prompt has, in order, each with a digest of its vectors."""
@@ -58,11 +58,16 @@ class Words:
             return tokenizer.ids(text)
         ids: list[int] = []
         end = 0
-        for match in self._pattern.finditer(text):
+        for match in self._matches(text):
             ids += _plain(tokenizer, text[end : match.start()])
             ids += [-1 - place for place in self.places[match.group().lower()]]
             end = match.end()
         return ids + _plain(tokenizer, text[end:])
+
+    def _matches(self, text: str) -> Iterator[re.Match[str]]:
+        """Without those of other letters, as a long s, which a pattern takes for an s."""
+        found = self._pattern.finditer(text)
+        return (match for match in found if match.group().lower() in self.places)
 
     @cached_property
     def lengths(self) -> Mapping[int, int]:
