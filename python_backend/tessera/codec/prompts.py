@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 STEP = 1.1
 """What one pair of brackets without a number multiplies or divides by."""
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _PIECES = re.compile(rf"\\([()\[\]\\])|([(\[])|:\s*({_NUMBER})\s*\)|([)\]])|\b(BREAK)\b")
 
 _OPENS = {")": "(", "]": "["}
@@ -43,28 +44,25 @@ class Part:
 
 def parts_of(prompt: str) -> list[Part]:
     """The parts of a prompt, in order; neighbours of equal weight are one part."""
-    found, open_at = [Part("")], list[tuple[str, int]]()
+    pieces = list(_PIECES.finditer(prompt))
+    factors = _factors(pieces)
+    found, weights = [Part("")], [1.0]  # weights within the brackets that are open
     end = 0
-    for match in _PIECES.finditer(prompt):
+    for place, match in enumerate(pieces):
         _say(found, prompt[end : match.start()])
         end = match.end()
-        escaped, opened, number, closed, broken = match.groups()
-        if escaped:
-            _say(found, escaped)
-        elif opened:
-            open_at.append((opened, len(found)))
-            found.append(Part(""))
+        escaped, *_, broken = match.groups()
+        if place in factors:
+            if (factor := factors[place]) is None:
+                weights.pop()
+            else:
+                weights.append(weights[-1] * factor)
+            found.append(Part("", weights[-1]))
         elif broken:
-            found.append(Part("", breaks=True))
-        elif number is not None and open_at and open_at[-1][0] == "(":
-            _weigh(found, open_at.pop()[1], float(number))
-        elif closed and open_at and open_at[-1][0] == _OPENS[closed]:
-            _weigh(found, open_at.pop()[1], _factor(closed))
+            found.append(Part("", weights[-1], breaks=True))
         else:
-            _say(found, match.group())
+            _say(found, escaped or match.group())
     _say(found, prompt[end:])
-    for opened, first in reversed(open_at):
-        _weigh(found, first, _factor(opened))
     return _joined(found)
 
 
@@ -82,10 +80,22 @@ def _say(found: list[Part], text: str) -> None:
     found[-1] = Part(last.text + text, last.weight, last.breaks)
 
 
-def _weigh(found: list[Part], first: int, factor: float) -> None:
-    """Multiply the weight of all parts from `first` on; what follows begins anew."""
-    found[first:] = [Part(p.text, p.weight * factor, p.breaks) for p in found[first:]]
-    found.append(Part(""))
+def _factors(pieces: Sequence[re.Match[str]]) -> dict[int, float | None]:
+    """What each bracket that opens multiplies by, by its place; `None` for those that close one."""
+    factors: dict[int, float | None] = {}
+    open_at: list[int] = []
+    for place, match in enumerate(pieces):
+        _, opened, number, closed, _ = match.groups()
+        last = pieces[open_at[-1]].group() if open_at else ""
+        if opened:
+            open_at.append(place)
+            factors[place] = _factor(opened)
+        elif number is not None and last == "(":
+            factors[open_at.pop()], factors[place] = float(number), None
+        elif closed and last == _OPENS[closed]:
+            open_at.pop()
+            factors[place] = None
+    return factors
 
 
 def _joined(found: list[Part]) -> list[Part]:

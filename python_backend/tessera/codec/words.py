@@ -5,8 +5,9 @@ A word is found whatever its case, but not within another word. Knows no files a
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -41,7 +42,15 @@ class Words:
 
     def found_in(self, prompt: str) -> list[str]:
         """The words that a prompt has, in order."""
-        return [match.group().lower() for match in self._pattern.finditer(prompt)]
+        return [match.group().lower() for match in self._matches(prompt)]
+
+    def versions_in(self, prompt: str) -> list[str]:
+        """The words that a prompt has, in order, each with a digest of its vectors."""
+        return [f"{word} {self._digest(self.places[word])}" for word in self.found_in(prompt)]
+
+    def _digest(self, places: range) -> str:
+        own = [vectors[places.start : places.stop].numpy().tobytes() for vectors in self.vectors]
+        return hashlib.sha256(b"".join(own)).hexdigest()[:16]
 
     def ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Token ids of a text; -1 - i in the place of a word's i-th vector."""
@@ -49,11 +58,16 @@ class Words:
             return tokenizer.ids(text)
         ids: list[int] = []
         end = 0
-        for match in self._pattern.finditer(text):
+        for match in self._matches(text):
             ids += _plain(tokenizer, text[end : match.start()])
             ids += [-1 - place for place in self.places[match.group().lower()]]
             end = match.end()
         return ids + _plain(tokenizer, text[end:])
+
+    def _matches(self, text: str) -> Iterator[re.Match[str]]:
+        """Without those of other letters, as a long s, which a pattern takes for an s."""
+        found = self._pattern.finditer(text)
+        return (match for match in found if match.group().lower() in self.places)
 
     @cached_property
     def lengths(self) -> Mapping[int, int]:

@@ -24,6 +24,10 @@ Name = tuple[str, int]
 _READS, _RECENT_S = 16, 60.0
 """The read time is the median of at most this many reads, none older than this."""
 
+_AHEAD = 8
+"""So many steps of recordings larger than the budget stay, though it is exceeded: those that were
+read ahead last. An edit that goes on needs them next; one that has ended does not."""
+
 
 @dataclass
 class Counters:
@@ -48,6 +52,7 @@ class StepMemory:
     Args:
         budget: bytes. Of a recording that is larger, the most recently used step makes room: steps
             are read one after the other, and the least recently used one is the next to be needed.
+            Then others do, of recordings that are larger. A few that were read ahead may exceed it.
         threads: how many entries are read at the same time.
         pinned: whether to page-lock entries, so that they can be copied to a GPU while it
             computes.
@@ -61,6 +66,7 @@ class StepMemory:
         self._entries: OrderedDict[Name, Future[Tensors]] = OrderedDict()
         self._sizes: dict[Name, int] = {}
         self._used: OrderedDict[Name, None] = OrderedDict()  # entries that were not only read ahead
+        self._large: set[Name] = set()  # entries here of recordings that are larger than the budget
         self._held: Counter[str] = Counter()
         self._lock = threading.RLock()
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="templates")
@@ -154,6 +160,8 @@ class StepMemory:
                 return
             self._sizes[name] = sum(a.nbytes for a in future.result().values())
             self._held[name[0]] += 1
+            if whole > self.budget:
+                self._large.add(name)
             self.counters.bytes += self._sizes[name]
             for other in self._leaving(name, whole):
                 if self.counters.bytes <= self.budget:
@@ -166,12 +174,17 @@ class StepMemory:
         """What may leave for an entry, first to go first."""
         if whole <= self.budget:
             return list(takewhile(lambda other: other != name, self._entries))
-        used = [other for other in self._used if other[0] == name[0] and other != name]
-        return used[::-1]  # others stay whole; what was read ahead is needed next
+        large = self._large - {name}  # others stay whole
+        used = [other for other in self._used if other in large]
+        own = [other for other in used if other[0] == name[0]]
+        others = [other for other in used if other[0] != name[0]]
+        ahead = [other for other in self._entries if other in large and other not in self._used]
+        return [*own[::-1], *others, *ahead[:-_AHEAD]]
 
     def _remove(self, name: Name) -> None:
         self._entries.pop(name, None)
         self._used.pop(name, None)
+        self._large.discard(name)
         if name in self._sizes:
             self.counters.bytes -= self._sizes.pop(name)
             self._held[name[0]] -= 1

@@ -78,7 +78,7 @@ def keys_of(
                 own = of_branch.with_text(ZEROED)
             else:
                 of_text = partial(text_id, syntax=prompts.syntax, clip_skip=skip, loras=read.text)
-                own = of_branch.with_text(of_text(prompt, words=words.found_in(prompt)))
+                own = of_branch.with_text(of_text(prompt, words=words.versions_in(prompt)))
             if own.text:
                 embedded = recorder.embed(prompt or "", prompts.syntax, skip)
                 store.texts.put(own.digest, zeroed(embedded) if prompt is None else embedded)

@@ -33,7 +33,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tessera.templates.files import (
     STALLED_S,
@@ -164,9 +164,7 @@ class TemplateStore:
         return recording
 
     def patiently(self, work: Callable[[], T]) -> T | None:
-        """What `work` has from the storage; `None` if it stalls. It may not call this, or `find`,
-        again.
-        """
+        """What `work` has from the storage; `None` if it stalls. It may not call this or `find`."""
         return self.patience.read(work)
 
     def prompted(self, key: RecordingKey) -> list[str]:
@@ -229,19 +227,16 @@ class TemplateStore:
                 content = safetensors.torch.save(pack(arrays, storage.kind))
                 write(recording.file(step), content, lasting=True)
                 checksums[step] = (len(content), zlib.crc32(content))
-            recording_json = {
-                "key": key.fields,
-                "storage": dataclasses.asdict(storage),
-                "checksums": checksums,
-            }
-            write(folder / _MANIFEST, json.dumps(recording_json).encode(), lasting=True)
+            form: dict[str, Any] = {"key": key.fields, "storage": dataclasses.asdict(storage)}
+            recording_json = json.dumps(form | {"checksums": checksums})
+            write(folder / _MANIFEST, recording_json.encode(), lasting=True)
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         self._make_room(keep=target)
-        self.texts.sweep(self._needs, WANTED_S)
+        self.sweep_texts()
         return dataclasses.replace(recording, folder=target)
 
     def register(self, recording: Recording) -> None:
@@ -333,6 +328,10 @@ class TemplateStore:
             if used > self.budget and recording.folder != keep:
                 self.remove(recording)
                 used -= recording.bytes
+
+    def sweep_texts(self) -> None:
+        """Remove texts that are older than an hour and that neither recording nor note needs."""
+        self.texts.sweep(self._needs, WANTED_S)
 
     def _needs(self, name: str) -> bool:
         """Whether a text has a recording or a note of one, or is the empty prompt's of others."""

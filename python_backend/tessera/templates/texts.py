@@ -6,8 +6,10 @@ finds the recording of the nearest one by them. The prompts themselves are not w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def text_id(
         prompt: its text.
         syntax: how it is read.
         clip_skip: how many of the text encoders' last layers it skips.
-        words: textual inversions in it.
+        words: textual inversions in it, see `Words.versions_in`.
         loras: digest and weight of each LoRA in the text encoders.
     """
     if not prompt.strip():
@@ -64,6 +66,9 @@ class Texts:
         if self.get(name) is None:
             content = {key: tensor.contiguous() for key, tensor in text.items()}
             write(self._path(name), safetensors.torch.save(content))
+        else:
+            with contextlib.suppress(OSError):
+                os.utime(self._path(name))  # it is about to be needed
 
     def get(self, name: str) -> Tensors | None:
         """Inverse of `put`; `None` if it is not there, or damaged."""

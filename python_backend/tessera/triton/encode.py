@@ -196,11 +196,11 @@ class TritonPythonModel:
             return ()
         of_text = partial(text_id, syntax=request.syntax, loras=self._adapters.in_text)
         skip, negative = request.clip_skip, request.negative_prompt or ""
-        own = [of_text(p, clip_skip=skip, words=words.found_in(p)) for p in request.prompts]
+        own = [of_text(p, clip_skip=skip, words=words.versions_in(p)) for p in request.prompts]
         if not plan.guided:
             return tuple(own)
         zero = self._zeroes(request)
-        return (ZEROED if zero else of_text(negative, words=words.found_in(negative)), *own)
+        return (ZEROED if zero else of_text(negative, words=words.versions_in(negative)), *own)
 
     def _zeroes(self, request: Request) -> bool:
         """Whether a negative branch has zeros instead of embeddings."""

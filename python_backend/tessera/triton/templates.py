@@ -61,7 +61,7 @@ RELEASE_S = 120.0
 """After so long without a recording, the networks that make them leave memory: a second UNet."""
 
 DISK_S = 30.0
-"""How often the size of all recordings is looked up for the metrics."""
+"""How often the size of all recordings is looked up for the metrics, and old texts are removed."""
 
 GIVE_WAY_S = 1.0
 """Longest wait between two batches of such a recording."""
@@ -139,9 +139,8 @@ class TritonPythonModel:
             return self._picture(inputs)
         given = pb.parameters(request)
         waiting = Waiting(job_of(given), texts_of(given), adapters_of(given))
-        register = partial(self._register, waiting=waiting)
         answers: dict[str, Callable[[Inputs], dict[str, Any]]] = {
-            "register": register,
+            "register": partial(self._register, waiting=waiting),
             "list": self._list,
             "evict": self._evict,
         }
@@ -264,7 +263,7 @@ class TritonPythonModel:
             pause = IDLE_S
             try:
                 self._release()
-                self._tell_disk()
+                self._look_at_disk()
                 if not self._board.running():
                     self._record_wanted()
             except Exception as error:
@@ -284,10 +283,11 @@ class TritonPythonModel:
             finally:
                 self._busy.release()
 
-    def _tell_disk(self) -> None:
+    def _look_at_disk(self) -> None:
         if time.monotonic() - self._measured > DISK_S:
             self._measured = time.monotonic()
             self._metrics.set("template_bytes", self._bytes, tier="disk")
+            self._store.sweep_texts()
 
     @property
     def _bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -99,6 +100,32 @@ class TestMemory:
         comes(lambda: memory.counters.bytes <= 4 * size)
         assert memory.holds(("small", 0))
         assert memory.counters.bytes > 2 * size
+
+    @pytest.mark.parametrize("on_device", [False, True])
+    def test_many_recordings_that_are_too_large_exceed_the_budget_by_few_steps(
+        self, on_device: bool
+    ) -> None:
+        """Edits of different templates, some of which end early and leave what was read ahead."""
+        size = sum(a.nbytes for a in arrays(0).values())
+        draw = random.Random(0)
+        memory = StepMemory(budget=6 * size, threads=1)
+        if on_device:
+            memory = DeviceMemory(memory, device="cpu", budget=6 * size)
+        memory.get(("small", 0), lambda: arrays(0), whole=size).result()
+        for edit in range(40):
+            digest, whole = f"large {draw.randrange(30)}", 10 * size
+            for step in range(10 if edit % 3 else draw.randrange(10)):
+                for ahead in range(step + 1, min(step + 4, 10)):
+                    memory.ahead((digest, ahead), lambda: arrays(0), whole=whole)
+                memory.get((digest, step), lambda: arrays(0), whole=whole).result()
+            for name, tier in memory.tiers.items():
+                comes(lambda n=name, t=tier: sum(memory.held[n].values()) == t.entries)  # type: ignore[misc]
+                assert sum(memory.held[name].values()) <= 6 + 10
+        assert memory.holds(("small", 0))
+        memory.drop("small")
+        for number in range(30):
+            memory.drop(f"large {number}")
+        assert [tier.entries for tier in memory.tiers.values()] == [0] * len(memory.tiers)
 
     def test_a_recording_that_fits_takes_the_room_of_others(self) -> None:
         size = sum(a.nbytes for a in arrays(0).values())

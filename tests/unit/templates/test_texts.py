@@ -59,12 +59,13 @@ def test_what_was_put_is_found_again(tmp_path: Path) -> None:
 
 def test_only_what_is_old_and_not_used_is_removed(tmp_path: Path) -> None:
     texts = Texts(tmp_path)
-    for name in ("new", "used", "old"):
+    for name in ("new", "used", "old", "wanted again"):
         texts.put(name, TEXT)
-    for name in ("used", "old"):
+    for name in ("used", "old", "wanted again"):
         os.utime(tmp_path / f"{name}.safetensors", (0, 0))
+    texts.put("wanted again", TEXT)
     texts.sweep(lambda name: name == "used", 60)
-    assert {path.stem for path in tmp_path.iterdir()} == {"new", "used"}
+    assert {path.stem for path in tmp_path.iterdir()} == {"new", "used", "wanted again"}
 
 
 def test_what_recordings_and_notes_are_compared_by_is_kept(store: TemplateStore) -> None:
