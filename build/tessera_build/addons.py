@@ -1,7 +1,8 @@
 """Add-ons of a bundle: ControlNets, which are exported with the checkpoint, and LoRA files.
 
-LoRA files are copied unchanged. The manifest does not list them, since files may be added to and
-removed from a bundle's folder `adapters` at any time.
+LoRA files are copied unchanged, those of PEFT with the configuration beside them. The manifest does
+not list them, since files may be added to and removed from a bundle's folder `adapters` at any
+time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from tessera.adapters.library import PEFT_CONFIG, PEFT_MODEL
 from tessera.engines.places import NETWORKS, read_places
 from tessera.errors import BundleError, TesseraError
 from tessera.manifest import ADAPTERS, HINT
@@ -67,10 +69,11 @@ class AddOns:
                 )
             _check_controlnet(name, path)
         self.places  # noqa: B018 - raises if a placement is wrong
-        stems = [path.stem for path in self.loras]
-        duplicates = sorted({stem for stem in stems if stems.count(stem) > 1})
+        names = [str((_place(path) / path.name).with_suffix("")) for path in self.loras]
+        duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
-            raise BundleError(f"two LoRA files are called {duplicates[0]}; rename one of them")
+            what = "one of their folders" if "/" in duplicates[0] else "one of them"
+            raise BundleError(f"two LoRA files are called {duplicates[0]}; rename {what}")
         for path in self.loras:
             _check_lora(path)
 
@@ -93,7 +96,8 @@ def read_controlnets(pairs: Sequence[str]) -> dict[str, Path]:
 
 
 def install_loras(out: Path, loras: Sequence[Path]) -> None:
-    """Copy LoRA files into a bundle, each atomically.
+    """Copy LoRA files into a bundle, each atomically. One of PEFT's and its configuration go into
+    a folder called as its own is.
 
     Raises:
         BundleError: the disk is full or the folder cannot be written.
@@ -102,14 +106,31 @@ def install_loras(out: Path, loras: Sequence[Path]) -> None:
     try:
         folder.mkdir(exist_ok=True)
         for path in loras:
-            partial = folder / f".{path.name}.{os.getpid()}.partial"  # others may do the same now
-            try:
-                shutil.copyfile(path, partial)
-                partial.replace(folder / path.name)
-            finally:
-                partial.unlink(missing_ok=True)
+            inner = folder / _place(path)
+            inner.mkdir(exist_ok=True)
+            if _has_config(path):
+                _copy(path.with_name(PEFT_CONFIG), inner)
+            _copy(path, inner)
     except OSError as error:
         raise BundleError(f"{folder} could not be written: {error.strerror or error}") from error
+
+
+def _copy(path: Path, folder: Path) -> None:
+    partial = folder / f".{path.name}.{os.getpid()}.partial"  # others may do the same now
+    try:
+        shutil.copyfile(path, partial)
+        partial.replace(folder / path.name)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _has_config(lora: Path) -> bool:
+    return lora.name == PEFT_MODEL and lora.with_name(PEFT_CONFIG).is_file()
+
+
+def _place(lora: Path) -> Path:
+    """The folder of a LoRA in the bundle's folder: all of PEFT's have the same name."""
+    return Path(lora.parent.resolve().name.lstrip(".") if _has_config(lora) else "")
 
 
 def keep_adapters(old: Path, new: Path) -> None:

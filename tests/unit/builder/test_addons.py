@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tessera_build.bundle as module
+from tessera.adapters.library import PEFT_CONFIG, PEFT_MODEL, Library
 from tessera.errors import BundleError
 from tessera_build.addons import AddOns, install_loras, keep_adapters, read_controlnets
 from tessera_build.bundle import build_bundle
@@ -207,6 +208,36 @@ def test_a_lora_that_does_not_fit_on_the_disk(
     with pytest.raises(BundleError, match=r"adapters could not be written: No space left"):
         install_loras(tmp_path, [lora])
     assert not list((tmp_path / "adapters").iterdir())
+
+
+def test_loras_of_peft_keep_their_configurations(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, alpha in (("first", 8), (".second", 4), ("other/first", 2), ("bare", None)):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(lora, tmp_path / folder / PEFT_MODEL)
+        if alpha:
+            (tmp_path / folder / PEFT_CONFIG).write_text(json.dumps({"lora_alpha": alpha}))
+    first, second, same, bare = (
+        tmp_path / folder / PEFT_MODEL for folder in ("first", ".second", "other/first", "bare")
+    )
+    monkeypatch.chdir(first.parent)
+    loras = [Path(PEFT_MODEL), second, bare, lora]
+    AddOns(loras=loras).check()
+    install_loras(tmp_path, loras)
+    installed = tmp_path / "adapters"
+    assert set(Library([installed]).entries()) == {
+        "adapter_model",
+        "first/adapter_model",
+        "second/adapter_model",
+        lora.stem,
+    }
+    assert not (installed / PEFT_CONFIG).exists()
+    for copy, source in (("first", first), ("second", second)):
+        beside = (installed / copy / PEFT_CONFIG).read_bytes()
+        assert beside == source.with_name(PEFT_CONFIG).read_bytes()
+    with pytest.raises(BundleError, match=r"are called first/adapter_model; rename one of their"):
+        AddOns(loras=[first, same]).check()
 
 
 def test_adapters_of_an_older_bundle_are_kept_whole(tmp_path: Path) -> None:
