@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -193,6 +194,17 @@ def test_a_request_gets_the_file_that_it_named_or_none(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").unlink()
     with pytest.raises(Unavailable, match="the LoRA 'a' is gone"):
         other.load_digest("a", digest)
+
+
+def test_a_copy_under_another_name_may_be_removed(tmp_path: Path) -> None:
+    path = write(tmp_path, "a")
+    kept = store(tmp_path)
+    first = kept.load("a")
+    shutil.copy(path, tmp_path / "a-test.safetensors")
+    assert kept.load("a-test").name == "a-test"
+    (tmp_path / "a-test.safetensors").unlink()
+    again = kept.load("a")
+    assert (again.name, again.digest, kept.reads) == ("a", first.digest, 2)
 
 
 def test_reading_ahead(tmp_path: Path) -> None:
