@@ -18,7 +18,7 @@ from tessera.errors import InvalidInput, Unavailable
 
 MAX_AHEAD = 8
 """With this many reads in progress, none is started for requests that still wait in a queue."""
-_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Errors that unexpected file contents may raise in a parser."""
 
 

@@ -278,6 +278,14 @@ def test_a_file_with_odd_contents_is_refused_once(tmp_path: Path) -> None:
     assert kept.reads == 1
 
 
+def test_a_file_that_torch_cannot_compute_with_is_refused(tmp_path: Path) -> None:
+    shapes = {"w1_a": (2, 8), "w1_b": (2,), "w2_a": (8, 2), "w2_b": (2, 8), "t1": (2, 2, 3, 3)}
+    tensors = {f"unet.proj.hada_{end}": torch.ones(shape) for end, shape in shapes.items()}
+    lora.save(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(InvalidInput, match="has unexpected contents: RuntimeError"):
+        store(tmp_path).load("a")
+
+
 def test_hints_reach_the_listener_of_their_server(tmp_path: Path) -> None:
     uses = (AdapterUse("a", "0123", 0.5),)
     got: list[object] = []
