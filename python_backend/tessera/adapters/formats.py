@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from tessera.adapters.kinds import NUMBERS, Module, split
+from tessera.adapters.kinds import NUMBERS, Module, Scale, split
 from tessera.adapters.library import PEFT_CONFIG, PEFT_MODEL
 from tessera.adapters.names import Found
 from tessera.adapters.peft_fields import check_fields
@@ -257,20 +257,34 @@ def _checked(key: str, role: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _scale(part: str, module: str, metadata: Mapping[str, Any]) -> Callable[[int], float]:
+def _scale(part: str, module: str, metadata: Mapping[str, Any]) -> Scale:
     """Rank -> alpha / rank by PEFT's configuration, else 1."""
     config = {
         k.removeprefix(f"{part}."): v for k, v in metadata.items() if k.startswith(f"{part}.")
     }
     if "lora_alpha" not in config:
         return lambda rank: 1.0
-    alpha = _number(config["lora_alpha"])
-    patterns = {k: _number(v) for k, v in dict(config.get("alpha_pattern") or {}).items()}
-    if not all(re.fullmatch(r"\^?[\w.]+", pattern) for pattern in patterns):
-        raise Unusable("has an alpha_pattern in its metadata that is not a module's name")
+    alpha = _of_module("alpha", config["lora_alpha"], config, module)
     root = math.sqrt if config.get("use_rslora") else float
-    alpha = next((a for p, a in patterns.items() if _matches(p, module)), alpha)
-    return lambda rank: alpha / root(rank)
+
+    def scale(rank: int | None) -> float:
+        if rank is None and "r" not in config:
+            return 1.0
+        return alpha / root(rank or _of_module("rank", config["r"], config, module))
+
+    return scale
+
+
+def _of_module(what: str, general: object, config: Mapping[str, Any], module: str) -> float:
+    """The alpha or the rank of a module: that of the first pattern that matches it, or else of all
+    modules.
+    """
+    given = dict(config.get(f"{what}_pattern") or {})
+    patterns = {key: _number(what, value) for key, value in given.items()}
+    if not all(re.fullmatch(r"\^?[\w.]+", pattern) for pattern in patterns):
+        raise Unusable(f"has a key in its {what}_pattern that is not a module's name")
+    number = _number(what, general)
+    return next((n for p, n in patterns.items() if _matches(p, module)), number)
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -279,10 +293,10 @@ def _matches(pattern: str, module: str) -> bool:
     return module == name or (pattern[0] != "^" and module.endswith(f".{name}"))
 
 
-def _number(value: object) -> float:
+def _number(what: str, value: object) -> float:
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
-    raise Unusable(f"has the alpha {value!r} in its metadata; accepted: a finite number")
+    raise Unusable(f"has the {what} {value!r} in its metadata; accepted: a finite number")
 
 
 def _first_line(error: Exception) -> str:

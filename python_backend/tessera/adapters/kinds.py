@@ -52,8 +52,8 @@ _ROLES = {
 _ENDS = [(role, re.compile(rf"(.+?)(?:{pattern})")) for role, pattern in _ROLES.items()]
 NUMBERS = ("alpha", "on_input")
 """Roles of tensors that are single numbers, of any type."""
-Scale = Callable[[int], float]
-"""Rank -> alpha / rank, where the module has no alpha of its own."""
+Scale = Callable[[int | None], float]
+"""Rank -> alpha / rank, where the module has no alpha of its own. `None` is the configuration's."""
 
 
 def split(key: str) -> tuple[str, str] | None:
@@ -112,10 +112,14 @@ class Module:
             raise Unusable(f"lacks the {roles[found.index(False)]} half of {self.name}")
         return [self.tensors.pop(role) for role in roles]
 
-    def scale_of(self, rank: int) -> float:
-        """The scale of a product, by the module's alpha or by the file's configuration."""
+    def scale_of(self, rank: int | None) -> float:
+        """The scale of a product, by the module's alpha or by the file's configuration. The former
+        has no effect on one of whole matrices, whose rank is `None`.
+        """
         alpha = self.tensors.pop("alpha", None)
-        return self.scale(rank) if alpha is None else float(alpha) / rank
+        if alpha is None:
+            return self.scale(rank)
+        return 1.0 if rank is None else float(alpha) / rank
 
     def shape(self, leaf: str) -> Shape:
         """Shape of the weight or the bias.
@@ -234,9 +238,7 @@ def _kronecker(module: Module) -> None:
     rows = first.rows * second.rows
     columns = (math.prod(first.columns) * second.columns[0], *second.columns[1:])
     shape = _flat_fit(module, rows, columns)
-    scale = 1.0 if rank is None else module.scale_of(rank)
-    module.tensors.pop("alpha", None)  # of two whole matrices, where it has no effect
-    module.add("weight", Kronecker(first, second, scale, shape, rank))
+    module.add("weight", Kronecker(first, second, module.scale_of(rank), shape, rank))
 
 
 def _factors(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ def patchables_of(
     for graph, engine in engines.items():
         entry = bundle.manifest.graphs[graph]
         shapes = targets.shapes[network_of(graph)]
-        initializers = _opened(bundle.folder / entry.file)
+        initializers = _opened(bundle, graph)
         base = _reader(initializers, entry.layout, shapes)
         names = engine.describe().refittable & shapes.keys()
         patchables.append(Patchable(engine, names, base, partial(_has, initializers)))
@@ -45,9 +44,19 @@ def _has(initializers: Callable[[], Initializers], name: str) -> bool:
     return name in initializers()
 
 
-def _opened(graph: Path) -> Callable[[], Initializers]:
-    """Opens a graph's weights on first use."""
-    return cache(lambda: Initializers(graph))
+def _opened(bundle: Bundle, graph: str) -> Callable[[], Initializers]:
+    """Opens a graph's weights on first use, unless the bundle has been built again since."""
+
+    @cache
+    def initializers() -> Initializers:
+        for name in bundle.manifest.files_of(graph):
+            bundle.file(name)
+        opened = Initializers(bundle.folder / bundle.manifest.graphs[graph].file)
+        for name in {place[:3]: name for name, place in opened.places().items()}.values():
+            opened[name]  # maps its file, which may be replaced later
+        return opened
+
+    return initializers
 
 
 def _reader(

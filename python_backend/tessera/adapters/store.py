@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tessera.adapters.formats import ParsedAdapter, read_adapter
 from tessera.adapters.library import AdapterFile, Library
@@ -18,7 +18,7 @@ from tessera.errors import InvalidInput, Unavailable
 
 MAX_AHEAD = 8
 """With this many reads in progress, none is started for requests that still wait in a queue."""
-_ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_ODD = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Errors that unexpected file contents may raise in a parser."""
 
 
@@ -106,7 +106,10 @@ class AdapterStore:
             if current and current.refused:
                 raise _unusable(entry.name, field, current.refused)
             adapter = self._held.get(current.digest) if current else None
-            return adapter or self._read(entry, field)
+            if adapter is None:
+                return self._read(entry, field)
+            # A file with the same contents may have been read since, under its own name.
+            return adapter if adapter.name == entry.name else replace(adapter, name=entry.name)
 
     def knows(self, entry: AdapterFile) -> bool:
         """Whether this version of a file has been read."""

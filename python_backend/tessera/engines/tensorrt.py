@@ -123,15 +123,22 @@ class TensorRtEngine:
         """See `Engine.refit`. Runs wait until it is done."""
         check_refit(weights, self._shapes)
         with self._lock, torch.cuda.device(self._device):
-            self._replace({n: to_layout(n, w.detach(), self._layout) for n, w in weights.items()})
+            placed = self._replace(
+                {n: to_layout(n, w.detach(), self._layout) for n, w in weights.items()}
+            )
+            for name, tensor in placed.items():  # whoever passed it may overwrite it
+                shared = _memory(tensor) == _memory(weights[name])
+                self._replaced[name] = tensor.clone() if shared else tensor
 
-    def _replace(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Set weights in the graph's layout, and the weights that TensorRT has fused with them.
+    def _replace(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Set weights in the graph's layout, and the weights that TensorRT has fused with them;
+        returns the former in the engine's types.
 
-        The latter get the value that was set last, or else the graph's.
+        The latter get the value that `refit` set last, or else the graph's.
         """
         refitter = self._refitter
-        kept_alive = [self._set(name, weight) for name, weight in weights.items()]
+        placed = {name: self._set(name, weight) for name, weight in weights.items()}
+        kept_alive = []
         for name in refitter.get_missing_weights():
             value = self._replaced[name] if name in self._replaced else self._base[name]
             kept_alive.append(self._set(name, value))
@@ -143,9 +150,9 @@ class TensorRtEngine:
         if not refitter.refit_cuda_engine_async(self._stream.cuda_stream):
             raise InternalError("TensorRT could not refit the engine")
         self._stream.synchronize()  # until then the weights have to stay in memory
-        self._replaced.update(weights)
         if isinstance(self._call, Replayer):
             self._call.forget()
+        return placed
 
     def _set(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Pass one weight to TensorRT; returns the tensor that has to outlive the refit."""
@@ -206,3 +213,7 @@ class TensorRtEngine:
 
     def _shape(self, name: str) -> tuple[int | None, ...]:
         return tuple(None if d < 0 else d for d in self._engine.get_tensor_shape(name))
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -263,7 +263,10 @@ def test_what_is_refused(tensors: Tensors, reason: str, tmp_path: Path) -> None:
     [
         ({"unet.lora_alpha": "2"}, "has the alpha '2'"),
         ({"unet.lora_alpha": float("nan")}, "has the alpha nan"),
-        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"(a+)+$": 2}}, "has an alpha_pattern"),
+        (
+            {"unet.lora_alpha": 1, "unet.alpha_pattern": {"(a+)+$": 2}},
+            "has a key in its alpha_pattern",
+        ),
         ([1], "has lora_adapter_metadata that is not a JSON object"),
     ],
     ids=["text", "NaN", "regular expression", "list"],

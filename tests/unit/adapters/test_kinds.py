@@ -16,6 +16,7 @@ from torch import nn
 
 from tessera.adapters.factors import ranks_of
 from tessera.adapters.formats import ParsedAdapter, read_adapter
+from tessera.adapters.library import PEFT_MODEL
 from tessera.adapters.merge import merge
 from tessera.adapters.targets import Targets
 from tessera.adapters.updates import Unusable
@@ -188,6 +189,31 @@ def test_it_does_what_peft_does(name: str, saved: str, tmp_path: Path) -> None:
         changed += update is not None and not torch.equal(ours, parameter)
         torch.testing.assert_close(ours, merged[key].detach(), atol=1e-5, rtol=1e-5)
     assert changed == len(file.updates["unet"]) > 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"rank_pattern": {"bare": 32}, "alpha_pattern": {"bare": 3}}]
+)
+def test_peft_scales_two_whole_matrices_of_a_lokr_too(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    wrapped = get_peft_model(
+        copy.deepcopy(NETWORK),
+        LoKrConfig(r=8, alpha=16, target_modules=["linear", "bare"], **changes),
+    )
+    for key, parameter in wrapped.named_parameters():
+        if "lokr" in key:
+            parameter.data = torch.randn(parameter.shape)
+    wrapped.save_pretrained(tmp_path)
+    updates = read_adapter(tmp_path / PEFT_MODEL, TARGETS).updates["unet"]
+    merged = dict(wrapped.merge_and_unload().named_parameters())
+    for name, update in updates.items():
+        assert update.rank is None
+        before = NETWORK.get_parameter(name).detach()
+        torch.testing.assert_close(
+            merge(before, [(update, 1.0)]), merged[name].detach(), atol=1e-5, rtol=1e-5
+        )
+    assert set(updates) == {"linear.weight", "bare.weight"}
 
 
 def test_alpha_of_a_loha_in_peft_s_configuration(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -195,6 +196,17 @@ def test_a_request_gets_the_file_that_it_named_or_none(tmp_path: Path) -> None:
         other.load_digest("a", digest)
 
 
+def test_a_copy_under_another_name_may_be_removed(tmp_path: Path) -> None:
+    path = write(tmp_path, "a")
+    kept = store(tmp_path)
+    first = kept.load("a")
+    shutil.copy(path, tmp_path / "a-test.safetensors")
+    assert kept.load("a-test").name == "a-test"
+    (tmp_path / "a-test.safetensors").unlink()
+    again = kept.load("a")
+    assert (again.name, again.digest, kept.reads) == ("a", first.digest, 2)
+
+
 def test_reading_ahead(tmp_path: Path) -> None:
     write(tmp_path, "a")
     digest = store(tmp_path).load("a").digest
@@ -264,6 +276,14 @@ def test_a_file_with_odd_contents_is_refused_once(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=r"has unexpected contents: TypeError.*not iterable"):
             kept.load("a")
     assert kept.reads == 1
+
+
+def test_a_file_that_torch_cannot_compute_with_is_refused(tmp_path: Path) -> None:
+    shapes = {"w1_a": (2, 8), "w1_b": (2,), "w2_a": (8, 2), "w2_b": (2, 8), "t1": (2, 2, 3, 3)}
+    tensors = {f"unet.proj.hada_{end}": torch.ones(shape) for end, shape in shapes.items()}
+    lora.save(tmp_path / "a.safetensors", tensors)
+    with pytest.raises(InvalidInput, match="has unexpected contents: RuntimeError"):
+        store(tmp_path).load("a")
 
 
 def test_hints_reach_the_listener_of_their_server(tmp_path: Path) -> None:
