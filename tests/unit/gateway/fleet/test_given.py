@@ -19,7 +19,7 @@ VALUES = {
 }
 GIVEN = st.dictionaries(
     st.text(st.characters(codec="utf-8")),
-    st.one_of(*(values.map(lambda v, kind=kind: (kind, v)) for kind, values in VALUES.items())),
+    st.one_of(*(st.tuples(st.just(kind), values) for kind, values in VALUES.items())),
 )
 
 
