@@ -274,7 +274,16 @@ def test_values_that_do_not_go_together_are_refused() -> None:
         rendered({"autoscaling": {"max": 4}})
 
 
-@pytest.mark.parametrize("wrong", [{"replica": 2}, {"replicas": 0}, {"autoscaling": {"mx": 4}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"replica": 2},
+        {"replicas": 0},
+        {"autoscaling": {"mx": 4}},
+        {"autoscaling": {"hold_seconds": 0}},
+        {"autoscaling": {"hold_requests": 0}},
+    ],
+)
 def test_wrong_values_are_refused_by_the_schema(wrong: dict[str, Any]) -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
