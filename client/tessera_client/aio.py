@@ -183,8 +183,9 @@ class AsyncClient(AsyncConnection):
 
         tasks = [asyncio.ensure_future(one(job, wish)) for job, wish in wishes.items()]
         try:
-            for task in tasks:
-                yield await task
+            while tasks:
+                await tasks[0]
+                yield tasks.pop(0).result()  # not kept once it is given out
         finally:
             for task in tasks:
                 task.cancel()

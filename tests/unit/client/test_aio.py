@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tessera.contract import JobStatus
@@ -26,6 +29,25 @@ def test_the_async_client_knows_templates() -> None:
             assert await opened.evict_template("abc") == 7
 
     asyncio.run(session())
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["generate", "edit"])
+def test_pictures_that_are_given_out_are_not_kept(edits: bool) -> None:
+    async def session() -> list[int]:
+        given: list[weakref.ref[Any]] = []
+        alive: list[int] = []
+        async with AsyncClient(transport=AsyncFakeTransport()) as opened:
+            if edits:
+                image = np.zeros((8, 8, 3), np.uint8)
+                results = opened.edit_many(image, (0, 0, 4, 4), "a", n=20)
+            else:
+                results = opened.generate_many("a", n=20)
+            async for result in results:
+                given.append(weakref.ref(result))
+                alive.append(sum(each() is not None for each in given))
+        return alive
+
+    assert max(asyncio.run(session())) <= 2, "the latest, and the one before it"
 
 
 def test_the_async_client_does_the_same() -> None:
