@@ -67,8 +67,9 @@ def parts_of(prompt: str) -> list[Part]:
 
 
 def heaviest(prompt: str) -> float:
-    """The weight furthest from zero in a prompt."""
-    return max((part.weight for part in parts_of(prompt)), key=abs, default=1.0)
+    """The weight furthest from zero in a prompt; NaN if any is: infinity times zero."""
+    weights = [part.weight for part in parts_of(prompt)]
+    return math.nan if any(map(math.isnan, weights)) else max(weights, key=abs, default=1.0)
 
 
 def _factor(bracket: str) -> float:

@@ -128,7 +128,7 @@ def read_loras(inputs: Inputs) -> tuple[Lora, ...]:
 def _prompt(inputs: Inputs, name: str, syntax: str) -> str:
     text = text_of(inputs, name, "", contract.MAX_PROMPT)
     weight = heaviest(text) if syntax == contract.PromptSyntax.WEIGHTED else 1.0
-    if abs(weight) > contract.MAX_TOKEN_WEIGHT:
+    if not abs(weight) <= contract.MAX_TOKEN_WEIGHT:  # NaN, too
         most = contract.MAX_TOKEN_WEIGHT
         accepted = f"weights from -{most:g} to {most:g}; brackets within brackets multiply"
         raise InvalidInput.described(name, f"has a part of weight {weight:g}", accepted)

@@ -110,3 +110,16 @@ def test_actions() -> None:
 def test_a_job_id_may_be_left_out() -> None:
     assert read_job_id({}) == ""
     assert read_job_id(inputs(JOB_ID="my job/1")) == "my job/1"
+
+
+INFINITE = "9" * 400
+
+
+@pytest.mark.parametrize("name", ["PROMPT", "NEGATIVE_PROMPT"])
+@pytest.mark.parametrize(
+    "prompt", [f"((a:0):{INFINITE})", f"b ((a:0):{INFINITE}) (c:2)", f"(a:{INFINITE})", "(a:-11)"]
+)
+def test_a_part_whose_weight_is_no_accepted_number_is_refused(name: str, prompt: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{name} has a part of weight"):
+        read_request(inputs(**{name: prompt, "PROMPT_SYNTAX": "weighted"}), MANIFEST)
+    assert read_request(inputs(**{name: "((a:0):10)", "PROMPT_SYNTAX": "weighted"}), MANIFEST)

@@ -15,7 +15,7 @@ from tests.samples.requests import inputs
 
 def test_a_replaced_file_makes_another_prompt_of_its_word(sparse_models: dict[str, Any]) -> None:
     encode, templates = sparse_models["encode"], sparse_models["templates"]
-    said = {"PROMPT": "a blob", "NEGATIVE_PROMPT": "blob", "STEPS": 4}
+    said: dict[str, Any] = {"PROMPT": "a blob", "NEGATIVE_PROMPT": "blob", "STEPS": 4}
     found, embeddings = [], encode._embeddings
     encode._embeddings = lambda request, guided, words: embeddings(request, guided, NO_WORDS)
     for value in (1.0, 2.0):
