@@ -24,7 +24,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import onnx
 import torch
 from onnx import numpy_helper
@@ -74,8 +76,10 @@ class OnnxRuntimeEngine:
         self._open()
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See `Engine.run`. Inputs are float32 or integers, as the graph declares."""
-        feed = {name: tensor.cpu().contiguous().numpy() for name, tensor in inputs.items()}
+        """See `Engine.run`. Inputs are integers, as the graph declares, or of any floating type,
+        which is cast to float32.
+        """
+        feed = {name: _fed(tensor) for name, tensor in inputs.items()}
         if missing := sorted(self._inputs - feed.keys()):  # the last call's is still bound
             raise InternalError(f"ONNX Runtime failed: input {missing[0]} is missing")
         try:
@@ -183,6 +187,12 @@ class OnnxRuntimeEngine:
 
     def _load(self) -> onnx.ModelProto:
         return onnx.load(str(self._graph), load_external_data=False)
+
+
+def _fed(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    array: npt.NDArray[Any] = tensor.to("cpu", dtype).contiguous().numpy()
+    return array
 
 
 def _utf8(path: Path) -> str:

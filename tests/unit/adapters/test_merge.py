@@ -241,6 +241,14 @@ def test_after_a_failed_refit_every_weight_in_doubt_is_replaced() -> None:
     assert sorted(fake.refits[0]) == list(NAMES)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_engines_take_tensors_of_other_devices_types(engine: Engine, dtype: torch.dtype) -> None:
+    """A GPU beside the CPU has its tensors in half precision."""
+    x = torch.randn(2, 3, 8, 8).to(dtype)
+    found = engine.run({"x": x})["y"].clone()
+    assert torch.equal(found, engine.run({"x": x.float()})["y"])
+
+
 def test_a_merged_weight_lies_in_memory_as_the_base_does() -> None:
     update = ADAPTERS["a"].updates["unet"]["first.weight"]
     row = network().get_parameter("first.weight").detach()
