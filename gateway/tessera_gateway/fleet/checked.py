@@ -12,6 +12,9 @@ from tessera_gateway.kserve.parameters import check_parameters
 from tessera_gateway.kserve.tensors import binary_size, check_shape
 from tessera_gateway.kserve.texts import check_texts
 
+_OF_CLIENTS = "triton_enable_empty_final_response"
+"""What tritonclient's C++ library, and so perf_analyzer, sends with every request."""
+
 
 def check(read: wire.Inference, parameters: Mapping[str, object]) -> None:
     """Check a request of a public model.
@@ -23,7 +26,10 @@ def check(read: wire.Inference, parameters: Mapping[str, object]) -> None:
     Raises:
         InvalidInput: something in it is not accepted.
     """
-    check_parameters(dict(parameters), LIMITS)
+    others = {
+        name: v for name, v in parameters.items() if name != _OF_CLIENTS or type(v) is not bool
+    }
+    check_parameters(others, LIMITS)
     if read.classified:
         raise InvalidInput.described("outputs", "ask for a classification", "outputs as they are")
     known = {spec.name: spec for spec in MODELS[read.model].inputs}

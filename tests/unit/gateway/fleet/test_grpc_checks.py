@@ -70,6 +70,23 @@ def test_what_would_be_refused_over_http(request_: bytes, sentence: str) -> None
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("kind", "accepted"), [(1, True), (2, False)], ids=["flag", "number"])
+def test_what_every_client_sends_is_accepted(kind: int, accepted: bool) -> None:
+    """As perf_analyzer does."""
+    name, value = b"triton_enable_empty_final_response", bytes([kind << 3, 1])
+    parameter = wire.field(4, wire.field(1, name) + wire.field(2, value))
+
+    async def run() -> None:
+        async with fleet() as it:
+            if accepted:
+                await it.call(draw("j") + parameter)
+                return
+            with pytest.raises(grpc.aio.AioRpcError, match="belongs to Triton itself"):
+                await it.call(draw("j") + parameter)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("asked", "key", "given"),
     [
