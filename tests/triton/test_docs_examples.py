@@ -135,8 +135,8 @@ def placed(text: str, server: Server, front: RunningGateway) -> str:
     return text
 
 
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(
+def ended(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command,
         cwd=folder,
         capture_output=True,
@@ -144,6 +144,10 @@ def run(command: list[str], folder: Path) -> str:
         timeout=PATIENCE_S,
         env=os.environ.copy(),
     )
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = ended(command, folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -154,12 +158,15 @@ PYTHON, SHELL = programs("python"), programs("sh")
 @pytest.mark.parametrize("number", range(len(PYTHON)), ids=lambda n: f"{PYTHON[n][0]}-{n}")
 def test_programs(server: Server, front: RunningGateway, here: Path, number: int) -> None:
     name, text = PYTHON[number]
-    run([sys.executable, "-c", placed(CONTEXT.get(name, "") + text, server, front)], here)
+    program = placed(CONTEXT.get(name, "") + text, server, front)
+    done = ended([sys.executable, "-c", program], here)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("number", range(len(SHELL)), ids=lambda n: f"{SHELL[n][0]}-{n}")
 def test_scripts(server: Server, front: RunningGateway, here: Path, number: int) -> None:
-    run(["sh", "-ec", placed(SHELL[number][1], server, front)], here)
+    done = ended(["sh", "-ec", placed(SHELL[number][1], server, front)], here)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -17,7 +17,7 @@ from tessera_client import Client, Control, Lora
 from tests.samples.images import island, noise_blocks
 from tests.samples.jobs import ENDLESS
 from tests.samples.promql import expressions, missing, series_of, values_of
-from tests.samples.waiting import PATIENCE_S, comes
+from tests.samples.waiting import PATIENCE_S, comes, until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 
@@ -141,4 +141,4 @@ def test_triton_counts_the_end_of_every_sequence_as_cancelled(
     comes(rest)
     before = ends()
     http_client.generate("a", steps=2)
-    comes(lambda: ends() == before + 1)
+    assert until(lambda: ends() == before + 1)

@@ -49,6 +49,11 @@ def _opened(bundle: Bundle, graph: str) -> Callable[[], Initializers]:
 
     @cache
     def initializers() -> Initializers:
+        """By name, in the shapes that the graph has them in.
+
+        Raises:
+            BundleError: a file of the graph is missing or is not the one that was served.
+        """
         for name in bundle.manifest.files_of(graph):
             bundle.file(name)
         opened = Initializers(bundle.folder / bundle.manifest.graphs[graph].file)

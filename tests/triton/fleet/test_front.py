@@ -89,7 +89,7 @@ def drawn_at_once(client: Client, template: str) -> list[Info]:
     return infos
 
 
-def wait_until_both_draw(fleet: RunningFleet, draw: Callable[[], list[Info]]) -> None:
+def wait_until_both_draw(fleet: RunningFleet, draw: Callable[[], list[Info]]) -> set[str]:
     """Draw again and again until both workers have drawn.
 
     A worker that tells its load late, on a busy machine, is left out for a while.
@@ -98,6 +98,7 @@ def wait_until_both_draw(fleet: RunningFleet, draw: Callable[[], list[Info]]) ->
     while len(drawn) < 2:
         assert time.monotonic() < end, fleet.about()
         drawn |= {info.worker for info in draw()}
+    return drawn
 
 
 def test_a_template_is_registered_on_both_workers(
@@ -159,7 +160,7 @@ def plain_at_once(fleet: RunningFleet, *, steps: int) -> list[Info]:
 
 
 def test_both_workers_work(fleet: RunningFleet) -> None:
-    wait_until_both_draw(fleet, lambda: plain_at_once(fleet, steps=20))
+    assert len(wait_until_both_draw(fleet, lambda: plain_at_once(fleet, steps=20))) == 2
 
 
 def test_metadata_is_that_of_a_server(fleet: RunningFleet, server: Server) -> None:

@@ -28,7 +28,7 @@ from tessera_client import Client
 from tessera_gateway.fleet import wire
 from tessera_gateway.fleet.pool import SERVICE
 from tests.samples.jobs import unique
-from tests.samples.waiting import PATIENCE_S, comes
+from tests.samples.waiting import PATIENCE_S, comes, until
 
 PROGRAMS = Path(sys.executable).parent
 ENVOY = shutil.which("envoy", path=PROGRAMS)
@@ -180,7 +180,7 @@ def test_both_workers_work(port: int) -> None:
             drawn.update(pool.map(draw, ("http", "grpc") * 12))
             return len(drawn) == 2
 
-        comes(both, 240)
+        assert until(both, 240)
 
 
 def test_requests_of_plain_clients_without_a_job_id(port: int) -> None:
@@ -220,7 +220,7 @@ def test_a_template_is_evicted_on_both_workers(
             known = [t["template"] for c in (one, other) for t in c.templates()["templates"]]
             return template not in known
 
-        comes(evicted)
+        assert until(evicted)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -255,7 +255,7 @@ def test_a_caller_that_leaves_cancels_its_job(
             )
             comes(lambda: phases() == {"denoising"}, 240)
             call.cancel()
-        comes(lambda: phases() == {"cancelled"}, 240)
+        assert until(lambda: phases() == {"cancelled"}, 240)
 
 
 def knows(client: Client, job: str) -> bool:

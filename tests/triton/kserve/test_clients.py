@@ -19,7 +19,7 @@ from bench.perf_analyzer import find_perf_analyzer, measure_load
 from bench.server import Server
 from tessera_client import Client, Region
 from tests.samples.gateways import Guarded, RunningGateway, gateway
-from tests.samples.waiting import comes
+from tests.samples.waiting import comes, until
 
 Arrays = dict[str, Any]
 needs_perf_analyzer = pytest.mark.skipif(
@@ -185,7 +185,7 @@ def test_the_client_for_asyncio(server: Server, kserve: RunningGateway) -> None:
         async with tritonclient.http.aio.InferenceServerClient(address) as client:
             return (await client.infer("adapters", [tensor])).as_numpy("RESULT").item()
 
-    comes(lambda: asyncio.run(listed(kserve.url)) == asyncio.run(listed(server.http)))
+    assert until(lambda: asyncio.run(listed(kserve.url)) == asyncio.run(listed(server.http)))
 
 
 def test_the_generate_extension(kserve: RunningGateway) -> None:

@@ -33,7 +33,8 @@ def test_a_whole_picture(server: Server, webui: FrontEnd) -> None:
 
 
 def test_a_mask_without_blur_is_the_servers(server: Server, webui: FrontEnd) -> None:
-    as_by_the_sdk(server, webui, WHOLE | {"mask_blur": 0}, PICTURE, MASK)
+    drawn, wanted = as_by_the_sdk(server, webui, WHOLE | {"mask_blur": 0}, PICTURE, MASK)
+    np.testing.assert_array_equal(pixels(drawn["images"][0]), np.asarray(wanted.image))
 
 
 def as_by_the_sdk(

@@ -42,8 +42,12 @@ def test_a_file(tensors: dict[str, torch.Tensor], reason: str, tmp_path: Path) -
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
 def test_plain_weights_are_read(kind: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    save_file({WEIGHT: torch.ones(2, 2).to(kind), "positions": torch.arange(3)}, path)
+    plain = {WEIGHT: torch.ones(2, 2).to(kind), "positions": torch.arange(3)}
+    save_file(plain, path)
     refuse_quantised(path)
+    save_file(plain | {f"{STEM}.comfy_quant": torch.ones(1)}, path)
+    with pytest.raises(BundleError):
+        refuse_quantised(path)
 
 
 def test_a_folder_by_its_files_and_by_its_configuration(copy: Path, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_compose_lets_a_server_drain(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_are_accepted_by_kubernetes_schemas(name: str) -> None:
     kubernetes_validate.validate(OBJECTS[name], VERSION, strict=True)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**OBJECTS[name], "portz": 1}, VERSION, strict=True)
 
 
 def test_a_wrong_field_is_found() -> None:

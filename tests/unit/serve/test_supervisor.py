@@ -97,7 +97,13 @@ def test_models_of_a_server_that_has_ended_are_waited_for(
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(1)])
 def test_lines_that_cannot_be_written_are_lost(error: BaseException) -> None:
+    tried: list[str] = []
+
     def full(text: str) -> None:
+        tried.append(text)
         raise error
 
-    whatever_happens(full)("a line")
+    say = whatever_happens(full)
+    say("a line")
+    say("another")
+    assert tried == ["a line", "another"]

@@ -46,5 +46,6 @@ def test_a_worker_that_is_gone_without_the_template_does_not_matter() -> None:
             await it.workers[1].stop()
             it.pool.book.fail(max(it.pool.members))
             await it.call(EVICT)
+            assert it.workers[0].evicted == ["t"]
 
     asyncio.run(run())
