@@ -1,4 +1,6 @@
-"""Checks the tensors that travel from model to model beside a plan, which says their shapes."""
+"""Checks the tensors that travel from model to model beside a plan, which says their shapes and
+checksums.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,28 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from tessera.checksum import check_sum
 from tessera.errors import InvalidInput
 from tessera.requests.fields import Inputs
 
 
 def check_tensors(
-    inputs: Inputs, shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]
+    inputs: Inputs,
+    shapes: Mapping[str, tuple[int, ...]],
+    sums: Mapping[str, int],
+    names: Iterable[str],
 ) -> None:
     """See whether tensors are as a plan says and have finite numbers.
 
     Args:
         inputs: with their leading batch dimension of 1.
         shapes: by name, without it.
+        sums: checksums by name, of those that have one.
         names: of those to check.
 
     Raises:
         InvalidInput: one is missing, has another shape, or has other numbers.
+        Unavailable: one is as it may be, but not what was sent.
     """
     for name in names:
         accepted = f"finite numbers in the shape {_written(shapes[name])}, as the plan says"
@@ -34,6 +42,8 @@ def check_tensors(
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInput.described(name, "has numbers that are not finite", accepted)
+        if name in sums:
+            check_sum(name, array, sums[name])
 
 
 def _written(shape: tuple[int, ...]) -> str:

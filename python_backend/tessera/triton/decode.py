@@ -11,18 +11,19 @@ from typing import Any
 import torch
 
 from tessera import trace
+from tessera.checksum import checksum
 from tessera.codec.masks import paste, toned
 from tessera.codec.vae import decode_latents
 from tessera.contract import Info, MaskTone, Stats
 from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
-from tessera.errors import Unavailable
 from tessera.plan import Plan
 from tessera.requests.tensors import check_tensors
 from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.ending import Endings
+from tessera.triton.handing import MASK_SUM, stats_of
 from tessera.triton.metrics import Metrics, observe_picture
 from tessera.types import Array
 
@@ -61,7 +62,7 @@ class TritonPythonModel:
         plan = pb.plan_of(inputs)
         try:
             self._board.take(plan)
-            stats = self._checked(plan, inputs)
+            stats = self._checked(plan, request, inputs)
             image = self._picture(inputs)
             if "MASK" in plan.shapes:
                 template, mask = (inputs[name].as_numpy()[0] for name in ("PIXELS", "MASK"))
@@ -70,7 +71,7 @@ class TritonPythonModel:
                 image = paste(image, template, mask, plan.feather)
             decode_ms = 1e3 * (time.perf_counter() - began)
             stats.engine_ms += plan.engine_ms + self._engine.spent_ms - before
-            info = self._info(plan, stats, decode_ms)
+            info = self._info(plan, stats, decode_ms, image_crc32=checksum(image))
         except Exception as error:
             self._endings.failed(plan, error)
             raise
@@ -78,25 +79,24 @@ class TritonPythonModel:
         observe_picture(self._metrics, plan, info)
         return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]
 
-    def _checked(self, plan: Plan, inputs: dict[str, pb.TensorHandle]) -> Stats:
+    def _checked(
+        self, plan: Plan, request: pb.Request, inputs: dict[str, pb.TensorHandle]
+    ) -> Stats:
         """The stats, once every input has been found to be as it has to be."""
         names: list[str] = [name for name in ("LATENTS", "PIXELS", "MASK") if name in plan.shapes]
         arrays: dict[str, Array] = {n: inputs[n].as_numpy() for n in names if n in inputs}
-        try:
-            stats = Stats.from_json(pb.text(inputs["STATS"]))
-        except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
-            # seen on 2.51 in the second in which tritonserver ended, of a request that was right
-            raise Unavailable(
-                f"what denoise has answered for job {plan.job_id} was lost; send the request again"
-            ) from None
-        check_tensors(arrays, plan.shapes, names)
+        stats, latents = stats_of(plan, inputs)
+        sums = plan.sums | {"LATENTS": latents}
+        if pb.is_call(request):
+            sums["MASK"] = pb.parameters(request)[MASK_SUM]
+        check_tensors(arrays, plan.shapes, sums, names)
         return stats
 
     def _picture(self, inputs: dict[str, pb.TensorHandle]) -> Array:
         latents = pb.to_torch(inputs["LATENTS"])[None]
         return decode_latents(self._engine, latents, self._manifest.latents)[0]
 
-    def _info(self, plan: Plan, stats: Stats, decode_ms: float) -> Info:
+    def _info(self, plan: Plan, stats: Stats, decode_ms: float, *, image_crc32: int) -> Info:
         return Info(
             **asdict(stats),
             job_id=plan.job_id,
@@ -121,6 +121,7 @@ class TritonPythonModel:
             clip_skip=plan.clip_skip,
             words=list(plan.words),
             regions=plan.prompt_count - 1,
+            image_crc32=image_crc32,
             encode_ms=plan.encode_ms,
             decode_ms=decode_ms,
             total_ms=1e3 * (time.monotonic() - plan.started),

@@ -10,6 +10,7 @@ import dataclasses
 from functools import cached_property, partial
 from typing import Any
 
+from tessera.checksum import checksum
 from tessera.contract import Info
 from tessera.manifest import Manifest, read_manifest
 from tessera.requests.framing import Framed, framed, needs_framing
@@ -23,7 +24,8 @@ from tessera.templates.files import Patience
 from tessera.templates.pictures import Pictures, find_picture
 from tessera.triton import pb
 from tessera.triton.ending import Endings
-from tessera.triton.render import TENSORS, Renderer
+from tessera.triton.handing import MASK_SUM, TENSORS, drawn
+from tessera.triton.render import Renderer
 
 
 class TritonPythonModel:
@@ -66,11 +68,13 @@ class TritonPythonModel:
         mask = pb.tensor("MASK", framing.edited) if framing else inputs["MASK"]
         try:
             parts = [encoded["PLAN"], latents, stats, encoded["PIXELS"], mask]
-            answer = pb.call("decode", parts, ["IMAGE", "INFO"])
+            sums = {MASK_SUM: checksum(mask.as_numpy())}
+            answer = pb.call("decode", parts, ["IMAGE", "INFO"], sums)
+            info = drawn(answer)
         except Exception as error:
             self._endings.failed(pb.plan_of(encoded), error)  # unless decode has
             raise
-        return list(answer.values()) if framing is None else _answered(answer, framing)
+        return list(answer.values()) if framing is None else _answered(answer, info, framing)
 
     def _framed(
         self, inputs: dict[str, pb.TensorHandle]
@@ -103,9 +107,10 @@ def _choices(request: pb.Request) -> dict[str, Any]:
     return {"lora_policy": lora_policy_of(given), "job_priority": priority_of(given)}
 
 
-def _answered(answer: dict[str, pb.TensorHandle], framing: Framed) -> list[pb.TensorHandle]:
+def _answered(
+    answer: dict[str, pb.TensorHandle], info: Info, framing: Framed
+) -> list[pb.TensorHandle]:
     """IMAGE and INFO, with the drawing where it belongs."""
     image = framing.answer(answer["IMAGE"].as_numpy()[0])
-    info = Info.from_json(pb.text(answer["INFO"]))
-    info = dataclasses.replace(info, frame=framing.report)
+    info = dataclasses.replace(info, frame=framing.report, image_crc32=checksum(image))
     return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]

@@ -16,6 +16,7 @@ import torch
 from tessera import trace
 from tessera.adapters.inversion import Inversions
 from tessera.adapters.text_encoders import TextEncoderAdapters
+from tessera.checksum import checksum
 from tessera.codec.fill import blurred, noise_like
 from tessera.codec.masks import active_latents, latent_strengths, prompt_weights
 from tessera.codec.text import Embeddings, TextEncoder, embed
@@ -164,6 +165,7 @@ class TritonPythonModel:
         plan = dataclasses.replace(
             plan,
             shapes=self._shapes(request, tensors),
+            sums={name: checksum(array) for name, array in tensors.items()},
             texts=texts,
             recorded=request.edit is not None
             and self._recordings.look_up(request.edit, plan, texts, embeddings),

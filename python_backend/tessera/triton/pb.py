@@ -113,12 +113,26 @@ def plan_of(inputs: Mapping[str, TensorHandle]) -> Plan:
     Raises:
         Forbidden: this server has not made it.
     """
-    return Plan.from_json(_key().verified(text(inputs["PLAN"])))
+    return Plan.from_json(verified(inputs["PLAN"]))
 
 
 def tensor_of_plan(plan: Plan) -> TensorHandle:
     """The input that `plan_of` reads."""
-    return tensor("PLAN", _key().sign(plan.to_json()))
+    return signed("PLAN", plan.to_json())
+
+
+def signed(name: str, text: bytes) -> TensorHandle:
+    """A text to send behind its MAC."""
+    return tensor(name, _key().sign(name, text))
+
+
+def verified(handle: TensorHandle) -> bytes:
+    """The text in what `signed` has made.
+
+    Raises:
+        Forbidden: this server has not signed it.
+    """
+    return _key().verified(handle.name(), text(handle))
 
 
 @cache

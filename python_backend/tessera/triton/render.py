@@ -31,10 +31,8 @@ from tessera.shared.processes import model_processes
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.ending import Endings
+from tessera.triton.handing import TENSORS
 from tessera.triton.metrics import Metrics
-
-TENSORS = ("TEXT", "POOLED", "CLEAN", "ACTIVE", "MASKED", "CONTROL")
-"""What `encode` hands on beside the plan."""
 
 POLL_S = 0.02
 """How often a request that waits for a recording looks whether it has been cancelled."""
@@ -87,7 +85,7 @@ class Renderer:
             self._board.check_serving()
             self._board.take(plan, queued=self._queued)
             arrays = {name: inputs[name].as_numpy() for name in TENSORS if name in inputs}
-            check_tensors(arrays, plan.shapes, TENSORS)
+            check_tensors(arrays, plan.shapes, plan.sums, TENSORS)
             if plan.to_record:
                 self._record(plan)
             with self._controls(plan) as loaded:
