@@ -23,7 +23,7 @@ from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.ending import Endings
-from tessera.triton.handing import MASK_SUM, stats_of
+from tessera.triton.handing import MASK_SUM, plan_of, stats_of
 from tessera.triton.metrics import Metrics, observe_picture
 from tessera.types import Array
 
@@ -59,7 +59,7 @@ class TritonPythonModel:
             pb.check_call(request)
             with self._board.previewing():
                 return [pb.tensor("IMAGE", self._picture(inputs))]
-        plan = pb.plan_of(inputs)
+        plan = plan_of(inputs)
         try:
             self._board.take(plan)
             stats = self._checked(plan, request, inputs)

@@ -40,7 +40,7 @@ from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.controls import ask
 from tessera.triton.ending import Endings
-from tessera.triton.handing import copied, denoised
+from tessera.triton.handing import copied, denoised, plan_of
 from tessera.triton.metrics import Metrics
 from tessera.triton.step_metrics import StepMetrics
 from tessera.variants import VARIANTS
@@ -231,7 +231,7 @@ class TritonPythonModel:
 
     def _admit(self, identity: int, request: pb.Request) -> None:
         inputs = pb.handles(request)
-        plan = pb.plan_of(inputs)
+        plan = plan_of(inputs)
         self._board.check_wanted(plan)
         tensors = copied(plan, inputs)
         self._adapters.read_ahead(plan.adapters)

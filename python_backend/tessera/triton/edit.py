@@ -24,7 +24,7 @@ from tessera.templates.files import Patience
 from tessera.templates.pictures import Pictures, find_picture
 from tessera.triton import pb
 from tessera.triton.ending import Endings
-from tessera.triton.handing import MASK_SUM, TENSORS, drawn
+from tessera.triton.handing import MASK_SUM, TENSORS, drawn, plan_of
 from tessera.triton.render import Renderer
 
 
@@ -72,7 +72,7 @@ class TritonPythonModel:
             answer = pb.call("decode", parts, ["IMAGE", "INFO"], sums)
             info = drawn(answer)
         except Exception as error:
-            self._endings.failed(pb.plan_of(encoded), error)  # unless decode has
+            self._endings.failed(plan_of(encoded), error)  # unless decode has
             raise
         return list(answer.values()) if framing is None else _answered(answer, info, framing)
 

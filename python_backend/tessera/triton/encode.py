@@ -46,6 +46,7 @@ from tessera.templates.store import TemplateStore
 from tessera.templates.texts import ZEROED, text_id
 from tessera.triton import pb
 from tessera.triton.ending import Endings
+from tessera.triton.handing import tensor_of_plan
 from tessera.types import Array
 from tessera.variants import VARIANTS
 
@@ -176,7 +177,7 @@ class TritonPythonModel:
             prompt_chunks=embeddings.hidden.shape[1] // len(tokens.ids[0]),
             words=tuple(words.found_in("\n".join([*request.prompts, negative]))),
         )
-        return [pb.tensor_of_plan(plan), *(pb.tensor(n, array) for n, array in tensors.items())]
+        return [tensor_of_plan(plan), *(pb.tensor(n, array) for n, array in tensors.items())]
 
     def _shapes(self, request: Request, tensors: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
         """Of everything that goes with the plan, here and later."""

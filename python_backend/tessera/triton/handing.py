@@ -1,4 +1,5 @@
-"""What models hand on beside a plan: tensors with their checksums, and stats that are signed.
+"""What models hand on to each other: plans and stats, which are signed, and tensors with their
+checksums.
 
 What does not arrive as it was sent ends its request with UNAVAILABLE. Imports no torch: the light
 processes use it, too.
@@ -28,6 +29,20 @@ MASK_SUM = "mask_sum"
 """Parameter of `edit`'s call of `decode`: the checksum of MASK."""
 
 
+def plan_of(inputs: Mapping[str, pb.TensorHandle]) -> Plan:
+    """The plan among the inputs of a request.
+
+    Raises:
+        Forbidden: this server has not made it.
+    """
+    return Plan.from_json(_verified(inputs["PLAN"]))
+
+
+def tensor_of_plan(plan: Plan) -> pb.TensorHandle:
+    """The input that `plan_of` reads."""
+    return _signed("PLAN", plan.to_json())
+
+
 def copied(plan: Plan, inputs: Mapping[str, pb.TensorHandle]) -> dict[str, torch.Tensor]:
     """Copies of `TENSORS`, which stay when Triton takes its memory back. The copies are what is
     checked.
@@ -48,7 +63,7 @@ def denoised(plan: Plan, latents: Array, stats: Stats) -> list[pb.TensorHandle]:
         "latents": checksum(latents),
         "stats": json.loads(stats.to_json()),
     }
-    return [pb.tensor("LATENTS", latents), pb.signed("STATS", json.dumps(content).encode())]
+    return [pb.tensor("LATENTS", latents), _signed("STATS", json.dumps(content).encode())]
 
 
 def stats_of(plan: Plan, inputs: Mapping[str, pb.TensorHandle]) -> tuple[Stats, int]:
@@ -58,7 +73,7 @@ def stats_of(plan: Plan, inputs: Mapping[str, pb.TensorHandle]) -> tuple[Stats, 
         Unavailable: they are not there, or not those of this job.
     """
     try:
-        content = json.loads(pb.verified(inputs["STATS"]))
+        content = json.loads(_verified(inputs["STATS"]))
         if content["ticket"] == plan.ticket:
             return Stats.from_json(json.dumps(content["stats"])), content["latents"]
     except (Forbidden, LookupError):
@@ -81,3 +96,11 @@ def drawn(answer: Mapping[str, pb.TensorHandle]) -> Info:
     if info.image_crc32 is not None:
         check_sum("IMAGE", answer["IMAGE"].as_numpy(), info.image_crc32)
     return info
+
+
+def _signed(name: str, text: bytes) -> pb.TensorHandle:
+    return pb.tensor(name, pb.key().sign(name, text))
+
+
+def _verified(handle: pb.TensorHandle) -> bytes:
+    return pb.key().verified(handle.name(), pb.text(handle))

@@ -26,7 +26,6 @@ from tessera.errors import (
     Unavailable,
     is_restarting,
 )
-from tessera.plan import Plan
 from tessera.shared.activity import Activity
 from tessera.shared.processes import WARM_UP
 from tessera.shared.settings import ServerSettings
@@ -83,7 +82,7 @@ def timeout(request: Request) -> int:
 def is_call(request: Request) -> bool:
     """Whether another model of this server has made a request."""
     try:
-        return _key().knows(parameters(request).get(_CALLED))
+        return key().knows(parameters(request).get(_CALLED))
     except InvalidInput:
         return False
 
@@ -94,7 +93,7 @@ def check_call(request: Request) -> None:
     Raises:
         Forbidden: somebody else has.
     """
-    _key().check_word(parameters(request).get(_CALLED))
+    key().check_word(parameters(request).get(_CALLED))
 
 
 def check_job_id(request: Request, job_id: str) -> None:
@@ -103,40 +102,13 @@ def check_job_id(request: Request, job_id: str) -> None:
     Raises:
         InvalidInput: it is one of the server's own first pictures, and others have made it.
     """
-    if job_id.startswith(WARM_UP) and not _key().knows_first(parameters(request).get(FIRST)):
+    if job_id.startswith(WARM_UP) and not key().knows_first(parameters(request).get(FIRST)):
         raise InvalidInput("JOB_ID", job_id, f"an id that does not begin with {WARM_UP}")
 
 
-def plan_of(inputs: Mapping[str, TensorHandle]) -> Plan:
-    """The plan among the inputs of a request.
-
-    Raises:
-        Forbidden: this server has not made it.
-    """
-    return Plan.from_json(verified(inputs["PLAN"]))
-
-
-def tensor_of_plan(plan: Plan) -> TensorHandle:
-    """The input that `plan_of` reads."""
-    return signed("PLAN", plan.to_json())
-
-
-def signed(name: str, text: bytes) -> TensorHandle:
-    """A text to send behind its MAC."""
-    return tensor(name, _key().sign(name, text))
-
-
-def verified(handle: TensorHandle) -> bytes:
-    """The text in what `signed` has made.
-
-    Raises:
-        Forbidden: this server has not signed it.
-    """
-    return _key().verified(handle.name(), text(handle))
-
-
 @cache
-def _key() -> ServerKey:
+def key() -> ServerKey:
+    """Of this server."""
     return ServerKey(ServerSettings.from_environment().key)
 
 
@@ -238,7 +210,7 @@ def call(
         model_name=model,
         inputs=list(inputs),
         requested_output_names=list(outputs),
-        parameters={**parameters, _CALLED: _key().word},
+        parameters={**parameters, _CALLED: key().word},
         timeout=timeout,
     )
     response = request.exec()

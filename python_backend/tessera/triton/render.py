@@ -31,7 +31,7 @@ from tessera.shared.processes import model_processes
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.ending import Endings
-from tessera.triton.handing import TENSORS
+from tessera.triton.handing import TENSORS, plan_of, tensor_of_plan
 from tessera.triton.metrics import Metrics
 
 POLL_S = 0.02
@@ -80,7 +80,7 @@ class Renderer:
 
     def render(self, inputs: Mapping[str, pb.TensorHandle]) -> list[pb.TensorHandle]:
         """LATENTS and STATS for PLAN and `TENSORS`."""
-        plan = pb.plan_of(inputs)
+        plan = plan_of(inputs)
         try:
             self._board.check_serving()
             self._board.take(plan, queued=self._queued)
@@ -90,7 +90,7 @@ class Renderer:
                 self._record(plan)
             with self._controls(plan) as loaded:
                 queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
-                parts = [pb.tensor_of_plan(loaded), *(inputs[name] for name in TENSORS), queued]
+                parts = [tensor_of_plan(loaded), *(inputs[name] for name in TENSORS), queued]
                 self._board.ask_denoise(plan.slot, plan.ticket)
                 outputs = pb.call("denoise", parts, ["LATENTS", "STATS"])
         except Exception as error:
