@@ -61,6 +61,7 @@ class Happened:
     note: str = ""
 
 
+_CORRUPTED = "corrupted on its way"
 FAULTY = ("wrong", "hung", "unexpected")
 """Outcomes that must not be."""
 
@@ -268,8 +269,8 @@ def _one(
             if outcome == "wrong":
                 result.save(wrong / f"{result.info.job_id}.png")
                 note += f", job {result.info.job_id}"
-    except Unavailable:
-        outcome = "unavailable"
+    except Unavailable as error:
+        outcome, note = "unavailable", str(error) if _CORRUPTED in str(error) else ""
     except TimedOut as error:
         outcome, note = "hung", str(error)
     except Exception as error:

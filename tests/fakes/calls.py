@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from tessera.contract import Stats
+from tessera.contract import Stats, checksum
 from tessera.plan import Plan
 from tessera.shared.settings import ServerSettings
 from tessera.shared.signing import ServerKey
@@ -69,6 +70,13 @@ def signed(plan: Plan) -> np.ndarray[Any, Any]:
     """The PLAN that `encode` would have made."""
     text = ServerKey(ServerSettings.from_environment().key).sign("PLAN", plan.to_json())
     return np.array([[text]], object)
+
+
+def summed(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the plan that `encode` would have made if these were its tensors."""
+    plan = plan_in(arrays)
+    sums = {name: checksum(arrays[name]) for name in plan.sums}
+    return arrays | {"PLAN": signed(replace(plan, sums=sums))}
 
 
 def stats_in(arrays: dict[str, Any]) -> Any:

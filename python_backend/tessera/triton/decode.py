@@ -11,19 +11,18 @@ from typing import Any
 import torch
 
 from tessera import trace
-from tessera.checksum import checksum
 from tessera.codec.masks import paste, toned
 from tessera.codec.vae import decode_latents
-from tessera.contract import Info, MaskTone, Stats
+from tessera.contract import Info, MaskTone, Stats, checksum
 from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
 from tessera.plan import Plan
-from tessera.requests.tensors import check_tensors
+from tessera.requests.tensors import check_finite, check_whole
 from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.ending import Endings
-from tessera.triton.handing import MASK_SUM, plan_of, stats_of
+from tessera.triton.handing import plan_of, stats_of, sums_in
 from tessera.triton.metrics import Metrics, observe_picture
 from tessera.types import Array
 
@@ -58,14 +57,14 @@ class TritonPythonModel:
         if "PLAN" not in inputs:
             pb.check_call(request)
             with self._board.previewing():
-                return [pb.tensor("IMAGE", self._picture(inputs))]
-        plan = plan_of(inputs)
+                return [pb.tensor("IMAGE", self._picture(pb.to_torch(inputs["LATENTS"])[None]))]
+        plan = plan_of(inputs, called=pb.is_call(request))
         try:
             self._board.take(plan)
-            stats = self._checked(plan, request, inputs)
-            image = self._picture(inputs)
+            stats, arrays = self._checked(plan, request, inputs)
+            image = self._picture(torch.from_numpy(arrays["LATENTS"]))
             if "MASK" in plan.shapes:
-                template, mask = (inputs[name].as_numpy()[0] for name in ("PIXELS", "MASK"))
+                template, mask = (arrays[name][0] for name in ("PIXELS", "MASK"))
                 if plan.tone == MaskTone.MATCHED:
                     image = toned(image, template, mask)
                 image = paste(image, template, mask, plan.feather)
@@ -81,19 +80,17 @@ class TritonPythonModel:
 
     def _checked(
         self, plan: Plan, request: pb.Request, inputs: dict[str, pb.TensorHandle]
-    ) -> Stats:
-        """The stats, once every input has been found to be as it has to be."""
+    ) -> tuple[Stats, dict[str, Array]]:
+        """The stats, and copies of the other inputs, found to be as they have to be."""
         names: list[str] = [name for name in ("LATENTS", "PIXELS", "MASK") if name in plan.shapes]
-        arrays: dict[str, Array] = {n: inputs[n].as_numpy() for n in names if n in inputs}
+        arrays: dict[str, Array] = {n: inputs[n].as_numpy().copy() for n in names if n in inputs}
         stats, latents = stats_of(plan, inputs)
-        sums = plan.sums | {"LATENTS": latents}
-        if pb.is_call(request):
-            sums["MASK"] = pb.parameters(request)[MASK_SUM]
-        check_tensors(arrays, plan.shapes, sums, names)
-        return stats
+        sums = {**plan.sums, "LATENTS": latents, **sums_in(request)}
+        check_whole(arrays, plan.shapes, sums, names)
+        check_finite(arrays, names)
+        return stats, arrays
 
-    def _picture(self, inputs: dict[str, pb.TensorHandle]) -> Array:
-        latents = pb.to_torch(inputs["LATENTS"])[None]
+    def _picture(self, latents: torch.Tensor) -> Array:
         return decode_latents(self._engine, latents, self._manifest.latents)[0]
 
     def _info(self, plan: Plan, stats: Stats, decode_ms: float, *, image_crc32: int) -> Info:

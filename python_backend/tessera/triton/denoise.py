@@ -231,7 +231,7 @@ class TritonPythonModel:
 
     def _admit(self, identity: int, request: pb.Request) -> None:
         inputs = pb.handles(request)
-        plan = plan_of(inputs)
+        plan = plan_of(inputs, called=True)
         self._board.check_wanted(plan)
         tensors = copied(plan, inputs)
         self._adapters.read_ahead(plan.adapters)

@@ -16,13 +16,12 @@ import torch
 from tessera import trace
 from tessera.adapters.inversion import Inversions
 from tessera.adapters.text_encoders import TextEncoderAdapters
-from tessera.checksum import checksum
 from tessera.codec.fill import blurred, noise_like
 from tessera.codec.masks import active_latents, latent_strengths, prompt_weights
 from tessera.codec.text import Embeddings, TextEncoder, embed
 from tessera.codec.vae import encode_masked, encode_nothing, encode_template
 from tessera.codec.words import Words
-from tessera.contract import MaskFill
+from tessera.contract import MaskFill, checksum
 from tessera.edits.measured import policies_of
 from tessera.edits.recordings import EditRecordings
 from tessera.engines.bundle import Bundle
@@ -46,7 +45,7 @@ from tessera.templates.store import TemplateStore
 from tessera.templates.texts import ZEROED, text_id
 from tessera.triton import pb
 from tessera.triton.ending import Endings
-from tessera.triton.handing import tensor_of_plan
+from tessera.triton.handing import check_given, tensor_of_plan
 from tessera.types import Array
 from tessera.variants import VARIANTS
 
@@ -102,6 +101,7 @@ class TritonPythonModel:
         started, inputs = time.monotonic(), pb.arrays(message)
         kind = Kind.EDIT if "MASK" in inputs else Kind.GENERATE
         try:
+            check_given(message, inputs)
             request, plan = self._open(message, inputs, started)
         except Exception as error:
             self._endings.refused(kind, error, given_job_id(inputs))

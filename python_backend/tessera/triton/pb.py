@@ -19,6 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from tessera.errors import (
+    Corrupted,
     InternalError,
     InvalidInput,
     TesseraError,
@@ -152,6 +153,8 @@ def fail(request: Request, error: Exception) -> Response:
     `call` takes off: through BLS, Triton 2.51 tells the caller no status but INTERNAL.
     """
     error = known(error)
+    if isinstance(error, Corrupted):
+        log(str(error))
     tagged = is_call(request)
     sentence = f"[{error.status}] {error}" if tagged else str(error)
     sendable = sentence.encode(errors="backslashreplace").decode()  # half a character, as of a path

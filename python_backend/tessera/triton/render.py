@@ -25,7 +25,7 @@ from tessera.errors import Unavailable
 from tessera.manifest import CONTROLNET, read_manifest
 from tessera.plan import Plan
 from tessera.requests.parameters import ADAPTERS, TEXTS, adapters_text
-from tessera.requests.tensors import check_tensors
+from tessera.requests.tensors import check_finite, check_whole
 from tessera.shared.board import Board
 from tessera.shared.processes import model_processes
 from tessera.shared.settings import ServerSettings
@@ -80,12 +80,13 @@ class Renderer:
 
     def render(self, inputs: Mapping[str, pb.TensorHandle]) -> list[pb.TensorHandle]:
         """LATENTS and STATS for PLAN and `TENSORS`."""
-        plan = plan_of(inputs)
+        plan = plan_of(inputs, called=not self._queued)
         try:
             self._board.check_serving()
             self._board.take(plan, queued=self._queued)
             arrays = {name: inputs[name].as_numpy() for name in TENSORS if name in inputs}
-            check_tensors(arrays, plan.shapes, plan.sums, TENSORS)
+            check_whole(arrays, plan.shapes, plan.sums, TENSORS)
+            check_finite(arrays, TENSORS)
             if plan.to_record:
                 self._record(plan)
             with self._controls(plan) as loaded:

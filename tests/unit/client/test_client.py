@@ -45,7 +45,7 @@ def test_a_picture_that_was_damaged_on_its_way_is_unavailable(
         monkeypatch.setitem(INFO, "image_crc32", right)
         assert opened.generate("a").info.image_crc32 == right
         monkeypatch.setitem(INFO, "image_crc32", right ^ 1)
-        with pytest.raises(Unavailable, match="IMAGE was damaged on its way; send the request"):
+        with pytest.raises(Unavailable, match="IMAGE was corrupted on its way; send the request"):
             opened.generate("a")
 
 
