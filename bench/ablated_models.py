@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from tessera.adapters.unet import UNetAdapters
@@ -89,18 +88,6 @@ def static_batches() -> Model:
     return StaticBatches
 
 
-def fewer_slots(number: int) -> Model:
-    """Fewer requests in a step."""
-
-    class Fewer(denoise.TritonPythonModel):
-        def initialize(self, args: dict[str, Any]) -> None:
-            """See `denoise`."""
-            super().initialize(args)
-            self._slots = number
-
-    return Fewer
-
-
 def no_bursts() -> Model:
     """Back to Triton after every tick."""
     denoise.BURST_S = 0.0
@@ -134,7 +121,6 @@ def nothing_ahead() -> Model:
 
 ABLATIONS: dict[str, Callable[[], Model]] = {
     "static": static_batches,
-    **{f"slots-{number}": partial(fewer_slots, number) for number in (1, 2, 4)},
     "no-bursts": no_bursts,
     "controls-in-line": controls_in_line,
     "loras-on-time": loras_on_time,

@@ -29,6 +29,7 @@ from bench.senders import Things, by_client, prepare, tessera
 from bench.server import ROOT
 from bench.trace import Asked
 from bench.turns import Quiet, Up
+from tessera.contract.limits import CPU_SLOTS, MAX_SLOTS
 
 FOLDER = ROOT / "out" / "bench-ablations"
 SMALL_GB = 0.02
@@ -67,13 +68,17 @@ class Ablation:
 _SMALL = (f"--template-memory={SMALL_GB}",)
 ABLATIONS = {
     "batching": Ablation(
-        "mixed", {"continuous": Side(), "static batches": Side(ablation="static")}
+        "mixed",
+        {
+            "continuous": Side(),
+            "static batches": Side((f"--slots={MAX_SLOTS}",), "static"),
+            f"static batches of {CPU_SLOTS}": Side((f"--slots={CPU_SLOTS}",), "static"),
+        },
     ),
     "slots": Ablation(
         "mixed",
         {
-            "8 slots": Side(),
-            **{f"{number} slots": Side(ablation=f"slots-{number}") for number in (4, 2, 1)},
+            f"{number} slots": Side((f"--slots={number}",)) for number in (CPU_SLOTS, MAX_SLOTS, 4, 1)
         },
     ),
     "edits": Ablation("edits", {"sparse (auto)": Side(), "dense": Side(mode="dense")}),

@@ -49,6 +49,7 @@ from bench.senders import Things, by_client, drawn, prepare, tessera
 from bench.server import ROOT
 from bench.trace import Asked
 from bench.turns import Quiet, Up
+from tessera.contract.limits import MAX_SLOTS
 from tessera_client import Client
 
 FOLDER = ROOT / "out" / "bench-baselines"
@@ -188,17 +189,23 @@ def _sides(
     """Each side's server, not yet started."""
     yield TESSERA, _tessera(things, requests, threads, "tessera", "tessera.serve")
     static = ("bench.ablated_server", "static")
-    yield STATIC, _tessera(things, requests, threads, "tessera-static", *static)
+    most = f"--slots={MAX_SLOTS}"
+    yield STATIC, _tessera(things, requests, threads, "tessera-static", *static, flags=(most,))
     yield SINGLE, _baseline(things, threads, ALONE)
     yield BATCHED, _baseline(things, threads, batching)
 
 
 @contextlib.contextmanager
 def _tessera(
-    things: Things, requests: Sequence[Asked], threads: int, name: str, *program: str
+    things: Things,
+    requests: Sequence[Asked],
+    threads: int,
+    name: str,
+    *program: str,
+    flags: Sequence[str] = (),
 ) -> Iterator[Up]:
     with (
-        tessera(things, requests, FOLDER, threads, name=name, program=program) as server,
+        tessera(things, requests, FOLDER, threads, *flags, name=name, program=program) as server,
         by_client(server.grpc, things) as send,
     ):
         yield Up(server, send)

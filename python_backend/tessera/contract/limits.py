@@ -5,6 +5,8 @@ from __future__ import annotations
 PRIORITIES = 3
 """A request has a priority from 1 (first) to this."""
 DEFAULT_PRIORITY = 2
+MAX_SLOTS, CPU_SLOTS = 8, 2
+"""Requests that take part in a step at most, and by default where the UNet is on a CPU only."""
 
 MAX_CONTROL_PIXELS = 4 * 2048**2
 """Pixels of all images in CONTROL_IMAGES together: they are held in shared memory."""

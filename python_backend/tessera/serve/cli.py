@@ -51,6 +51,7 @@ def serve(
     engine: o.Engine = ServerSettings.engine,
     threads: o.Threads = ServerSettings.threads,
     torch_compile: o.TorchCompile = ServerSettings.torch_compile,
+    slots: o.Slots = ServerSettings.slots,
     max_steps: o.MaxSteps = ServerSettings.max_steps,
     max_queue: o.MaxQueue = ServerSettings.max_queue,
     adapters: o.Adapters = None,
@@ -79,7 +80,7 @@ def serve(
     try:
         settings = ServerSettings(
             bundle.resolve(),
-            *(threads, engine, torch_compile, max_steps, max_queue, edit_quality),
+            *(threads, engine, torch_compile, slots, max_steps, max_queue, edit_quality),
             **_output(trace_to, log_format, log_prompts),
             templates=_templates(templates, sizes),
             adapters=AdapterSettings(_resolved(adapters), _bytes(adapter_memory), lora_path),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tessera.contract import EditQuality as EditQualities
+from tessera.contract.limits import CPU_SLOTS, MAX_SLOTS
 from tessera.shared.request_log import LogFormat
 from tessera.shared.settings import EngineKind
 from tessera.shared.settings import LoraPath as LoraPaths
@@ -83,6 +84,17 @@ TorchCompile = Annotated[
     ),
 ]
 
+Slots = Annotated[
+    int,
+    _option(
+        _REQUESTS,
+        min=0,
+        max=MAX_SLOTS,
+        envvar="TESSERA_SLOTS",
+        help=f"Requests that take part in a step; 0 is {MAX_SLOTS} with the UNet on a GPU, "
+        f"{CPU_SLOTS} on the CPU.",
+    ),
+]
 MaxSteps = Annotated[
     int,
     _option(_REQUESTS, min=0, help="Most steps of a request; 0 is as many as its sampler takes."),

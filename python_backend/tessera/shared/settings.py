@@ -161,6 +161,7 @@ class ServerSettings:
         threads: threads of one engine call on the CPU; 0 is one per core.
         engine: what runs the graphs.
         torch_compile: whether torch engines compile the UNet.
+        slots: requests that take part in a step; 0 for as many as pay on the UNet's devices.
         max_steps: steps that a request may ask for; 0 for as many as the bundle and sampler take.
         max_queue: jobs that may wait for a slot; others are refused at once.
         edit_quality: of edits that name none.
@@ -174,6 +175,7 @@ class ServerSettings:
     threads: int = 0
     engine: EngineKind = EngineKind.AUTO
     torch_compile: bool = False
+    slots: int = 0
     max_steps: int = 0
     max_queue: int = 512
     edit_quality: EditQuality = EditQuality.BALANCED
@@ -272,6 +274,7 @@ _VARIABLES: dict[str, tuple[str, Form]] = {
     "TESSERA_THREADS": ("threads", COUNT),
     "TESSERA_ENGINE": ("engine", Form(", ".join(EngineKind), EngineKind)),
     _COMPILE: ("torch_compile", SWITCH),
+    "TESSERA_SLOTS": ("slots", COUNT),
     "TESSERA_MAX_STEPS": ("max_steps", COUNT),
     "TESSERA_MAX_QUEUE": ("max_queue", COUNT),
     "TESSERA_EDIT_QUALITY": (

@@ -25,6 +25,7 @@ from tessera.denoise.ending import final_stats
 from tessera.denoise.opening import open_unet
 from tessera.denoise.running import Running, RunningControl, start
 from tessera.denoise.sampler import Sampler
+from tessera.denoise.slots import slots_of
 from tessera.denoise.unet import conditions_of, embed_guidance
 from tessera.edits.opening import open_sparse
 from tessera.engines.bundle import Bundle
@@ -71,7 +72,8 @@ class TritonPythonModel:
         self._scheduler_config = bundle.scheduler_config
         opened = open_unet(bundle)
         self._unet = opened.unet
-        self._slots = int(json.loads(args["model_config"])["parameters"]["slots"]["string_value"])
+        most = int(json.loads(args["model_config"])["parameters"]["slots"]["string_value"])
+        self._slots = slots_of(settings.slots, most, [device.place for device in opened.devices])
         self._metrics = StepMetrics(Metrics())
         self._board = Board(settings.board)
         self._previews = PreviewWriter(

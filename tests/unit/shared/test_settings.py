@@ -133,6 +133,7 @@ SETTINGS = st.builds(
     engine=st.sampled_from(EngineKind),
     torch_compile=st.booleans(),
     max_steps=NUMBERS,
+    slots=NUMBERS,
     max_queue=NUMBERS,
     edit_quality=st.sampled_from(EditQuality),
     board=PATHS,
