@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> Soak:
     """Serve, ask, do harm, look, end."""
     folder: Path = options.out
     shutil.rmtree(folder, ignore_errors=True)
-    for name in ("templates", "temporary"):
+    for name in ("templates", "temporary", "wrong"):
         (folder / name).mkdir(parents=True)
     variables = {"TMPDIR": str(folder / "temporary")}
     flags = (f"--stall-seconds={STALL_S:g}",)
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> Soak:
         watch = Watch(server)
         watch.start()
         began = time.monotonic()
-        with Clients(server, options, expected) as clients:
+        with Clients(server, options, expected, folder / "wrong") as clients:
             faults = Faults(server, folder / "templates", options.seed, full)
             done, unhealed, calm = _stretches(faults, options)
         ended = server.log.read_text().count("tritonserver has ended") - faults.kills

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,13 +24,18 @@ class Clients:
         server: which.
         options: `clients`, `threads` and `seed`.
         expected: what `bench.soak.traffic.alone` gave.
+        wrong: folder of wrong pictures.
 
     Attributes:
         happened: every request that has ended; after the block, all of them.
     """
 
     def __init__(
-        self, server: Server, options: argparse.Namespace, expected: Mapping[str, Expected]
+        self,
+        server: Server,
+        options: argparse.Namespace,
+        expected: Mapping[str, Expected],
+        wrong: Path,
     ) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._stop, self._told = spawn.Event(), spawn.Queue()
@@ -44,6 +50,7 @@ class Clients:
                     expected,
                     self._stop,
                     self._told,
+                    wrong,
                 ),
                 daemon=True,
             )

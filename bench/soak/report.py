@@ -63,6 +63,11 @@ class Soak:
         """Requests that ended as none should."""
         return [each for each in self.happened if each.outcome in FAULTY]
 
+    @property
+    def corrupted(self) -> list[Happened]:
+        """Requests of which something did not arrive as it was sent, and was found to be so."""
+        return [h for h in self.happened if h.outcome == "unavailable" and h.note]
+
     def growth(self, value: Callable[[Seen], float | None]) -> float | None:
         """From one calm span to the other, of the looks at a whole server that have a value."""
         if self.calm is None:
@@ -136,6 +141,7 @@ def summary(soak: Soak) -> dict[str, Any]:
             for kind in sorted({h.kind for h in soak.happened})
         },
         "faulty": [asdict(each) for each in soak.faulty],
+        "corrupted": [asdict(each) for each in soak.corrupted],
         "faults": [
             {"at": round(f.at - soak.began, 1), "what": f.what, "seconds": round(f.seconds, 1)}
             for f in soak.faults
@@ -185,7 +191,7 @@ def write(soak: Soak, folder: Path, console: Console) -> None:
     if (grown := found["memory_growth"]) is not None:
         console.print(f"memory, after the faults against before: {100 * grown:+.1f} %")
     console.print(f"tritonserver ended by itself: {soak.ended} times")
-    for each in soak.faulty:
+    for each in (*soak.corrupted, *soak.faulty):
         console.print(f"{each.kind}: {each.outcome}, {each.note}")
     for what in soak.left:
         console.print(f"left behind: {what}")

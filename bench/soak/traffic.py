@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ class Happened:
     note: str = ""
 
 
+_CORRUPTED = "corrupted on its way"
 FAULTY = ("wrong", "hung", "unexpected")
 """Outcomes that must not be."""
 
@@ -217,6 +219,7 @@ def ask_on(
     expected: Mapping[str, Expected],
     stop: Event,
     told: Queue[Happened],
+    wrong: Path,
 ) -> None:
     """Body of a client process: requests at random, one after another in each thread.
 
@@ -227,6 +230,7 @@ def ask_on(
         expected: what `alone` gave.
         stop: ends it, when the requests that are under way have ended.
         told: gets everything that happened.
+        wrong: folder of wrong pictures, whose files say all of INFO.
     """
 
     def work(number: int) -> None:
@@ -234,7 +238,7 @@ def ask_on(
         with Client(url, timeout=PATIENCE_S, retries=0) as client:
             while not stop.is_set():
                 name = rng.choice([*PICTURES, *PICTURES, *OTHERS])
-                happened = _one(client, name, rng, expected)
+                happened = _one(client, name, rng, expected, wrong)
                 told.put(happened)
                 if happened.outcome == "unavailable":
                     time.sleep(_PAUSE_S)
@@ -247,7 +251,11 @@ def ask_on(
 
 
 def _one(
-    client: Client, name: str, rng: random.Random, expected: Mapping[str, Expected]
+    client: Client,
+    name: str,
+    rng: random.Random,
+    expected: Mapping[str, Expected],
+    wrong: Path,
 ) -> Happened:
     began = time.monotonic()
     outcome, note = "right", ""
@@ -258,8 +266,11 @@ def _one(
             priority = rng.randint(1, PRIORITIES)
             result = PICTURES[name](client, priority=priority)
             outcome, note = compared(name, result, expected[name])
-    except Unavailable:
-        outcome = "unavailable"
+            if outcome == "wrong":
+                result.save(wrong / f"{result.info.job_id}.png")
+                note += f", job {result.info.job_id}"
+    except Unavailable as error:
+        outcome, note = "unavailable", str(error) if _CORRUPTED in str(error) else ""
     except TimedOut as error:
         outcome, note = "hung", str(error)
     except Exception as error:

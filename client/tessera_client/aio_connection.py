@@ -25,7 +25,7 @@ from tessera_client.connection import (
 )
 from tessera_client.messages import job_call
 from tessera_client.previews import News
-from tessera_client.wire import Call
+from tessera_client.wire import Call, whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -74,7 +74,7 @@ class AsyncConnection:
         seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
         for number in range(self._retries + 1):
             try:
-                return await self._transport.infer(call, seconds)
+                return whole(await self._transport.infer(call, seconds))
             except Unavailable as error:
                 if not error.undone or number == self._retries:
                     raise

@@ -17,7 +17,7 @@ from tessera_client.checks import integer_of, seconds_of
 from tessera_client.messages import job_call
 from tessera_client.previews import News
 from tessera_client.transport import Transport, connect
-from tessera_client.wire import Call
+from tessera_client.wire import Call, whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,7 +93,7 @@ class Connection:
         seconds = self._timeout if timeout is None else seconds_of("timeout", timeout)
         for number in range(self._retries + 1):
             try:
-                return self._transport.infer(call, seconds)
+                return whole(self._transport.infer(call, seconds))
             except Unavailable as error:
                 if not error.undone or number == self._retries:
                     raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
 from collections.abc import Mapping
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from tessera.contract import checksum
 from tessera.errors import (
     RESTARTING,
     Cancelled,
+    Corrupted,
     InternalError,
     InvalidInput,
     TesseraError,
@@ -50,6 +53,19 @@ _TYPES = {
     "f4": "FP32",
     "O": "BYTES",
 }
+
+
+def whole(outputs: dict[str, Array]) -> dict[str, Array]:
+    """The outputs of a model, if their picture is the one that the server has drawn.
+
+    Raises:
+        Corrupted: it is another.
+    """
+    if "IMAGE" in outputs and "INFO" in outputs:
+        said = json.loads(outputs["INFO"].reshape(-1)[0]).get("image_crc32")
+        if said is not None and checksum(outputs["IMAGE"]) != said:
+            raise Corrupted("IMAGE")
+    return outputs
 
 
 class ErrorAnswer(Exception):

@@ -8,6 +8,7 @@
     ├── UnknownJob     NOT_FOUND    no job of that id is known
     ├── Cancelled      CANCELLED    the job was cancelled
     ├── Unavailable    UNAVAILABLE  not now: busy or restarting; may succeed later
+    │   └── Corrupted  UNAVAILABLE  something did not arrive as it was sent
     ├── TimedOut       UNAVAILABLE  nobody waits for the answer any more
     ├── BundleError    INTERNAL     the bundle cannot be served
     └── InternalError  INTERNAL     a fault of the server; the log repeats the id in its text
@@ -133,6 +134,17 @@ class Unavailable(TesseraError):
     def __init__(self, sentence: str, *, undone: bool = True) -> None:
         super().__init__(sentence)
         self.undone = undone
+
+
+class Corrupted(Unavailable):
+    """Something did not arrive as it was sent. The request may have been right.
+
+    Args:
+        name: of the input or output.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} was corrupted on its way; send the request again")
 
 
 class TimedOut(TesseraError):

@@ -115,6 +115,7 @@ class Plan:
         prompt_count: one, and one for each region of an edit.
         started: `time.monotonic()` at which `encode` took the request.
         shapes: those of the tensors that travel with the plan, by name, and of LATENTS.
+        sums: checksums of the tensors that `encode` has made, by name.
         deadline: `time.monotonic()` after which nobody waits for the picture; 0 if somebody always
             does.
         priority: 1 is denoised first.
@@ -146,6 +147,7 @@ class Plan:
     scheduler: str
     started: float
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sums: dict[str, int] = field(default_factory=dict)
     deadline: float = 0.0
     priority: int = DEFAULT_PRIORITY
     embedded: bool = False

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from tessera.contract import Stats, checksum
 from tessera.plan import Plan
 from tessera.shared.settings import ServerSettings
 from tessera.shared.signing import ServerKey
@@ -15,8 +19,6 @@ from tests.samples.requests import inputs
 
 
 def load(name: str) -> ModuleType:
-    import importlib
-
     return importlib.import_module(f"tessera.triton.{name}")
 
 
@@ -61,13 +63,33 @@ def encoded(models: dict[str, Any], priority: int = 2, **values: Any) -> dict[st
 def plan_in(arrays: dict[str, Any]) -> Plan:
     """The plan among the outputs of `encode`."""
     path = ServerSettings.from_environment().key
-    return Plan.from_json(ServerKey(path).verified(arrays["PLAN"][0, 0]))
+    return Plan.from_json(ServerKey(path).verified("PLAN", arrays["PLAN"][0, 0]))
 
 
 def signed(plan: Plan) -> np.ndarray[Any, Any]:
     """The PLAN that `encode` would have made."""
-    text = ServerKey(ServerSettings.from_environment().key).sign(plan.to_json())
+    text = ServerKey(ServerSettings.from_environment().key).sign("PLAN", plan.to_json())
     return np.array([[text]], object)
+
+
+def summed(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same, with the plan that `encode` would have made if these were its tensors."""
+    plan = plan_in(arrays)
+    sums = {name: checksum(arrays[name]) for name in plan.sums}
+    return arrays | {"PLAN": signed(replace(plan, sums=sums))}
+
+
+def stats_in(arrays: dict[str, Any]) -> Any:
+    """The stats among the outputs of `denoise`, as an object of JSON."""
+    path = ServerSettings.from_environment().key
+    return json.loads(ServerKey(path).verified("STATS", arrays["STATS"][0, 0]))["stats"]
+
+
+def denoised(arrays: dict[str, Any], latents: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """LATENTS and STATS as `denoise` would have answered them for a PLAN."""
+    handing = importlib.import_module("tessera.triton.handing")
+    tensors = handing.denoised(plan_in(arrays), latents[0], Stats())
+    return {tensor.name(): tensor.as_numpy() for tensor in tensors}
 
 
 def sequence(models: dict[str, Any], identity: int, **values: Any) -> pb_utils.Request:

@@ -138,6 +138,19 @@ def test_options_mean_what_they_mean_in_diffusers(
     assert mean <= 0.1
 
 
+def test_pictures_say_their_checksum(client: Client) -> None:
+    """Otherwise clients compare nothing, and nothing fails."""
+    image = np.zeros((100, 128, 3), np.uint8)  # fitted by the server
+    mask = np.zeros((100, 128), np.uint8)
+    mask[20:60, 20:60] = 255
+    for drawn in (
+        client.generate("a red circle", seed=1, steps=2),
+        client.edit(image, mask, "a red circle", seed=1, steps=2),
+        client.edit(image, mask, "a red circle", seed=1, steps=2, extend=(0, 0, 0, 28)),
+    ):
+        assert drawn.info.image_crc32 is not None
+
+
 def test_info_says_what_was_done(client: Client) -> None:
     result = client.generate("a red circle", seed=MAX_SEED, steps=3, width=64, height=72)
     info = result.info

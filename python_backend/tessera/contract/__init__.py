@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tessera.contract.checksum import checksum as checksum
 from tessera.contract.controls import CONTROL_MODES as CONTROL_MODES
 from tessera.contract.controls import MAX_CANNY as MAX_CANNY
 from tessera.contract.controls import MAX_CONTROL_SCALE as MAX_CONTROL_SCALE

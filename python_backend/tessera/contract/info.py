@@ -119,6 +119,7 @@ class Info(Stats):
         prompt_chunks: windows of the text encoder that the prompt and the negative prompt fill.
         clip_skip: how many of the text encoders' last layers the prompt skipped.
         words: of textual inversion, in the order of both prompts.
+        image_crc32: CRC-32 of IMAGE's bytes; `None` from a server that tells none.
         encode_ms: checks, text encoders, an edit's image, control images.
         decode_ms: VAE and pasting.
         total_ms: from the beginning of `encode` to the end of `decode`.
@@ -145,6 +146,7 @@ class Info(Stats):
     prompt_chunks: int = 1
     clip_skip: int = 0
     words: list[str] = field(default_factory=list)
+    image_crc32: int | None = None
     encode_ms: float
     decode_ms: float
     total_ms: float

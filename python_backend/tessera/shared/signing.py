@@ -1,12 +1,13 @@
 """Proof that what reaches an internal model comes from this server's own processes.
 
 Triton takes requests for every model from whoever reaches its port. So `encode` signs the plans
-that it makes (a MAC by keyed BLAKE2b), and calls from one model to another carry a word. So do the
-server's own first pictures. The key lies beside the board, and only this server's user can read it.
-Standard library only.
+that it makes, `denoise` the stats (a MAC by keyed BLAKE2b), and calls from one model to another
+carry a word. So do the server's own first pictures. The key lies beside the board, and only this
+server's user can read it. Standard library only.
 
-A plan's tensors are not signed: they are large, and each model checks them where they enter. Who
-has sent a request to `encode` may therefore draw that one job from other tensors.
+The tensors beside them are not signed: they are large. Plans and stats have their checksums, which
+find accidents. Who has sent a request to `encode` may therefore draw that one job from other
+tensors.
 """
 
 from __future__ import annotations
@@ -47,18 +48,18 @@ class ServerKey:
         self.word = self._mac(b"", b"call")
         self.first = self._mac(b"", b"first")
 
-    def sign(self, text: bytes) -> bytes:
-        """The text behind its MAC."""
-        return self._mac(text, b"plan").encode() + text
+    def sign(self, name: str, text: bytes) -> bytes:
+        """The text of the tensor of that name, behind its MAC."""
+        return self._mac(text, name.encode()).encode() + text
 
-    def verified(self, signed: bytes) -> bytes:
+    def verified(self, name: str, signed: bytes) -> bytes:
         """Inverse of `sign`.
 
         Raises:
             Forbidden: this server has not signed it.
         """
         mac, text = signed[:_MAC], signed[_MAC:]
-        if not hmac.compare_digest(mac, self._mac(text, b"plan").encode()):
+        if not hmac.compare_digest(mac, self._mac(text, name.encode()).encode()):
             raise Forbidden
         return text
 

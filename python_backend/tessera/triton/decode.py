@@ -13,16 +13,16 @@ import torch
 from tessera import trace
 from tessera.codec.masks import paste, toned
 from tessera.codec.vae import decode_latents
-from tessera.contract import Info, MaskTone, Stats
+from tessera.contract import Info, MaskTone, Stats, checksum
 from tessera.engines.bundle import Bundle
 from tessera.engines.timed import TimedEngine
-from tessera.errors import Unavailable
 from tessera.plan import Plan
-from tessera.requests.tensors import check_tensors
+from tessera.requests.tensors import check_finite, check_whole
 from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.ending import Endings
+from tessera.triton.handing import plan_of, stats_of, sums_in
 from tessera.triton.metrics import Metrics, observe_picture
 from tessera.types import Array
 
@@ -57,20 +57,20 @@ class TritonPythonModel:
         if "PLAN" not in inputs:
             pb.check_call(request)
             with self._board.previewing():
-                return [pb.tensor("IMAGE", self._picture(inputs))]
-        plan = pb.plan_of(inputs)
+                return [pb.tensor("IMAGE", self._picture(pb.to_torch(inputs["LATENTS"])[None]))]
+        plan = plan_of(inputs, called=pb.is_call(request))
         try:
             self._board.take(plan)
-            stats = self._checked(plan, inputs)
-            image = self._picture(inputs)
+            stats, arrays = self._checked(plan, request, inputs)
+            image = self._picture(torch.from_numpy(arrays["LATENTS"]))
             if "MASK" in plan.shapes:
-                template, mask = (inputs[name].as_numpy()[0] for name in ("PIXELS", "MASK"))
+                template, mask = (arrays[name][0] for name in ("PIXELS", "MASK"))
                 if plan.tone == MaskTone.MATCHED:
                     image = toned(image, template, mask)
                 image = paste(image, template, mask, plan.feather)
             decode_ms = 1e3 * (time.perf_counter() - began)
             stats.engine_ms += plan.engine_ms + self._engine.spent_ms - before
-            info = self._info(plan, stats, decode_ms)
+            info = self._info(plan, stats, decode_ms, image_crc32=checksum(image))
         except Exception as error:
             self._endings.failed(plan, error)
             raise
@@ -78,25 +78,22 @@ class TritonPythonModel:
         observe_picture(self._metrics, plan, info)
         return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]
 
-    def _checked(self, plan: Plan, inputs: dict[str, pb.TensorHandle]) -> Stats:
-        """The stats, once every input has been found to be as it has to be."""
+    def _checked(
+        self, plan: Plan, request: pb.Request, inputs: dict[str, pb.TensorHandle]
+    ) -> tuple[Stats, dict[str, Array]]:
+        """The stats, and copies of the other inputs, found to be as they have to be."""
         names: list[str] = [name for name in ("LATENTS", "PIXELS", "MASK") if name in plan.shapes]
-        arrays: dict[str, Array] = {n: inputs[n].as_numpy() for n in names if n in inputs}
-        try:
-            stats = Stats.from_json(pb.text(inputs["STATS"]))
-        except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
-            # seen on 2.51 in the second in which tritonserver ended, of a request that was right
-            raise Unavailable(
-                f"what denoise has answered for job {plan.job_id} was lost; send the request again"
-            ) from None
-        check_tensors(arrays, plan.shapes, names)
-        return stats
+        arrays: dict[str, Array] = {n: inputs[n].as_numpy().copy() for n in names if n in inputs}
+        stats, latents = stats_of(plan, inputs)
+        sums = {**plan.sums, "LATENTS": latents, **sums_in(request)}
+        check_whole(arrays, plan.shapes, sums, names)
+        check_finite(arrays, names)
+        return stats, arrays
 
-    def _picture(self, inputs: dict[str, pb.TensorHandle]) -> Array:
-        latents = pb.to_torch(inputs["LATENTS"])[None]
+    def _picture(self, latents: torch.Tensor) -> Array:
         return decode_latents(self._engine, latents, self._manifest.latents)[0]
 
-    def _info(self, plan: Plan, stats: Stats, decode_ms: float) -> Info:
+    def _info(self, plan: Plan, stats: Stats, decode_ms: float, *, image_crc32: int) -> Info:
         return Info(
             **asdict(stats),
             job_id=plan.job_id,
@@ -121,6 +118,7 @@ class TritonPythonModel:
             clip_skip=plan.clip_skip,
             words=list(plan.words),
             regions=plan.prompt_count - 1,
+            image_crc32=image_crc32,
             encode_ms=plan.encode_ms,
             decode_ms=decode_ms,
             total_ms=1e3 * (time.monotonic() - plan.started),

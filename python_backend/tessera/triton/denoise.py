@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.controls import ask
 from tessera.triton.ending import Endings
+from tessera.triton.handing import copied, denoised, plan_of
 from tessera.triton.metrics import Metrics
 from tessera.triton.step_metrics import StepMetrics
 from tessera.variants import VARIANTS
@@ -230,8 +231,9 @@ class TritonPythonModel:
 
     def _admit(self, identity: int, request: pb.Request) -> None:
         inputs = pb.handles(request)
-        plan = pb.plan_of(inputs)
+        plan = plan_of(inputs, called=True)
         self._board.check_wanted(plan)
+        tensors = copied(plan, inputs)
         self._adapters.read_ahead(plan.adapters)
         sampler = Sampler(
             plan.scheduler,
@@ -242,14 +244,14 @@ class TritonPythonModel:
         )
         latents = self._manifest.latents
         conditions = conditions_of(
-            pb.to_torch(inputs["TEXT"]).clone(),
-            pb.to_torch(inputs["POOLED"]).clone(),
+            tensors["TEXT"],
+            tensors["POOLED"],
             width=plan.width,
             height=plan.height,
             variant=self._variant,
             guidance=embed_guidance(plan.guidance, self._manifest.guidance_width),
         )
-        canvas, weights = _of_template(plan, inputs, latents.channels)
+        canvas, weights = _of_template(plan, tensors, latents.channels)
         sparse = None
         if self._sparse and canvas and plan.mode != "dense":
             sparse = self._sparse.admit(plan, canvas, conditions, self._chooser)
@@ -262,9 +264,9 @@ class TritonPythonModel:
             sampler,
             shape=(latents.channels, plan.height // latents.pixels, plan.width // latents.pixels),
             canvas=canvas,
-            masked=pb.to_torch(inputs["MASKED"])[None].clone() if self._manifest.inpaints else None,
+            masked=tensors["MASKED"][None] if self._manifest.inpaints else None,
             weights=weights,
-            controls=_running_controls(plan, inputs),
+            controls=_running_controls(plan, tensors),
         )
         if sparse is not None:
             running.sparse = sparse
@@ -289,11 +291,8 @@ class TritonPythonModel:
             self._board.keep(running.plan.slot, running.plan.ticket)  # it may not have a slot
             pb.reschedule(request)
             return None
-        stats = final_stats(running).to_json()
         self._forget(identity)
-        return pb.respond(
-            [pb.tensor("LATENTS", running.latents[0].numpy()), pb.tensor("STATS", stats)]
-        )
+        return pb.respond(denoised(running.plan, running.latents[0].numpy(), final_stats(running)))
 
     def _tell(self) -> None:
         """Publish how the tiers of recorded steps do."""
@@ -317,24 +316,25 @@ class TritonPythonModel:
 
 
 def _of_template(
-    plan: Plan, inputs: dict[str, pb.TensorHandle], channels: int
+    plan: Plan, tensors: Mapping[str, torch.Tensor], channels: int
 ) -> tuple[Canvas | None, torch.Tensor | None]:
     """What only an edit has: the canvas, and the weights of several prompts."""
     if not plan.template:
         return None, None
-    clean, active = (pb.to_torch(inputs[name]).clone() for name in ("CLEAN", "ACTIVE"))
-    canvas = canvas_of(clean[:channels], active, soft=plan.soft)
+    clean = tensors["CLEAN"]
+    canvas = canvas_of(clean[:channels], tensors["ACTIVE"], soft=plan.soft)
     return canvas, clean[channels:] if plan.prompt_count > 1 else None
 
 
-def _running_controls(plan: Plan, inputs: dict[str, pb.TensorHandle]) -> tuple[RunningControl, ...]:
+def _running_controls(
+    plan: Plan, tensors: Mapping[str, torch.Tensor]
+) -> tuple[RunningControl, ...]:
     if not plan.controls:
         return ()
-    images = pb.to_torch(inputs["CONTROL"]).clone()
     first = plan.ticket * MAX_CONTROLS  # no two jobs have the same ticket
     return tuple(
         RunningControl(use, first + i, image)
-        for i, (use, image) in enumerate(zip(plan.controls, images, strict=True))
+        for i, (use, image) in enumerate(zip(plan.controls, tensors["CONTROL"], strict=True))
     )
 
 

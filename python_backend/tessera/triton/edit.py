@@ -10,7 +10,7 @@ import dataclasses
 from functools import cached_property, partial
 from typing import Any
 
-from tessera.contract import Info
+from tessera.contract import Info, checksum
 from tessera.manifest import Manifest, read_manifest
 from tessera.requests.framing import Framed, framed, needs_framing
 from tessera.requests.job_id import given_job_id
@@ -23,7 +23,8 @@ from tessera.templates.files import Patience
 from tessera.templates.pictures import Pictures, find_picture
 from tessera.triton import pb
 from tessera.triton.ending import Endings
-from tessera.triton.render import TENSORS, Renderer
+from tessera.triton.handing import TENSORS, drawn, plan_of, sums_of
+from tessera.triton.render import Renderer
 
 
 class TritonPythonModel:
@@ -48,13 +49,15 @@ class TritonPythonModel:
     def _edit(self, request: pb.Request) -> list[pb.TensorHandle]:
         given = pb.handles(request)
         try:
-            choices = _choices(request)
             inputs, framing = self._framed(given)
+            choices = _choices(request) | sums_of(inputs)
             choices |= {HELD: framing.held} if framing else {}
         except Exception as error:  # of all others, encode counts those that it refuses
             named = {"JOB_ID": given["JOB_ID"].as_numpy()} if "JOB_ID" in given else {}
             self._endings.refused(Kind.EDIT, error, given_job_id(named))
             raise
+        mask = pb.tensor("MASK", framing.edited) if framing else inputs["MASK"]
+        sum_of_mask = sums_of({"MASK": mask})  # now, not when it has lain there for seconds
         encoded = pb.call(
             "encode",
             list(inputs.values()),
@@ -62,15 +65,16 @@ class TritonPythonModel:
             choices,
             pb.timeout(request),  # from then on the job is on the board and can be cancelled
         )
+        plan = plan_of(encoded, called=True)
         latents, stats = self._renderer.render(encoded)
-        mask = pb.tensor("MASK", framing.edited) if framing else inputs["MASK"]
         try:
             parts = [encoded["PLAN"], latents, stats, encoded["PIXELS"], mask]
-            answer = pb.call("decode", parts, ["IMAGE", "INFO"])
+            answer = pb.call("decode", parts, ["IMAGE", "INFO"], sum_of_mask)
+            info = drawn(plan, answer)
         except Exception as error:
-            self._endings.failed(pb.plan_of(encoded), error)  # unless decode has
+            self._endings.failed(plan, error)  # unless decode has
             raise
-        return list(answer.values()) if framing is None else _answered(answer, framing)
+        return list(answer.values()) if framing is None else _answered(answer, info, framing)
 
     def _framed(
         self, inputs: dict[str, pb.TensorHandle]
@@ -103,9 +107,10 @@ def _choices(request: pb.Request) -> dict[str, Any]:
     return {"lora_policy": lora_policy_of(given), "job_priority": priority_of(given)}
 
 
-def _answered(answer: dict[str, pb.TensorHandle], framing: Framed) -> list[pb.TensorHandle]:
+def _answered(
+    answer: dict[str, pb.TensorHandle], info: Info, framing: Framed
+) -> list[pb.TensorHandle]:
     """IMAGE and INFO, with the drawing where it belongs."""
     image = framing.answer(answer["IMAGE"].as_numpy()[0])
-    info = Info.from_json(pb.text(answer["INFO"]))
-    info = dataclasses.replace(info, frame=framing.report)
+    info = dataclasses.replace(info, frame=framing.report, image_crc32=checksum(image))
     return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]

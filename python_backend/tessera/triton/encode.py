@@ -21,7 +21,7 @@ from tessera.codec.masks import active_latents, latent_strengths, prompt_weights
 from tessera.codec.text import Embeddings, TextEncoder, embed
 from tessera.codec.vae import encode_masked, encode_nothing, encode_template
 from tessera.codec.words import Words
-from tessera.contract import MaskFill
+from tessera.contract import MaskFill, checksum
 from tessera.edits.measured import policies_of
 from tessera.edits.recordings import EditRecordings
 from tessera.engines.bundle import Bundle
@@ -45,6 +45,7 @@ from tessera.templates.store import TemplateStore
 from tessera.templates.texts import ZEROED, text_id
 from tessera.triton import pb
 from tessera.triton.ending import Endings
+from tessera.triton.handing import check_given, tensor_of_plan
 from tessera.types import Array
 from tessera.variants import VARIANTS
 
@@ -100,6 +101,7 @@ class TritonPythonModel:
         started, inputs = time.monotonic(), pb.arrays(message)
         kind = Kind.EDIT if "MASK" in inputs else Kind.GENERATE
         try:
+            check_given(message, inputs)
             request, plan = self._open(message, inputs, started)
         except Exception as error:
             self._endings.refused(kind, error, given_job_id(inputs))
@@ -164,6 +166,7 @@ class TritonPythonModel:
         plan = dataclasses.replace(
             plan,
             shapes=self._shapes(request, tensors),
+            sums={name: checksum(array) for name, array in tensors.items()},
             texts=texts,
             recorded=request.edit is not None
             and self._recordings.look_up(request.edit, plan, texts, embeddings),
@@ -174,7 +177,7 @@ class TritonPythonModel:
             prompt_chunks=embeddings.hidden.shape[1] // len(tokens.ids[0]),
             words=tuple(words.found_in("\n".join([*request.prompts, negative]))),
         )
-        return [pb.tensor_of_plan(plan), *(pb.tensor(n, array) for n, array in tensors.items())]
+        return [tensor_of_plan(plan), *(pb.tensor(n, array) for n, array in tensors.items())]
 
     def _shapes(self, request: Request, tensors: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
         """Of everything that goes with the plan, here and later."""

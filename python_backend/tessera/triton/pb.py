@@ -19,6 +19,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from tessera.errors import (
+    Corrupted,
     InternalError,
     InvalidInput,
     TesseraError,
@@ -26,7 +27,6 @@ from tessera.errors import (
     Unavailable,
     is_restarting,
 )
-from tessera.plan import Plan
 from tessera.shared.activity import Activity
 from tessera.shared.processes import WARM_UP
 from tessera.shared.settings import ServerSettings
@@ -83,7 +83,7 @@ def timeout(request: Request) -> int:
 def is_call(request: Request) -> bool:
     """Whether another model of this server has made a request."""
     try:
-        return _key().knows(parameters(request).get(_CALLED))
+        return key().knows(parameters(request).get(_CALLED))
     except InvalidInput:
         return False
 
@@ -94,7 +94,7 @@ def check_call(request: Request) -> None:
     Raises:
         Forbidden: somebody else has.
     """
-    _key().check_word(parameters(request).get(_CALLED))
+    key().check_word(parameters(request).get(_CALLED))
 
 
 def check_job_id(request: Request, job_id: str) -> None:
@@ -103,26 +103,13 @@ def check_job_id(request: Request, job_id: str) -> None:
     Raises:
         InvalidInput: it is one of the server's own first pictures, and others have made it.
     """
-    if job_id.startswith(WARM_UP) and not _key().knows_first(parameters(request).get(FIRST)):
+    if job_id.startswith(WARM_UP) and not key().knows_first(parameters(request).get(FIRST)):
         raise InvalidInput("JOB_ID", job_id, f"an id that does not begin with {WARM_UP}")
 
 
-def plan_of(inputs: Mapping[str, TensorHandle]) -> Plan:
-    """The plan among the inputs of a request.
-
-    Raises:
-        Forbidden: this server has not made it.
-    """
-    return Plan.from_json(_key().verified(text(inputs["PLAN"])))
-
-
-def tensor_of_plan(plan: Plan) -> TensorHandle:
-    """The input that `plan_of` reads."""
-    return tensor("PLAN", _key().sign(plan.to_json()))
-
-
 @cache
-def _key() -> ServerKey:
+def key() -> ServerKey:
+    """Of this server."""
     return ServerKey(ServerSettings.from_environment().key)
 
 
@@ -166,6 +153,8 @@ def fail(request: Request, error: Exception) -> Response:
     `call` takes off: through BLS, Triton 2.51 tells the caller no status but INTERNAL.
     """
     error = known(error)
+    if isinstance(error, Corrupted):
+        log(str(error))
     tagged = is_call(request)
     sentence = f"[{error.status}] {error}" if tagged else str(error)
     sendable = sentence.encode(errors="backslashreplace").decode()  # half a character, as of a path
@@ -224,7 +213,7 @@ def call(
         model_name=model,
         inputs=list(inputs),
         requested_output_names=list(outputs),
-        parameters={**parameters, _CALLED: _key().word},
+        parameters={**parameters, _CALLED: key().word},
         timeout=timeout,
     )
     response = request.exec()

@@ -25,16 +25,14 @@ from tessera.errors import Unavailable
 from tessera.manifest import CONTROLNET, read_manifest
 from tessera.plan import Plan
 from tessera.requests.parameters import ADAPTERS, TEXTS, adapters_text
-from tessera.requests.tensors import check_tensors
+from tessera.requests.tensors import check_finite, check_whole
 from tessera.shared.board import Board
 from tessera.shared.processes import model_processes
 from tessera.shared.settings import ServerSettings
 from tessera.triton import pb
 from tessera.triton.ending import Endings
+from tessera.triton.handing import TENSORS, plan_of, tensor_of_plan
 from tessera.triton.metrics import Metrics
-
-TENSORS = ("TEXT", "POOLED", "CLEAN", "ACTIVE", "MASKED", "CONTROL")
-"""What `encode` hands on beside the plan."""
 
 POLL_S = 0.02
 """How often a request that waits for a recording looks whether it has been cancelled."""
@@ -82,17 +80,18 @@ class Renderer:
 
     def render(self, inputs: Mapping[str, pb.TensorHandle]) -> list[pb.TensorHandle]:
         """LATENTS and STATS for PLAN and `TENSORS`."""
-        plan = pb.plan_of(inputs)
+        plan = plan_of(inputs, called=not self._queued)
         try:
             self._board.check_serving()
             self._board.take(plan, queued=self._queued)
             arrays = {name: inputs[name].as_numpy() for name in TENSORS if name in inputs}
-            check_tensors(arrays, plan.shapes, TENSORS)
+            check_whole(arrays, plan.shapes, plan.sums, TENSORS)
+            check_finite(arrays, TENSORS)
             if plan.to_record:
                 self._record(plan)
             with self._controls(plan) as loaded:
                 queued = pb.tensor("QUEUED_TICK", np.array([self._board.tick], np.int64))
-                parts = [pb.tensor_of_plan(loaded), *(inputs[name] for name in TENSORS), queued]
+                parts = [tensor_of_plan(loaded), *(inputs[name] for name in TENSORS), queued]
                 self._board.ask_denoise(plan.slot, plan.ticket)
                 outputs = pb.call("denoise", parts, ["LATENTS", "STATS"])
         except Exception as error:

@@ -11,11 +11,23 @@ from typing import cast
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench.soak.faults import Fault
 from bench.soak.report import Soak, draw, summary
-from bench.soak.traffic import OTHERS, Ask, Expected, Happened, Picture, _one, compared, edited
+from bench.soak.traffic import (
+    OTHERS,
+    PICTURES,
+    Ask,
+    Expected,
+    Happened,
+    Picture,
+    _one,
+    compared,
+    edited,
+)
 from bench.soak.watch import OURS, WITH_PROCESSES, Part, Seen, growth
+from tessera.contract import Info
 from tessera_client import Client, Result
 
 
@@ -121,8 +133,21 @@ def test_an_error_that_nobody_thought_of_is_told(monkeypatch: pytest.MonkeyPatch
         raise KeyError("INFO")
 
     monkeypatch.setitem(cast(dict[str, Ask], OTHERS), "refused", unreadable)
-    happened = _one(cast(Client, None), "refused", random.Random(0), {})
+    happened = _one(cast(Client, None), "refused", random.Random(0), {}, Path())
     assert (happened.outcome, happened.note) == ("unexpected", "KeyError: 'INFO'")
+
+
+def test_a_wrong_picture_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    black = np.zeros((8, 8, 3), np.uint8)
+    times = {"encode_ms": 1.0, "decode_ms": 1.0, "total_ms": 2.0}
+    info = Info(job_id="j", seed=1, steps=8, width=8, height=8, scheduler="euler", **times)
+    drawn = Result(Image.fromarray(black), info)
+    monkeypatch.setitem(cast(dict[str, Ask], PICTURES), "plain", lambda *_, **__: drawn)
+    expected = {"plain": Expected(black + 9, 0)}
+    happened = _one(cast(Client, None), "plain", random.Random(0), expected, tmp_path)
+    assert happened.outcome == "wrong"
+    assert happened.note == "9/255 from the picture drawn alone, job j"
+    assert not np.asarray(Image.open(tmp_path / "j.png")).any()
 
 
 def test_whatever_is_left_fails_a_run_and_unfinished_files_are_told() -> None:

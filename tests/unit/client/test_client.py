@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tessera.errors import (
     Unavailable,
 )
 from tessera_client import AsyncClient, Client, Lora, aio_connection, connection
-from tests.fakes.transport import AsyncFakeTransport, FakeTransport
+from tests.fakes.transport import INFO, AsyncFakeTransport, FakeTransport
 from tests.samples.waiting import until
 
 
@@ -34,6 +35,18 @@ def test_only_what_is_given_is_sent() -> None:
     assert result.image.size == (8, 4)
     assert result.info.seed == 7
     assert not hasattr(result.info, "news_of_a_later_server")
+
+
+def test_a_picture_that_was_damaged_on_its_way_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = zlib.crc32(np.zeros((4, 8, 3), np.uint8))
+    with Client(transport=FakeTransport()) as opened:
+        monkeypatch.setitem(INFO, "image_crc32", right)
+        assert opened.generate("a").info.image_crc32 == right
+        monkeypatch.setitem(INFO, "image_crc32", right ^ 1)
+        with pytest.raises(Unavailable, match="IMAGE was corrupted on its way; send the request"):
+            opened.generate("a")
 
 
 def test_an_unknown_option_is_named() -> None:

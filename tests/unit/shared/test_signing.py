@@ -25,8 +25,8 @@ from tests.fakes.residency import BUDGET, SIZES, FakeModels
 def test_every_process_has_the_same_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(ServerKey, [tmp_path / "key"] * 8))
-    signed = keys[0].sign(b"text")
-    assert {key.verified(signed) for key in keys} == {b"text"}
+    signed = keys[0].sign("PLAN", b"text")
+    assert {key.verified("PLAN", signed) for key in keys} == {b"text"}
     assert len({key.word for key in keys}) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
@@ -35,7 +35,7 @@ def test_every_process_has_the_same_key(tmp_path: Path) -> None:
 def test_servers_do_not_know_each_others_plans(tmp_path: Path) -> None:
     one, other = ServerKey(tmp_path / "one"), ServerKey(tmp_path / "other")
     with pytest.raises(Forbidden, match="takes requests from the server's own models only"):
-        other.verified(one.sign(b"text"))
+        other.verified("PLAN", one.sign("PLAN", b"text"))
     with pytest.raises(Forbidden):
         other.check_word(one.word)
     other.check_word(other.word)
@@ -44,11 +44,12 @@ def test_servers_do_not_know_each_others_plans(tmp_path: Path) -> None:
 FORGED: dict[str, Callable[[ServerKey], bytes]] = {
     "nothing": lambda key: b"",
     "no mac": lambda key: b"{}",
-    "short": lambda key: key.sign(b"{}")[:31],
-    "other text": lambda key: key.sign(b"{}")[:32] + b"[]",
+    "short": lambda key: key.sign("PLAN", b"{}")[:31],
+    "other text": lambda key: key.sign("PLAN", b"{}")[:32] + b"[]",
     "other mac": lambda key: b"0" * 32 + b"{}",
     "not ASCII": lambda key: b"\xff" * 32 + b"{}",
     "a call's word": lambda key: key.word.encode(),
+    "another tensor's": lambda key: key.sign("STATS", b"{}"),
 }
 
 
@@ -56,7 +57,7 @@ FORGED: dict[str, Callable[[ServerKey], bytes]] = {
 def test_what_is_forged(tmp_path: Path, forged: Callable[[ServerKey], bytes]) -> None:
     key = ServerKey(tmp_path / "key")
     with pytest.raises(Forbidden):
-        key.verified(forged(key))
+        key.verified("PLAN", forged(key))
 
 
 @pytest.mark.parametrize("word", [None, True, 1, "", "x" * 32, "é", ["a"]], ids=repr)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.calls import config_of_denoise, sequence
+from tests.fakes.calls import config_of_denoise, sequence, stats_in
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_nobody_joins_a_static_batch_and_it_is_answered_together(
     assert third is None
     assert models["bundle"].by_graph["unet_encoder"].batches == [4, 4, 2, 2]
     (third,) = denoise.execute([late])
-    stats = json.loads(third.arrays()["STATS"][0, 0])
+    stats = stats_in(third.arrays())
     assert (stats["first_tick"], stats["ticks"]) == (5, 1)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.fakes.calls import load, message, sequence
+from tests.fakes.calls import load, message, sequence, stats_in
 
 
 class TestBurst:
@@ -37,7 +36,7 @@ class TestBurst:
         assert second is None
         assert models["board"].tick == 3
         (last,) = models["denoise"].execute([long])
-        assert json.loads(last.arrays()["STATS"][0, 0])["ticks"] == 9
+        assert stats_in(last.arrays())["ticks"] == 9
         assert models["board"].tick == 9
 
     def test_stops_for_a_newcomer(self, models: dict[str, Any]) -> None:
@@ -50,7 +49,7 @@ class TestBurst:
         assert models["board"].tick == 5
         still, done = models["denoise"].execute([request, *newcomers])
         assert still is None
-        stats = json.loads(done.arrays()["STATS"][0, 0])
+        stats = stats_in(done.arrays())
         assert (stats["first_tick"], stats["last_tick"]) == (6, 7)
 
     def test_does_not_stop_when_nobody_could_join(self, models: dict[str, Any]) -> None:

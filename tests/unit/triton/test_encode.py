@@ -16,7 +16,7 @@ from tessera.engines.base import failed
 from tessera.manifest import Graph
 from tessera.templates.files import Patience
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, encoded, message, phase, plan_in
+from tests.fakes.calls import denoised, edit_inputs, encoded, message, phase, plan_in
 from tests.samples.requests import MANIFEST, inputs
 
 CONTROLS: list[dict[str, Any]] = [
@@ -43,7 +43,7 @@ def rendered(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[di
     def render(encoded: dict[str, Any]) -> list[pb_utils.Tensor]:
         given.append({name: tensor.as_numpy() for name, tensor in encoded.items()})
         latents = np.zeros((1, *plan_in(given[-1]).shapes["LATENTS"]), np.float32)
-        tensors = {"LATENTS": latents, "STATS": np.array([[b'{"engine_ms": 0.0}']], object)}
+        tensors = denoised(given[-1], latents)
         return [pb_utils.Tensor(*item) for item in tensors.items()]
 
     monkeypatch.setattr(models["edit"]._renderer, "render", render)

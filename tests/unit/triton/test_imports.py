@@ -65,6 +65,7 @@ def test_every_model_is_in_the_list() -> None:
         "__init__",
         "controls",
         "ending",
+        "handing",
         "metrics",
         "pb",
         "step_metrics",

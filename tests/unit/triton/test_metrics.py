@@ -13,7 +13,7 @@ from tessera.shared.metrics import PREFIX, TABLE
 from tessera.shared.settings import ServerSettings
 from tessera.shared.signing import FIRST, ServerKey
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, encoded, message, sequence
+from tests.fakes.calls import edit_inputs, encoded, message, sequence, summed
 from tests.samples.requests import inputs
 from tests.samples.waiting import PATIENCE_S
 
@@ -41,6 +41,7 @@ def test_every_request_is_counted_once_by_its_outcome(models: dict[str, Any]) ->
     models["render"].execute([pb_utils.Request(**arrays)])
     spoiled = encoded(models, JOB_ID="spoiled")
     spoiled["TEXT"] = spoiled["TEXT"] * np.nan
+    spoiled = summed(spoiled)
     models["render"].execute([pb_utils.Request(**spoiled)])
     assert ends(models) == {
         ("edit", "done"): 2,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fakes import triton_python_backend_utils as pb_utils
-from tests.fakes.calls import edit_inputs, encoded, load, sequence
+from tests.fakes.calls import edit_inputs, encoded, load, sequence, summed
 from tests.samples.requests import inputs
 
 
@@ -74,6 +74,7 @@ def test_a_job_that_ends_early_has_one_line(
     logged["render"].execute([pb_utils.Request(**arrays)])
     spoiled = encoded(logged, JOB_ID="b")
     spoiled["TEXT"] = spoiled["TEXT"] * np.nan
+    spoiled = summed(spoiled)
     logged["render"].execute([pb_utils.Request(**spoiled)])
     ends = [(line["job_id"], line["outcome"]) for line in lines(capfd)]
     assert ends == [("a", "cancelled"), ("b", "refused")]
