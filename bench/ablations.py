@@ -78,7 +78,8 @@ ABLATIONS = {
     "slots": Ablation(
         "mixed",
         {
-            f"{number} slots": Side((f"--slots={number}",)) for number in (CPU_SLOTS, MAX_SLOTS, 4, 1)
+            f"{number} slots": Side((f"--slots={number}",))
+            for number in (CPU_SLOTS, MAX_SLOTS, 4, 1)
         },
     ),
     "edits": Ablation("edits", {"sparse (auto)": Side(), "dense": Side(mode="dense")}),

@@ -25,7 +25,7 @@ from bench import report
 from bench.edit_quality import square
 from bench.gateway import quartiles
 from bench.latency import PROMPT
-from bench.server import DEMO_BUNDLE, ROOT, serving
+from bench.server import DEMO_BUNDLE, ROOT, SHARED, serving
 from tessera.errors import UnknownJob
 from tessera_build.demo.draw import render
 from tessera_build.demo.scenes import held_out_scenes
@@ -50,7 +50,7 @@ def main() -> None:
     machine = report.describe_machine(0)
     log = ROOT / "out" / "bench-estimate.log"
     log.parent.mkdir(exist_ok=True)
-    with serving(DEMO_BUNDLE, log) as server, Client(server.grpc, timeout=900) as client:
+    with serving(DEMO_BUNDLE, log, SHARED) as server, Client(server.grpc, timeout=900) as client:
         generate: Draw = partial(_generate, client, options.steps)
         edit = _edit_of(client, options.steps)
         results = [foretold(client, f"{count}", [generate] * count) for count in JOBS]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.server import DEMO_BUNDLE, Server, serving
+from bench.server import DEMO_BUNDLE, SHARED, Server, serving
 from bench.workloads import zipf_rank
 from tessera_build.demo.controls import CONTROLS
 from tessera_build.demo.draw import render
@@ -198,7 +198,9 @@ def workers(folder: Path, count: int, *flags: str) -> Iterator[list[Server]]:
         def start(number: int) -> Server:
             own = f"--templates={folder / f'templates-{number}'}"
             log = folder / f"worker-{number}.log"
-            server = stack.enter_context(serving(DEMO_BUNDLE, log, own, "--threads=1", *flags))
+            server = stack.enter_context(
+                serving(DEMO_BUNDLE, log, own, SHARED, "--threads=1", *flags)
+            )
             with Client(server.http, timeout=120) as client:  # the first recording loads libraries
                 noise = np.random.default_rng(number).integers(0, 256, (128, 128, 3), np.uint8)
                 client.evict_template(client.register_template(noise, steps=1).template)

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from bench import report
 from bench.lora_files import write_loras
-from bench.server import DEMO_BUNDLE, ROOT, Server, serving
+from bench.server import DEMO_BUNDLE, ROOT, SHARED, Server, serving
 from tessera.shared.settings import LoraPath
 from tessera_client import Client, Info, Lora
 
@@ -81,7 +81,7 @@ def main() -> None:
     write_loras(options.adapters, names, rank=options.rank)
     machine = report.describe_machine(options.threads)
     with contextlib.ExitStack() as stack:
-        flags = (f"--threads={options.threads}", f"--adapters={options.adapters}")
+        flags = (SHARED, f"--threads={options.threads}", f"--adapters={options.adapters}")
         servers = {
             str(path): stack.enter_context(
                 serving(DEMO_BUNDLE, FOLDER / f"{path}.log", *flags, f"--lora-path={path}")

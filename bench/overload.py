@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from bench import report
-from bench.server import DEMO_BUNDLE, serving
+from bench.server import DEMO_BUNDLE, SHARED, serving
+from tessera.contract.limits import MAX_SLOTS
 from tessera.errors import TesseraError, Unavailable
 from tessera_client import AsyncClient
 
-SLOTS = 8
 STEPS = 20
 
 
@@ -58,7 +58,7 @@ async def at_capacity(client: AsyncClient, seconds: float) -> Answers:
         while time.monotonic() < end:
             await answers.one(client)
 
-    await asyncio.gather(*(work() for _ in range(SLOTS)))
+    await asyncio.gather(*(work() for _ in range(MAX_SLOTS)))
     return answers
 
 
@@ -77,7 +77,7 @@ async def overloaded(client: AsyncClient, rate: float, seconds: float) -> Answer
 async def measure(url: str, times: float, warm: float, seconds: float) -> dict[str, Any]:
     """Both, one after the other; see the module."""
     async with AsyncClient(url, retries=0) as client:
-        await asyncio.gather(*(Answers().one(client) for _ in range(SLOTS)))
+        await asyncio.gather(*(Answers().one(client) for _ in range(MAX_SLOTS)))
         began = time.monotonic()
         calm = await at_capacity(client, warm)
         rate = len(calm.accepted) / (time.monotonic() - began)
@@ -116,7 +116,7 @@ def main() -> None:
     machine = report.describe_machine(0)
     with tempfile.TemporaryDirectory() as folder:
         log, flag = Path(folder) / "log", f"--max-queue={options.max_queue}"
-        with serving(DEMO_BUNDLE, log, flag) as server:
+        with serving(DEMO_BUNDLE, log, SHARED, flag) as server:
             asked = measure(server.grpc, options.times, options.warm, options.seconds)
             result = asyncio.run(asked)
     settings = {"times": options.times, "max_queue": options.max_queue, "steps": STEPS}

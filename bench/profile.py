@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bench import report
 from bench.latency import GUIDANCE, PROMPT, scaling
-from bench.server import DEMO_BUNDLE, ROOT, Server, serving
+from bench.server import DEMO_BUNDLE, ROOT, SHARED, Server, serving
 from tessera_client import Client
 
 FOLDER = ROOT / "out" / "bench-profile"
@@ -68,7 +68,7 @@ def main() -> None:
     machine = report.describe_machine(options.threads) | {"scaling": scaling(options.threads)}
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / "trace.json"
-    flags = (f"--threads={options.threads}", f"--trace={file}")
+    flags = (SHARED, f"--threads={options.threads}", f"--trace={file}")
     with serving(DEMO_BUNDLE, FOLDER / "log", *flags) as server:
         windows = {
             count: [draw(server, count, options.steps, turn) for turn in range(options.turns + 2)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import edit_latency, latency, load, report, sparse
-from bench.server import DEMO_BUNDLE, ROOT, serving
+from bench.server import DEMO_BUNDLE, ROOT, SHARED, serving
 
 EDITS = 5
 """Turns of each side for edits."""
@@ -39,7 +39,7 @@ def main() -> None:
     console.rule(f"{machine['cpu']}, {threads} threads")
     log = ROOT / "out" / "bench-server.log"
     log.parent.mkdir(exist_ok=True)
-    with serving(DEMO_BUNDLE, log, f"--threads={threads}") as server:
+    with serving(DEMO_BUNDLE, log, SHARED, f"--threads={threads}") as server:
         turns = latency.measure(server, rounds=options.rounds, steps=options.steps, threads=threads)
         console.print(latency.table(turns))
         levels = load.measure(server, steps=options.steps)

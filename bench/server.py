@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tessera.contract.limits import MAX_SLOTS
 from tessera.serve.tritonserver import (
     Ports,
     command,
@@ -28,6 +29,8 @@ from tessera.serve.tritonserver import (
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_BUNDLE = ROOT / "bundles" / "demo"
 DEMO_CHECKPOINT = ROOT / "build" / "demo_model" / "base"
+SHARED = f"--slots={MAX_SLOTS}"
+"""Flag of a server of which as many requests as on a GPU share a step."""
 ALL_MODELS = tuple(models_of(model_repository()))
 _PORTS = range(20_000, 32_000)
 """Below those that Linux gives to connections: a connection could take a port before its server."""

@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from bench.server import DEMO_BUNDLE, ROOT, Server, serving
+from bench.server import DEMO_BUNDLE, ROOT, SHARED, Server, serving
 from bench.soak.clients import Clients
 from bench.soak.faults import STALL_S, Fault, Faults, mount, unmount
 from bench.soak.report import Soak, Span, write
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> Soak:
     for name in ("templates", "temporary", "wrong"):
         (folder / name).mkdir(parents=True)
     variables = {"TMPDIR": str(folder / "temporary")}
-    flags = (f"--stall-seconds={STALL_S:g}",)
+    flags = (SHARED, f"--stall-seconds={STALL_S:g}")
     with _own_disk(folder / "templates") as full, contextlib.ExitStack() as stack:
         served = serving(DEMO_BUNDLE, folder / "server.log", *flags, variables=variables)
         server = stack.enter_context(served)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +26,7 @@ import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
 from bench.server import Server, free_ports, plain_serving, serving
+from tessera.contract.limits import CPU_SLOTS
 from tessera.errors import TesseraError
 from tessera.manifest import SCHEMA, read_manifest
 from tessera.serve.run_folder import run_folder
@@ -76,10 +79,18 @@ def test_a_port_in_use_is_named(bundle: Path) -> None:
         )
 
 
+def _slots(server: Server) -> float:
+    with urllib.request.urlopen(f"http://localhost:{server.metrics_port}/metrics") as answer:
+        told = re.search(rb"^tessera_slots\S* (\S+)$", answer.read(), re.MULTILINE)
+    return float(told[1]) if told else 0.0
+
+
 def test_killed_outright_it_leaves_no_process_and_its_memory_to_the_next(
-    bundle: Path, tmp_path: Path
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TESSERA_SLOTS")
     with serving(bundle, tmp_path / "log", "--threads=1") as server:
+        comes(lambda: _slots(server) == CPU_SLOTS)  # by itself; here since a start takes long
         family = family_of(server)
         kept = shared_memory_of(server)
         assert len([path for path in kept if path.is_file()]) > 10, "the regions of the models"

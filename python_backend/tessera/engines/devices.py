@@ -148,6 +148,11 @@ class Devices:
         return self._devices[index]
 
     @property
+    def places(self) -> list[str]:
+        """Where they are."""
+        return [device.place for device in self._devices]
+
+    @property
     def in_use(self) -> list[int]:
         """Indices of the devices that have not failed."""
         return [i for i, device in enumerate(self._devices) if not device.failed]

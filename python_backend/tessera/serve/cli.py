@@ -86,8 +86,7 @@ def serve(
             adapters=AdapterSettings(_resolved(adapters), _bytes(adapter_memory), lora_path),
             controls=ControlSettings(_bytes(control_memory), tuple(dict.fromkeys(pin or ()))),
         )
-        manifest, files = _fitting(settings, bundle)
-        settings = replace(settings, places=(places := _places(manifest, place)).networks)
+        settings, manifest, files, places = _fitting(settings, bundle, place)
         if write_models_to:
             raise _models_written(write_models_to, manifest, places.controlnets, engine)
         beside = GatewayOptions(gateway_host, gateway_port) if gateway else None
@@ -190,13 +189,16 @@ def check_lora_path(path: LoraPath, manifest: Manifest) -> None:
         )
 
 
-def _fitting(settings: ServerSettings, bundle: Path) -> tuple[Manifest, CheckedFiles]:
-    """See `_checked`; the settings fit the bundle, too, and can be handed on."""
+def _fitting(
+    settings: ServerSettings, bundle: Path, pairs: Iterable[str] | None
+) -> tuple[ServerSettings, Manifest, CheckedFiles, Places]:
+    """See `_checked`; the settings fit the bundle, too, can be handed on, and say the places."""
     settings.to_environment()  # says now what a variable cannot hold
     manifest, files = _checked(bundle)
     check_lora_path(settings.adapters.path, manifest)
     _check_pinned(settings.controls, manifest)
-    return manifest, files
+    places = _places(manifest, pairs)
+    return replace(settings, places=places.networks), manifest, files, places
 
 
 def _models_written(

@@ -73,7 +73,7 @@ class TritonPythonModel:
         opened = open_unet(bundle)
         self._unet = opened.unet
         most = int(json.loads(args["model_config"])["parameters"]["slots"]["string_value"])
-        self._slots = slots_of(settings.slots, most, [device.place for device in opened.devices])
+        self._slots = slots_of(settings.slots, most, opened.devices.places)
         self._metrics = StepMetrics(Metrics())
         self._board = Board(settings.board)
         self._previews = PreviewWriter(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -139,11 +139,12 @@ def test_an_error_that_nobody_thought_of_is_told(monkeypatch: pytest.MonkeyPatch
 
 def test_a_wrong_picture_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     black = np.zeros((8, 8, 3), np.uint8)
-    times = {"encode_ms": 1.0, "decode_ms": 1.0, "total_ms": 2.0}
-    info = Info(job_id="j", seed=1, steps=8, width=8, height=8, scheduler="euler", **times)
+    known: dict[str, Any] = {"seed": 1, "steps": 8, "width": 8, "height": 8, "scheduler": "euler"}
+    known |= {"encode_ms": 1.0, "decode_ms": 1.0, "total_ms": 2.0}
+    info = Info(job_id="j", **known)
     drawn = Result(Image.fromarray(black), info)
     monkeypatch.setitem(cast(dict[str, Ask], PICTURES), "plain", lambda *_, **__: drawn)
-    expected = {"plain": Expected(black + 9, 0)}
+    expected = {"plain": Expected(black + np.uint8(9), 0)}
     happened = _one(cast(Client, None), "plain", random.Random(0), expected, tmp_path)
     assert happened.outcome == "wrong"
     assert happened.note == "9/255 from the picture drawn alone, job j"

@@ -82,7 +82,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
 def test_defaults_are_those_of_the_settings(
     launched: list[Launch], small: Callable[[str], Small], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable in ("TESSERA_TORCH_COMPILE", "TESSERA_TRACE"):
+    for variable in ("TESSERA_TORCH_COMPILE", "TESSERA_TRACE", "TESSERA_SLOTS"):
         monkeypatch.delenv(variable, raising=False)
     bundle = small("sd15").bundle
     done = run.invoke(app, [str(bundle)])

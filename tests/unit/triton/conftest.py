@@ -53,6 +53,7 @@ def prepare(monkeypatch: pytest.MonkeyPatch, root: Path, bundle: Path) -> None:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     monkeypatch.setenv("TESSERA_BUNDLE", str(bundle))
     monkeypatch.setenv("TESSERA_BOARD", str(root / "board"))
+    monkeypatch.setenv("TESSERA_SLOTS", "0")
     monkeypatch.setenv("TESSERA_TEMPLATES", str(root / "templates"))
     for name in [n for n in list(sys.modules) if n.startswith("tessera.triton")]:
         monkeypatch.delitem(sys.modules, name)

@@ -72,8 +72,11 @@ def test_inputs_on_their_way_from_edit_to_encode(
     models: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = pb_utils.BLS["encode"]
-    spoil = lambda arrays: right(arrays | {name: damaged(arrays[name])})  # noqa: E731
-    monkeypatch.setitem(pb_utils.BLS, "encode", spoil)
+
+    def spoiling(arrays: Arrays) -> pb_utils.InferenceResponse:
+        return right(arrays | {name: damaged(arrays[name])})
+
+    monkeypatch.setitem(pb_utils.BLS, "encode", spoiling)
     answer = models["edit"].execute([pb_utils.Request(**edit_inputs())])[0]
     said, code = message(answer)
     assert said == f"{name} was corrupted on its way; send the request again"
@@ -166,8 +169,9 @@ def test_answers_of_decode_on_their_way_to_edit(
 
 
 def test_a_picture_says_its_checksum(models: dict[str, Any]) -> None:
-    framed = {"PADDING_MASK_CROP": np.array([[8]], np.int32)}
-    for more in ({}, framed):
+    framed: Arrays = {"PADDING_MASK_CROP": np.array([[8]], np.int32)}
+    unframed: Arrays = {}
+    for more in (unframed, framed):
         answer = models["edit"].execute([pb_utils.Request(**edit_inputs(), **more)])[0].arrays()
         info = json.loads(answer["INFO"][0, 0])
         assert info["image_crc32"] == zlib.crc32(answer["IMAGE"])
