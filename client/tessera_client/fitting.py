@@ -69,13 +69,17 @@ class Frame:
             edited = np.where(small > 0, np.maximum(means, 1), np.uint8(0))
         return edited
 
-    def put_back(self, drawing: Image.Image, picture: Array, mask: Array) -> Image.Image:
+    def put_back(
+        self, drawing: Image.Image, picture: Array, mask: Array, feather: int = FEATHER
+    ) -> Image.Image:
         """The picture with the drawing in it.
 
         Args:
             drawing: what the server drew.
             picture: (h, w, 3), whole.
             mask: (h, w), whole and hard.
+            feather: drawn pixels within which the drawing itself fades in. A scaled one fades in
+                again within as many, but `FEATHER` at most.
         """
         left, top, right, bottom = self.box
         part = drawing.convert("RGB").crop((0, 0, *self.scaled))
@@ -87,7 +91,8 @@ class Frame:
         if self.scaled == size:
             here[edited] = new[edited]
         else:
-            here[:] = pasted(new, here, edited, width_of(FEATHER, size[0] / self.scaled[0]))
+            width = width_of(min(feather, FEATHER), size[0] / self.scaled[0])
+            here[:] = pasted(new, here, edited, width)
         return Image.fromarray(whole)
 
     def _part(self, picture: Array) -> Image.Image:

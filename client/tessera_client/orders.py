@@ -21,7 +21,7 @@ from tessera.contract import (
     MaskKind,
     ModelSpec,
 )
-from tessera.contract.limits import PRIORITIES
+from tessera.contract.limits import FEATHER, PRIORITIES
 from tessera.types import Array
 from tessera_client.bundle import ServedBundle
 from tessera_client.checks import choice_of, integer_of, text_of, wrong_type, wrong_value
@@ -72,7 +72,8 @@ class Order:
         info = Info.from_json(outputs["INFO"].reshape(-1)[0])
         image = Image.fromarray(outputs["IMAGE"][0])
         if self.frame is not None and self.picture is not None and self.mask is not None:
-            image = self.frame.put_back(image, self.picture, self.mask)
+            feather = int(self.settings.get("mask_feather", FEATHER))
+            image = self.frame.put_back(image, self.picture, self.mask, feather)
         used = {name: getattr(info, name) for name in _USED}
         if self.size:
             used |= {"width": info.width, "height": info.height}

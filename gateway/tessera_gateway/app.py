@@ -22,6 +22,7 @@ from tessera_gateway.errors import add_handlers
 from tessera_gateway.kept import KeptPictures
 from tessera_gateway.keys import Keyring, KeysError
 from tessera_gateway.kserve import router as kserve
+from tessera_gateway.kserve.framing import HEAD_LENGTH
 from tessera_gateway.kserve.upstream import Upstream
 from tessera_gateway.limits import EarlyAnswers
 from tessera_gateway.openai import routes as openai
@@ -31,6 +32,8 @@ from tessera_gateway.settings import GatewaySettings
 from tessera_gateway.state import Gateway
 
 log = logging.getLogger("tessera_gateway")
+EXPOSED = (openai.JOBS, HEAD_LENGTH, "retry-after", "x-should-retry")
+"""Headers of answers that pages of `--cors` may read, beside those that browsers show anyway."""
 
 
 def create_app(
@@ -85,7 +88,11 @@ def create_app(
     app.add_middleware(EarlyAnswers)  # around the one before
     if settings.cors:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
         )
     return app
 

@@ -17,6 +17,7 @@ import numpy as np
 from starlette.requests import Request
 
 from tessera.contract import RANDOM_SEEDS
+from tessera.errors import InvalidInput
 from tessera.types import Array
 from tessera_client import Preview, Result
 from tessera_client.messages import EditOptions
@@ -29,6 +30,8 @@ log = logging.getLogger("tessera_gateway")
 T = TypeVar("T")
 MOMENT_S = 0.5
 """How long the others of a request go on after one has failed."""
+REFUSED_S = 10.0
+"""And after one was refused: the others' refusals are on their way, but a busy server is slow."""
 GONE = 499
 """Status of an answer that nobody reads, in the log only."""
 
@@ -152,7 +155,8 @@ async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         done, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         if left:
-            await asyncio.wait(left, timeout=MOMENT_S)
+            refused = any(isinstance(task.exception(), InvalidInput) for task in done)
+            await asyncio.wait(left, timeout=REFUSED_S if refused else MOMENT_S)
     finally:
         for task in tasks:
             task.cancel()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.contract import MaskKind
+from tessera.contract import MAX_JOB_ID, MaskKind
 from tessera.contract.crops import Box, filled
 from tessera.contract.limits import MAX_EDIT_SIDE, MAX_REGIONS
 from tessera_gateway.fleet import wire
@@ -218,6 +218,12 @@ def _text(name: str) -> Callable[[Tensor], dict[str, Any]]:
     return lambda tensor: {name: _text_of(tensor)}
 
 
+def _job(tensor: Tensor) -> dict[str, Any]:
+    """An id that no worker accepts is left out: a router remembers ids."""
+    job = _text_of(tensor)
+    return {"job": job} if len(job) <= MAX_JOB_ID else {}
+
+
 def _loras(tensor: Tensor) -> dict[str, Any]:
     listed = [(str(e["name"]), float(e.get("weight", 1.0))) for e in json.loads(_text_of(tensor))]
     return {"loras": tuple(sorted(listed))}
@@ -276,7 +282,7 @@ _FORMS = {
 
 _READERS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
     "ACTION": _text("action"),
-    "JOB_ID": _text("job"),
+    "JOB_ID": _job,
     "STEPS": _number("STEPS"),
     "WIDTH": _number("WIDTH"),
     "HEIGHT": _number("HEIGHT"),

@@ -249,7 +249,7 @@ def _look_grpc(path: str, body: bytes) -> tuple[Peek, bytes, dict[str, str]]:
     message = body[5:]
     read = wire.read_inference(message)
     asked = peek(read.model, read.inputs)
-    if asked.draws and read.raw and not asked.job:
+    if asked.draws and read.raw and not any(t.name == "JOB_ID" for t in read.inputs):
         message = wire.with_text(message, "JOB_ID", uuid.uuid4().hex)
         asked = peek(read.model, wire.read_inference(message).inputs)
         body = b"\0" + len(message).to_bytes(4, "big") + message
@@ -268,6 +268,8 @@ def _look_http(headers: dict[str, str], body: bytes) -> tuple[Peek, bytes, dict[
     if not found.draws or found.job:
         return found, body, {}
     head, job = json.loads(body[:size]), uuid.uuid4().hex
+    if any(each["name"] == "JOB_ID" for each in head["inputs"]):
+        return found, body, {}  # the worker will say what is wrong
     head["inputs"].append({"name": "JOB_ID", "datatype": "BYTES", "shape": [1, 1], "data": [job]})
     encoded = json.dumps(head).encode()
     found = peek_http(asked[1], len(encoded), encoded + body[size:])

@@ -15,6 +15,7 @@ from tessera_gateway.pictures import base64_of, encode
 from tessera_gateway.sdapi.fields import Img2Img
 from tessera_gateway.sdapi.orders import Order
 from tessera_gateway.sdapi.samplers import names_of
+from tessera_gateway.sdapi.scripts import without_pictures
 
 _PICTURES = ("init_images", "mask")
 
@@ -34,7 +35,8 @@ def answer(order: Order, results: Sequence[Result | None], *, metadata: bool) ->
         for (_, result), said in zip(drawn, texts, strict=True):
             picture = order.edit.finished(result.image) if order.edit else result.image
             images.append(base64_of(encode(picture, texts=said if metadata else None)))
-    parameters = order.sent.model_dump(exclude=set(_PICTURES))
+    parameters = order.sent.model_dump(exclude={*_PICTURES, "alwayson_scripts"})
+    parameters["alwayson_scripts"] = without_pictures(order.sent.alwayson_scripts)
     info = _info(order, drawn, [said[PARAMETERS] for said in texts])
     content = {"images": images, "parameters": parameters, "info": json.dumps(info)}
     return json.dumps(content).encode()

@@ -71,6 +71,7 @@ class Unit(BaseModel):
     advanced_weighting: list[float] | None = None
 
 
+_PICTURES = ("image", "input_image", "mask", "mask_image", "effective_region_mask")
 _REFUSED = ("mask", "mask_image", "effective_region_mask", "advanced_weighting")
 _CONTROL_MODES: dict[int | str, bool] = {
     **dict.fromkeys((0, "0", "Balanced"), False),
@@ -111,6 +112,18 @@ def read_controls(
     if len(controls) > MAX_CONTROLS:
         raise unfit(FIELD, f"has {len(controls)} units", f"up to {MAX_CONTROLS}")
     return controls
+
+
+def without_pictures(scripts: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same scripts, as `read_controls` accepts them, without the pictures of their units."""
+    return scripts and {
+        name: {**script, "args": [_fields(unit) for unit in script["args"]]}
+        for name, script in scripts.items()
+    }
+
+
+def _fields(unit: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in unit.items() if name not in _PICTURES}
 
 
 def _unit(place: str, given: dict[str, Any]) -> Unit:

@@ -76,13 +76,17 @@ class Frame:
             part = scaled if whole else _with_any(scaled, values, soft=soft)
         return self._filled_up(part)
 
-    def put_back(self, drawing: Array, picture: Array, edited: Array) -> Array:
+    def put_back(
+        self, drawing: Array, picture: Array, edited: Array, feather: int = FEATHER
+    ) -> Array:
         """The picture with the drawing in it.
 
         Args:
             drawing: (h, w, 3), of the size that was drawn.
             picture: (h, w, 3), whole.
             edited: (h, w), whole; the picture may change where it is not 0.
+            feather: drawn pixels within which the drawing itself fades in. A scaled one fades in
+                again within as many, but `FEATHER` at most.
         """
         left, top, right, bottom = self.box
         x, y = self.offset
@@ -93,7 +97,7 @@ class Frame:
             here[inside] = part[inside]
             return whole
         size = (right - left, bottom - top)
-        width = width_of(FEATHER, size[0] / self.scaled[0])
+        width = width_of(min(feather, FEATHER), size[0] / self.scaled[0])
         here[:] = pasted(_resized(part, size), here, inside, width)
         return whole
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tessera import contract
-from tessera.contract.limits import MAX_EDIT_SIDE
+from tessera.contract.limits import FEATHER, MAX_EDIT_SIDE
 from tessera.errors import InvalidInput
 from tessera.manifest import Limits, Manifest
 from tessera.requests.fields import Inputs, pixels_of, scalar_of, text_of
@@ -31,6 +31,7 @@ from tessera.requests.masks import (
     check_mask_size,
     editing,
     mask_of_kind,
+    read_feather,
     read_mask_kind,
     read_region_masks,
 )
@@ -60,6 +61,7 @@ class Framed:
         picture: (h, w, 3) that it is put back into.
         mask: (h, w) of that picture, not 0 where it may change.
         held: bytes of host memory that this takes until the edit is answered.
+        feather: drawn pixels inside the mask within which the edit fades in.
     """
 
     inputs: dict[str, Array]
@@ -69,6 +71,7 @@ class Framed:
     picture: Array | None = None
     mask: Array | None = None
     held: int = 0
+    feather: int = FEATHER
 
     def answer(self, drawing: Array) -> Array:
         """The picture of the answer, of what `decode` has made."""
@@ -76,7 +79,7 @@ class Framed:
             return drawing
         if self.picture is None:  # a template's, which only had to be filled up
             return drawing[: self.mask.shape[0], : self.mask.shape[1]]
-        return self.frame.put_back(drawing, self.picture, self.mask)
+        return self.frame.put_back(drawing, self.picture, self.mask, self.feather)
 
     @property
     def report(self) -> dict[str, Any] | None:
@@ -131,7 +134,8 @@ def framed(
         given["IMAGE"] = frame.shown(picture)[None]
     dropped = (*_dropped(inputs, replaced=picture is not None), "WIDTH", "HEIGHT")
     inside = np.where(editing(drawn, kind).any(0), np.uint8(255), np.uint8(0))
-    return Framed(given, dropped, inside, frame, picture, edited, held)
+    feather = read_feather(inputs)
+    return Framed(given, dropped, inside, frame, picture, edited, held, feather)
 
 
 def _held(inputs: Inputs, picture: Array | None, sides: Sides) -> int:

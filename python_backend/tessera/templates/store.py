@@ -6,6 +6,7 @@
     <root>/recordings/<key>/recording.json, 0000.safetensors, ...
     <root>/texts/<key>.safetensors   what a prompt is to the network, for recordings with a prompt
     <root>/wanted/<key>.json         recordings that a request will need
+    <root>/registered/<key>          damaged ones that a client has registered
 
 A recording is written to a temporary folder and renamed, so that it appears complete or not at all.
 Files are on the disk by then, so that this holds when the machine crashes, too.
@@ -13,10 +14,10 @@ Files are on the disk by then, so that this holds when the machine crashes, too.
 `Damaged`, and its recording is removed, so that it is made again.
 
 When recordings exceed their budget, the least recently used are removed first: of those that no
-client has registered, and only then of those that one has (a file `registered` in their folder) and
-that have been used within `PROTECTED_S`. The least recently used go first, too, of
-images without recordings and for notes of wanted recordings when there are too many. Several
-processes use one store. A file lock keeps two of them from recording the same key.
+client has registered, and only then of those that one has and that are in use (see `protection`).
+The least recently used go first, too, of images without recordings and for notes of wanted
+recordings when there are too many. Several processes use one store. A file lock keeps two of them
+from recording the same key.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from tessera.templates.files import (
     STALLED_S,
     Patience,
     Used,
-    age,
     by_use,
     locked,
     names,
@@ -51,6 +51,7 @@ from tessera.templates.files import (
 from tessera.templates.keys import RecordingKey as RecordingKey
 from tessera.templates.notes import WANTED_S, Notes
 from tessera.templates.pictures import Pictures
+from tessera.templates.protection import Protection
 from tessera.templates.storage import Storage
 from tessera.templates.texts import Texts
 from tessera.types import Array, Tensors
@@ -58,7 +59,6 @@ from tessera.types import Array, Tensors
 T = TypeVar("T")
 
 _MANIFEST = "recording.json"
-_REGISTERED = "registered"
 _FOLDERS = ("pictures", "recordings", "texts", "wanted")
 
 UNRECORDED = 256
@@ -66,9 +66,6 @@ UNRECORDED = 256
 
 PROMPTED = 64
 """How many recordings of one template with different prompts are compared with a prompt."""
-
-PROTECTED_S = 7 * 24 * 3600.0
-"""For so long after its latest use, a registered recording is removed after all others."""
 
 
 class Damaged(Exception):
@@ -126,6 +123,7 @@ class TemplateStore:
         self.pictures = Pictures(root / "pictures")
         self.texts = Texts(root / "texts")
         self.notes = Notes(root / "wanted")
+        self._protection = Protection(root / "registered")
         self.patience, self._ahead = Patience(STALLED_S), Patience()
         self._known: dict[Used, Recording] = {}
         for name in _FOLDERS:
@@ -185,18 +183,18 @@ class TemplateStore:
             content = read(recording.file(step))
         except OSError as error:
             if isinstance(error, FileNotFoundError):
-                self.remove(recording)
+                self._protection.discard(recording.folder)
             message = f"{recording.file(step)} cannot be read: {error}"
             raise Damaged(recording.key.digest, message) from error
         if len(content) != size or zlib.crc32(content) != checksum:
-            self.remove(recording)
+            self._protection.discard(recording.folder)
             raise Damaged(recording.key.digest, f"{recording.file(step)} is not what was written")
         import safetensors.torch  # whoever only lists templates needs no torch
 
         try:
             return safetensors.torch.load(content)
         except safetensors.SafetensorError as error:  # under a checksum that is right
-            self.remove(recording)
+            self._protection.discard(recording.folder)
             message = f"{recording.file(step)} has no tensors: {error}"
             raise Damaged(recording.key.digest, message) from error
 
@@ -230,8 +228,7 @@ class TemplateStore:
             form: dict[str, Any] = {"key": key.fields, "storage": dataclasses.asdict(storage)}
             recording_json = json.dumps(form | {"checksums": checksums})
             write(folder / _MANIFEST, recording_json.encode(), lasting=True)
-            shutil.rmtree(target, ignore_errors=True)
-            folder.rename(target)
+            self._protection.replace(target, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -243,12 +240,11 @@ class TemplateStore:
         """Note that a client has asked for a recording: what the server records by itself does not
         push it out.
         """
-        with contextlib.suppress(OSError):  # it may have been evicted meanwhile
-            (recording.folder / _REGISTERED).touch()
+        self._protection.register(recording.folder)
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes fit into the budget beside the protected recordings."""
-        return size + sum(r.bytes for r in self.recordings() if _protected(r)) <= self.budget
+        return size + sum(r.bytes for r in self.recordings() if self._protected(r)) <= self.budget
 
     def remove(self, recording: Recording) -> None:
         """Remove a recording."""
@@ -298,7 +294,7 @@ class TemplateStore:
         try:
             content = json.loads(read(folder / _MANIFEST))
         except (ValueError, RecursionError):
-            shutil.rmtree(folder, ignore_errors=True)
+            self._protection.discard(folder)
             return None
         except OSError:
             return None
@@ -313,7 +309,7 @@ class TemplateStore:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return None  # written by another version of Tessera
         if sorted(recording.checksums) != kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._protection.discard(folder)
             return None
         return recording
 
@@ -323,7 +319,7 @@ class TemplateStore:
         """
         used = 0
         found = self.recordings()
-        for recording in sorted(found, key=lambda r: (r.folder != keep, not _protected(r))):
+        for recording in sorted(found, key=lambda r: (r.folder != keep, not self._protected(r))):
             used += recording.bytes
             if used > self.budget and recording.folder != keep:
                 self.remove(recording)
@@ -342,8 +338,5 @@ class TemplateStore:
         for name in _FOLDERS:
             sweep(self.root / name)
 
-
-def _protected(recording: Recording) -> bool:
-    """Whether a client has registered it, and it is in use."""
-    registered = (recording.folder / _REGISTERED).exists()
-    return registered and age(recording.folder / _MANIFEST) < PROTECTED_S
+    def _protected(self, recording: Recording) -> bool:
+        return self._protection.covers(recording.folder, recording.folder / _MANIFEST)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tessera.variants import VARIANTS
 from tessera_build import exporter
 from tessera_build.addons import AddOns
 from tessera_build.bundle import Choices, build_bundle, is_current
+from tessera_build.writing import locked
 from tests.samples.bundles import Small
 
 Make = Callable[[str], Small]
@@ -111,6 +114,52 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     with pytest.raises(BundleError, match=r"could not be written: No space left on device"):
         build(checkpoint, tmp_path / "out" / "small")
     assert not [p for p in (tmp_path / "out").iterdir() if p.is_dir()]
+
+
+def left_by_another(parent: Path, name: str, *parts: str) -> Path:
+    """A temporary folder of a build, older than an hour."""
+    path = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+    for part in parts:
+        (path / part).mkdir()
+    os.utime(path, (1, 1))
+    return path
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(small: Make, tmp_path: Path) -> None:
+    out, checkpoint = tmp_path / "bundles" / "small", small("sd15").checkpoint
+    code = (
+        "import os, tessera_build.bundle as bundle; bundle._write_graphs = lambda *_: os._exit(9); "
+        "from tessera_build.cli import main; main()"
+    )
+    line = [sys.executable, "-c", code, "bundle", str(checkpoint), "-o", str(out)]
+    assert subprocess.run(line).returncode == 9
+    (killed,) = [path for path in out.parent.iterdir() if path.is_dir()]
+    assert (killed / "scheduler").is_dir()
+    with locked(out):
+        assert killed.exists(), "it is young"
+    os.utime(killed, (1, 1))
+    other = left_by_another(out.parent, "other", "graphs", "adapters")
+    with locked(out.with_name("living")):
+        living = left_by_another(out.parent, "living", "graphs")
+        with locked(out):
+            assert [path for path in out.parent.iterdir() if path.is_dir()] == [living]
+    assert not killed.exists()
+    assert not other.exists()
+
+
+def test_what_no_build_left_stays(tmp_path: Path) -> None:
+    """So does the older bundle, which is nowhere else when a build is killed as it takes its
+    place.
+    """
+    older = left_by_another(tmp_path, "small", "graphs").rename(tmp_path / ".small-abcdefgh-old")
+    readable = left_by_another(tmp_path, "small", "graphs")
+    readable.chmod(0o755)
+    kept = {older, readable, left_by_another(tmp_path, "small", "graphs", "photos")}
+    kept |= {left_by_another(tmp_path, "small").rename(tmp_path / ".small-1234567")}
+    (tmp_path / ".small-12345678").symlink_to(older)
+    with locked(tmp_path / "small"):
+        assert set(tmp_path.glob(".small-*")) == kept | {tmp_path / ".small-12345678"}
+    assert {path for path in kept if not path.is_dir()} == set()
 
 
 @pytest.mark.parametrize("limit", [10_000, 100_000], ids=["in a tokenizer", "in a graph"])

@@ -58,6 +58,18 @@ def test_pixels_outside_the_mask_stay(size: tuple[int, int], resize: str | None)
     assert (sent["IMAGE"][0] == sent["CONTROL_IMAGES"][0, 0]).all()
 
 
+@pytest.mark.parametrize(("feather", "width"), [(None, 8), (1, 2), (3, 6), (4, 8), (128, 8)])
+def test_a_scaled_edit_fades_over_no_more_than_the_feather(feather: int | None, width: int) -> None:
+    """The drawing comes with its own fade, of drawn pixels, each of which covers two."""
+    image = np.zeros((96, 128, 3), np.uint8)
+    with Client(transport=Inverting()) as client:
+        options: dict[str, Any] = {"resize": "scale", "mask_feather": feather}
+        result = client.edit(image, (20, 20, 60, 50), "a", **options)
+    row = np.asarray(result.image)[45, 20:50, 0]
+    assert list(row[:width]) == [round(255 * (i + 1) / width) for i in range(width)]
+    assert (row[width:] == 255).all()
+
+
 @pytest.mark.parametrize("resize", [None, "pad", "crop", "scale"])
 def test_what_the_server_can_draw_is_sent_as_it_is(resize: str | None) -> None:
     image, transport = noise(13, 50), Inverting()

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+from tessera.serve.tritonserver import Ports
 from tessera_gateway.fleet.scaling import Autoscaling
 from tessera_gateway.fleet.settings import FleetError, FleetSettings, settings_of
 from tests.samples.charts import CHART, DEPLOY, lint, rendered
@@ -112,6 +113,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "autoscaling": {"autoscaling": {"min": 0, "max": 4}, "templatesClaim": "templates"},
     "redis": {"redis": {"address": "redis:6379", "secret": "redis"}},
     "keys": {"keysSecret": "keys", "bundleClaim": "bundles", "bundle": "/bundles/mine"},
+    "metrics": {"metricsNamespaces": {"matchLabels": {"name": "monitoring"}}},
     "pods": {
         "imagePullSecrets": [{"name": "registry"}],
         "imagePullPolicy": "Always",
@@ -197,7 +199,8 @@ def test_ports_of_the_head_are_those_of_front_and_proxy(service: dict[str, Any])
     assert (ports["http"], ports["grpc"]) == (front.http_port, front.grpc_port)
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     assert ports["serve"] == config["http_options"]["port"]
-    assert "ports" not in worker
+    scraped = [port["containerPort"] for port in worker.get("ports", [])]
+    assert scraped == ([Ports.metrics] if "--metrics-port" in front.serve else [])
 
 
 def test_every_worker_has_a_pod(service: dict[str, Any]) -> None:
@@ -269,6 +272,23 @@ def test_what_values_choose() -> None:
     assert [each["kind"] for each in rendered({"networkPolicy": False})] == ["RayService"]
 
 
+@pytest.mark.parametrize("namespaces", [{}, {"matchLabels": {"name": "monitoring"}}])
+def test_chosen_namespaces_reach_only_the_metrics_of_workers(namespaces: dict[str, Any]) -> None:
+    serve = ["--place", "unet=gpu:0"]
+    made = rendered({"metricsNamespaces": namespaces, "serve": serve})
+    (policy,) = [each for each in made if each["metadata"]["name"] == "tessera-metrics"]
+    kubernetes_validate.validate(policy, VERSION, strict=True)
+    (rule,) = policy["spec"]["ingress"]
+    port = Ports.metrics
+    assert rule == {"from": [{"namespaceSelector": namespaces}], "ports": [{"port": port}]}
+    chosen = policy["spec"]["podSelector"]["matchLabels"]
+    assert chosen == {"app": "tessera-ray", "ray.io/node-type": "worker"}
+    assert settings(ray_service(made)).serve == ("--metrics-port", str(port), *serve)
+    closed = rendered({"metricsNamespaces": namespaces, "networkPolicy": False})
+    assert [each["kind"] for each in closed] == ["RayService"]
+    assert settings(ray_service(rendered({}))).serve == ()
+
+
 def test_values_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="autoscaling needs templatesClaim"):
         rendered({"autoscaling": {"max": 4}})
@@ -282,6 +302,7 @@ def test_values_that_do_not_go_together_are_refused() -> None:
         {"autoscaling": {"mx": 4}},
         {"autoscaling": {"hold_seconds": 0}},
         {"autoscaling": {"hold_requests": 0}},
+        {"metricsNamespaces": {"name": "monitoring"}},
     ],
 )
 def test_wrong_values_are_refused_by_the_schema(wrong: dict[str, Any]) -> None:

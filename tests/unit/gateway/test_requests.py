@@ -335,8 +335,14 @@ def test_other_bodies_and_pages(http: TestClient) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     answer = http.post(GENERATIONS, content=b"{" + b" " * 200_000)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
-    allowed = http.get("/v1/models", headers={"origin": "https://mine.example"})
+    mine = {"origin": "https://mine.example"}
+    allowed = http.get("/v1/models", headers=mine)
     assert allowed.headers["access-control-allow-origin"] == "https://mine.example"
+    stream = http.post(GENERATIONS, json={"prompt": "x", "stream": True}, headers=mine)
+    shown = stream.headers["access-control-expose-headers"].split(", ")
+    assert {"x-tessera-jobs", "retry-after", "x-should-retry"} <= {*shown}
+    assert "inference-header-content-length" in shown
+    assert stream.headers["x-tessera-jobs"]
     other = http.get("/v1/models", headers={"origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
     assert "cdn" not in http.get("/docs").text

@@ -34,7 +34,9 @@ def test_what_all_are_refused_for_is_no_reason_to_look_for_jobs(
     body: dict[str, Any],
     status: int,
 ) -> None:
-    monkeypatch.setattr(drawing, "MOMENT_S", PATIENCE_S)
+    """However long the server takes to refuse the others."""
+    monkeypatch.setattr(drawing, "MOMENT_S", 0.0)
+    monkeypatch.setattr(drawing, "REFUSED_S", PATIENCE_S)
     infer, refused = transport.infer, list[int]()
 
     async def refusing(call: Any, timeout: float) -> Any:

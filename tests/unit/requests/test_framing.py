@@ -72,6 +72,21 @@ def test_control_images_of_a_registration_are_filled_up_with_its_picture() -> No
         assert (registered[name] == edited.inputs[name]).all()
 
 
+@pytest.mark.parametrize(("feather", "width"), [(None, 2), (1, 1), (2, 1), (4, 2), (128, 2)])
+def test_a_crop_fades_over_no_more_than_the_feather(feather: int | None, width: int) -> None:
+    """The drawing comes with its own fade; this one has only the border of the crop."""
+    given = asked(256, 256, PADDING_MASK_CROP=np.array([[14]], np.int32))
+    given["IMAGE"][:] = given["MASK"][:] = 0
+    given["MASK"][0, 90:190, 70:170] = 255
+    if feather is not None:
+        given["MASK_FEATHER"] = np.array([[feather]], np.int32)
+    found = framed(given, MANIFEST, no_templates)
+    assert found.report == {"box": [56, 76, 184, 204], "scaled": [256, 256]}
+    row = found.answer(np.full((256, 256, 3), 255, np.uint8))[140, 70:120, 0]
+    assert list(row[:width]) == [round(255 * (i + 1) / width) for i in range(width)]
+    assert (row[width:] == 255).all()
+
+
 CROP: dict[str, Any] = {"PADDING_MASK_CROP": np.array([[4]], np.int32)}
 ROOM: dict[str, Any] = {"EXTEND": np.array([[0, 0, 6, 9]], np.int32)}
 

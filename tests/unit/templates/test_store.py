@@ -238,28 +238,6 @@ class TestStore:
         filled(small, key_of("c"))
         assert {r.key.template for r in small.recordings()} == {"a", "c"}
 
-    def test_what_clients_have_registered_goes_last(
-        self, store: TemplateStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Edits that come once, with a prompt of their own each, push it out otherwise."""
-        registered = filled(store, key_of("a"))
-        store.register(registered)
-        small = TemplateStore(store.root, budget=2 * registered.bytes)
-        os.utime(registered.folder / "recording.json", (time.time() - 100, time.time() - 100))
-        for name in "bcd":
-            filled(small, key_of(name))
-            assert {r.key.template for r in small.recordings()} == {"a", name}
-        assert small.has_room(registered.bytes)
-        assert not small.has_room(registered.bytes + 1)
-        small.register(filled(small, key_of("e")))
-        assert not small.has_room(1)
-        filled(small, key_of("f"))  # what a client waits for has room in any case
-        assert {r.key.template for r in small.recordings()} == {"e", "f"}
-        monkeypatch.setattr(store_module, "PROTECTED_S", -1.0)  # not used for long
-        assert small.has_room(2 * registered.bytes)
-        filled(small, key_of("g"))
-        assert {r.key.template for r in small.recordings()} == {"f", "g"}
-
     def test_evicting_a_template_takes_its_picture_and_recordings(
         self, store: TemplateStore
     ) -> None:

@@ -10,7 +10,9 @@
 {{- if .Values.templatesClaim -}}{{- $_ := set $args "shared_templates" true -}}{{- end -}}
 {{- if .Values.gpu -}}{{- $_ := set $args "gpus" 1 -}}{{- end -}}
 {{- if .Values.keysSecret -}}{{- $_ := set $args "keys" "/etc/tessera/keys.toml" -}}{{- end -}}
-{{- if .Values.serve -}}{{- $_ := set $args "serve" .Values.serve -}}{{- end -}}
+{{- $serve := .Values.serve -}}
+{{- if kindIs "map" .Values.metricsNamespaces -}}{{- $serve = concat (list "--metrics-port" "8002") (default list $serve) -}}{{- end -}}
+{{- if $serve -}}{{- $_ := set $args "serve" $serve -}}{{- end -}}
 {{- if .Values.weights -}}{{- $_ := set $args "weights" .Values.weights -}}{{- end -}}
 {{- toYaml $args -}}
 {{- end -}}
@@ -46,6 +48,9 @@ spec:
         - {name: serve, containerPort: 8100}
         - {name: gcs-server, containerPort: 6379}
         - {name: dashboard, containerPort: 8265}
+      {{- else if kindIs "map" .root.Values.metricsNamespaces }}
+      ports:
+        - {name: tessera-metrics, containerPort: 8002}  # KubeRay names Ray's own metrics
       {{- end }}
       securityContext:
         allowPrivilegeEscalation: false

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tritonclient import grpc, http
 from tritonclient.grpc import service_pb2
 
+from tessera.contract import MAX_JOB_ID
 from tessera.contract.crops import Box
 from tessera.requests.edit import template_id
 from tessera.requests.frames import extended, filled_frame
@@ -245,6 +246,13 @@ def test_a_request_that_is_cut_short(
 )
 def test_what_cannot_be_read_is_left_to_the_worker(name: str, value: str) -> None:
     assert peek_grpc(wire.request_of("edit", {name: value})) == Peek("edit")
+
+
+@pytest.mark.parametrize("length", [64, 65, 60_000])
+def test_an_id_that_no_worker_accepts_is_not_kept(length: int) -> None:
+    job = "j" * length
+    found = peek_grpc(wire.request_of("generate", {"JOB_ID": job}))
+    assert found == Peek("generate", job=job if length == MAX_JOB_ID else "")
 
 
 def test_shared_memory_shows() -> None:

@@ -273,6 +273,22 @@ def test_values_get_a_worker_and_a_job_id() -> None:
         assert (b"content-length" in answers[1]) == (not given)
 
 
+@pytest.mark.parametrize("over_grpc", [True, False])
+def test_an_id_that_no_worker_accepts_gets_no_other_beside_it(over_grpc: bool) -> None:
+    texts = {"PROMPT": "x", "JOB_ID": "j" * 65}
+    headers, content = GRPC, framed(wire.request_of("generate", texts))
+    if not over_grpc:
+        headers = {":path": "/v2/models/generate/infer"}
+        given = [
+            {"name": n, "datatype": "BYTES", "shape": [1, 1], "data": [t]} for n, t in texts.items()
+        ]
+        content = msgspec.json.encode({"inputs": given})
+    pool, answers = run(head(headers), body(content))
+    ((peek, _),) = pool.book.choices
+    assert peek.job == ""
+    assert b"JOB_ID" not in answers[1], "the body goes on as it is"
+
+
 @pytest.mark.parametrize(
     ("headers", "said"), [(GRPC, b"\x08\x0e"), ({":path": "/v2"}, b'{"error"')]
 )

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from tessera_client import Control
 from tessera_gateway.errors import ApiError
+from tessera_gateway.pictures import base64_of, encode
 from tessera_gateway.sdapi.scripts import read_controls
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -40,6 +42,24 @@ def test_kinds_of_a_union() -> None:
     assert [control(union_control_type=kind).mode for kind in kinds] == modes
     assert control(union_control_type="Unknown").mode is None
     assert control().mode is None
+
+
+def test_an_answer_repeats_units_without_their_pictures(http: TestClient) -> None:
+    sent = base64_of(encode(PICTURE))
+    units: list[dict[str, Any]] = [
+        {"model": "edges", "weight": 0.5, "image": sent},
+        {"model": "edges", "input_image": {"image": sent}, "own": "field"},
+        {"enabled": False, "mask": sent, "mask_image": sent, "effective_region_mask": sent},
+    ]
+    body = {"prompt": "x", "alwayson_scripts": {"ControlNet": {"args": units}}}
+    answer = http.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["parameters"]["alwayson_scripts"]["ControlNet"]["args"] == [
+        {"model": "edges", "weight": 0.5},
+        {"model": "edges", "own": "field"},
+        {"enabled": False},
+    ]
+    assert sent not in answer.text
 
 
 def test_an_inpainting_unit() -> None:
