@@ -15,7 +15,7 @@ from PIL import Image
 from rich.table import Table
 
 from bench.pictures import Tile, sheet
-from bench.server import DEMO_BUNDLE, ROOT, serving
+from bench.server import DEMO_BUNDLE, ROOT, SHARED, serving
 from tessera.terminal.console import Console, new_table
 from tessera_build.demo.controls import CONTROLS
 from tessera_build.demo.scenes import Scene, describe_shapes, held_out_scenes
@@ -56,7 +56,7 @@ def main() -> None:
     console.rule("Tessera")
     with contextlib.ExitStack() as stack:
         with console.doing("starting Triton Inference Server on the demo bundle ..."):
-            server = stack.enter_context(serving(DEMO_BUNDLE, OUT / "server.log"))
+            server = stack.enter_context(serving(DEMO_BUNDLE, OUT / "server.log", SHARED))
         console.say(f"the server is ready on {server.http} (its log: {_shown(server.log)})")
         client = stack.enter_context(Client(server.http))
         table = times_table()

@@ -23,7 +23,8 @@ import psutil
 from rich.console import Console
 
 from bench import report
-from bench.server import DEMO_BUNDLE, ROOT, serving
+from bench.server import DEMO_BUNDLE, ROOT, SHARED, serving
+from tessera.contract.limits import MAX_SLOTS
 from tessera_client import Client
 from tests.samples.gateways import RunningGateway, gateway
 from tests.samples.jobs import wait_for_step
@@ -32,8 +33,7 @@ PROMPT = "a large red circle at the left on a blue background"
 LONG = 60
 """Steps of these jobs."""
 WATCHERS = 64
-"""Connections that watch a full batch of SLOTS jobs, with previews."""
-SLOTS = 8
+"""Connections that watch a full batch of MAX_SLOTS jobs, with previews."""
 console = Console(highlight=False)
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     folder = ROOT / "out"
     folder.mkdir(exist_ok=True)
     with (
-        serving(DEMO_BUNDLE, folder / "bench-server.log") as server,
+        serving(DEMO_BUNDLE, folder / "bench-server.log", SHARED) as server,
         gateway(server.grpc, folder / "bench-gateway.log") as running,
         Client(server.grpc) as client,
     ):
@@ -126,20 +126,22 @@ def watched(client: Client, running: RunningGateway, turns: int) -> dict[str, An
     sent = 0
     for turn in range(2 * turns):
         by_many = bool(turn % 2)
-        names = [f"watched-{turn}-{number}" for number in range(SLOTS)]
-        with ThreadPoolExecutor(SLOTS + WATCHERS) as pool:
+        names = [f"watched-{turn}-{number}" for number in range(MAX_SLOTS)]
+        with ThreadPoolExecutor(MAX_SLOTS + WATCHERS) as pool:
             drawn = [pool.submit(client.generate, PROMPT, steps=LONG, job_id=n) for n in names]
             for name in names:
                 wait_for_step(client, name, 1)
             watchers = WATCHERS if by_many else 0
-            read = [pool.submit(events_of, running.port, names[i % SLOTS]) for i in range(watchers)]
+            read = [
+                pool.submit(events_of, running.port, names[i % MAX_SLOTS]) for i in range(watchers)
+            ]
             infos = [future.result().info for future in drawn]
             sent += sum(future.result() for future in read)
         took[by_many].append(statistics.mean(info.denoise_ms / info.ticks for info in infos))
     pairs = zip(took[False], took[True], strict=True)
     return {
         "connections": WATCHERS,
-        "jobs": SLOTS,
+        "jobs": MAX_SLOTS,
         "steps": LONG,
         "tick_ms": quartiles(took[False]),
         "watched_tick_ms": quartiles(took[True]),

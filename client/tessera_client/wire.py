@@ -59,10 +59,13 @@ def whole(outputs: dict[str, Array]) -> dict[str, Array]:
     """The outputs of a model, if their picture is the one that the server has drawn.
 
     Raises:
-        Corrupted: it is another.
+        Corrupted: it is another, or what is said of it cannot be read.
     """
     if "IMAGE" in outputs and "INFO" in outputs:
-        said = json.loads(outputs["INFO"].reshape(-1)[0]).get("image_crc32")
+        try:
+            said = json.loads(outputs["INFO"].reshape(-1)[0]).get("image_crc32")
+        except (ValueError, AttributeError):
+            raise Corrupted("INFO") from None
         if said is not None and checksum(outputs["IMAGE"]) != said:
             raise Corrupted("IMAGE")
     return outputs

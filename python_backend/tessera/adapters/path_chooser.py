@@ -23,22 +23,25 @@ class LoraPathChooser:
 
     Args:
         setting: what the operator chose.
-        slots: requests that can be denoised at a time.
         side: `None` if the bundle has no graphs for it.
 
     Attributes:
         costs: costs of ticks that `observe` received.
     """
 
-    def __init__(self, setting: LoraPath, side: SidePath | None, *, slots: int) -> None:
-        self._slots = slots
+    def __init__(self, setting: LoraPath, side: SidePath | None) -> None:
         self._setting, self.side = setting, None if setting == LoraPath.REFIT else side
         self.costs = Costs()
         self._tick = _Tick()
         self._repeated = False  # whether the last tick had the same requests and ranks
 
     def choose(
-        self, candidates: Sequence[Member], current: AdapterSet | None, turns: Turns[Any]
+        self,
+        candidates: Sequence[Member],
+        current: AdapterSet | None,
+        turns: Turns[Any],
+        *,
+        crowded: bool = False,
     ) -> list[Member]:
         """The candidates that run on the side path in this tick: all that can, or none.
 
@@ -46,6 +49,7 @@ class LoraPathChooser:
             candidates: requests, with the sets that they may run with now.
             current: the set that is in the UNet's engines.
             turns: gives the cost of a refit and the quantum.
+            crowded: whether other requests wait for slots.
         """
         side = self.side
         if side is None or side.failed:
@@ -64,7 +68,7 @@ class LoraPathChooser:
             side.ranks(sets),
             refit_ms=turns.refit.ms,
             quantum=turns.quantum,
-            full=len(candidates) >= self._slots,
+            full=crowded,
         )
         return members if better else []
 

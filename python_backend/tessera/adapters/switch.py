@@ -76,7 +76,6 @@ class AdapterSwitch:
         settings: AdapterSettings,
         *,
         sparse: Mapping[str, Refittable],
-        slots: int,
     ) -> AdapterSwitch:
         """The switch of a bundle.
 
@@ -85,7 +84,6 @@ class AdapterSwitch:
             unet: its UNet.
             settings: the operator's settings for LoRAs.
             sparse: graphs of its token-sparse UNet, if it has one.
-            slots: number of requests that are denoised at a time.
         """
         targets = targets_of(bundle)
         patchers = [
@@ -100,7 +98,7 @@ class AdapterSwitch:
             devices=unet.devices,
             budget=settings.memory,
         )
-        paths = LoraPathChooser(settings.path, side, slots=slots)
+        paths = LoraPathChooser(settings.path, side)
         return cls(patchers[0], store, paths, sparse=patchers[1])
 
     def read_ahead(self, adapter_set: AdapterSet, *, queued: bool = False) -> None:
@@ -108,8 +106,11 @@ class AdapterSwitch:
         for use in adapter_set:
             self._store.read_ahead(use.name, use.digest, queued=queued)
 
-    def choose(self, running: Sequence[Running], predict: Predict) -> tuple[list[Running], Predict]:
-        """The requests to run in this tick, and the function that predicts for them.
+    def choose(
+        self, running: Sequence[Running], predict: Predict, *, crowded: bool = False
+    ) -> tuple[list[Running], Predict]:
+        """The requests to run in this tick, and the function that predicts for them. `crowded` says
+        whether others wait for slots.
 
         The function is `predict` if their adapter set is in the engines. If a set cannot be put in,
         its requests get the error.
@@ -125,7 +126,9 @@ class AdapterSwitch:
         on_side_path = [(r, self._set_on_side(r)) for r in running]
         able = [(r, uses) for r, uses in on_side_path if uses == BASE or not r.goes_sparsely]
         candidates = [(r, uses) for r, uses in able if not self._reading(uses)] or able
-        members = self._paths.choose(candidates, self._patcher.current, self._turns)
+        members = self._paths.choose(
+            candidates, self._patcher.current, self._turns, crowded=crowded
+        )
         # Every request waits for one turn. The side path's members share one turn, in which all of
         # them run with their different sets. The others wait for the turn of their set.
         on_side = {id(request) for request, _ in members}

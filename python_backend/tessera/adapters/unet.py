@@ -31,7 +31,6 @@ class UNetAdapters:
         unet: its UNet.
         settings: the server's.
         sparse: graphs of its token-sparse UNet, if it has one.
-        slots: requests that are denoised at a time.
         log: writes a line into the server's log.
         on_switch: told the milliseconds of each switch.
     """
@@ -43,14 +42,11 @@ class UNetAdapters:
         settings: ServerSettings,
         *,
         sparse: Mapping[str, Refittable],
-        slots: int,
         log: Callable[[str], None],
         on_switch: Callable[[float], None] = lambda milliseconds: None,
     ) -> None:
         def open_switch() -> AdapterSwitch:
-            switch = AdapterSwitch.of_bundle(
-                bundle, unet, settings.adapters, sparse=sparse, slots=slots
-            )
+            switch = AdapterSwitch.of_bundle(bundle, unet, settings.adapters, sparse=sparse)
             switch.on_switch = on_switch
             return switch
 
@@ -83,15 +79,18 @@ class UNetAdapters:
         observer: Observer | None,
         controls: Controls | None,
         meter: Meter | None = None,
+        crowded: bool = False,
     ) -> None:
-        """See `denoise.tick.tick`. Requests whose adapter set is not on turn are skipped."""
+        """See `denoise.tick.tick`. Requests whose adapter set is not on turn are skipped. `crowded`
+        says whether others wait for slots.
+        """
         self._used = self._used or any(request.plan.adapters for request in running)
         advance = partial(tick, sparse=sparse, observer=observer, controls=controls, meter=meter)
         if not self._used:
             advance(running, predict, number)
             return
         switch = self._switch.result()
-        turn, predict = switch.choose(running, predict)
+        turn, predict = switch.choose(running, predict, crowded=crowded)
         if sparse is not None:
             sparse.adapt(switch.in_sparse)
         began = time.perf_counter()

@@ -21,8 +21,8 @@ CONDITIONS = {"TEXT": "encoder_hidden_states", "POOLED": "text_embeds", "SIZES":
 the network."""
 
 KEPT = 8 * MAX_CONTROLS
-"""How many keys a ControlNet remembers: as many as one call can ask for. `denoise` has eight slots,
-and each request may use the same ControlNet up to `MAX_CONTROLS` times."""
+"""How many keys a ControlNet remembers: as many as one call can ask for. `denoise` has eight slots
+at most, and each request may use the same ControlNet up to `MAX_CONTROLS` times."""
 
 
 class Forgotten(TesseraError):

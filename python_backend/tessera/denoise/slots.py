@@ -3,7 +3,7 @@
 On a GPU a step of several requests takes little longer than that of one. On a CPU it takes as many
 times as long (docs/internals/measurements.md#ablations), so whoever joins makes all others slower
 and nothing cheaper. Then most requests end sooner if they are drawn in the order in which they
-came.
+came. Several places on the CPU share the rows of a step, and each needs some.
 """
 
 from __future__ import annotations
@@ -30,4 +30,5 @@ def slots_of(wanted: int, most: int, places: Iterable[str]) -> int:
         raise BundleError(f"TESSERA_SLOTS is {wanted}; accepted: 0 to {most}")
     if wanted:
         return wanted
-    return min(CPU_SLOTS, most) if set(places) == {CPU} else most
+    on = list(places)
+    return min(CPU_SLOTS * len(on), most) if set(on) == {CPU} else most

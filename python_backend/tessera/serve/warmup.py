@@ -26,7 +26,7 @@ _AGAIN_S = 0.1
 
 
 def warm_up(url: str, size: int, word: str) -> None:
-    """Make pictures of `size` x `size` pixels, twice as many as there are slots.
+    """Make pictures of `size` x `size` pixels, twice as many as there are processes of `render`.
 
     Args:
         url: of the HTTP endpoint.
@@ -39,9 +39,9 @@ def warm_up(url: str, size: int, word: str) -> None:
     """
     base = f"{url}/v2/models"
     config = _request(f"{base}/render/config", None)
-    slots = sum(group["count"] for group in config["instance_group"])
-    bodies = [json.dumps(_generate(size, number, word)).encode() for number in range(2 * slots)]
-    with ThreadPoolExecutor(slots) as pool:
+    count = sum(group["count"] for group in config["instance_group"])
+    bodies = [json.dumps(_generate(size, number, word)).encode() for number in range(2 * count)]
+    with ThreadPoolExecutor(count) as pool:
         infer = f"{base}/generate/infer"
         for answer in [pool.submit(_draw, infer, body) for body in bodies]:
             answer.result()

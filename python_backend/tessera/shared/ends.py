@@ -101,7 +101,7 @@ class Ends(Header):
         if not self._sweep_due(now):
             return
         found = lost(
-            self._rows, now, slots=int(header["slots"]), previewing=self._decodes_preview(now)
+            self._rows, now, slots=int(header["most_slots"]), previewing=self._decodes_preview(now)
         )
         self._rows["touched"][found] = now
         self._rows["end"][found] = Phase.FAILED

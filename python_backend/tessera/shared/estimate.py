@@ -62,8 +62,9 @@ def _step_s(row: np.void, step_s: float) -> float:
 
 def wait(running: Rows, ahead: Rows, slots: int, step_s: float) -> float:
     """Seconds until a job has a slot that has those `ahead` of it."""
-    free_at = [float(r["total"] - r["step"]) * _step_s(r, step_s) for r in running]
-    free_at = sorted(free_at)[:slots] + [0.0] * (slots - len(free_at))
+    first = in_order(running)[:slots]  # others have lost their slot
+    free_at = [float(r["total"] - r["step"]) * _step_s(r, step_s) for r in first]
+    free_at += [0.0] * (slots - len(free_at))
     heapq.heapify(free_at)
     for job in in_order(ahead):
         heapq.heapreplace(free_at, free_at[0] + float(job["total"]) * step_s)

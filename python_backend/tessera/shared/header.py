@@ -13,7 +13,7 @@ CACHE_FIELDS = ("hits", "misses", "evictions", "bytes", "entries")
 """Counters of the recorded activations in `denoise`'s memory."""
 
 HEADER = np.dtype(
-    [(name, "i8") for name in ("ticket", "tick", "stopping", "slots")]
+    [(name, "i8") for name in ("ticket", "tick", "stopping", "slots", "most_slots")]
     + [(name, "f8") for name in ("step_s", "decode_s")]
     + [(name, "i8") for name in CACHE_FIELDS]
     + [("taken", "i8", (PRIORITIES + 1,)), ("saved", "i8"), ("saved_told", "i8")]
@@ -62,9 +62,12 @@ class Header:
         for name in CACHE_FIELDS:
             self._header[name] = counters[name]
 
-    def tell_slots(self, slots: int) -> None:
-        """Publish how many jobs are denoised at a time. Only `denoise` calls it."""
+    def tell_slots(self, slots: int, most: int = 0) -> None:
+        """Publish how many jobs are denoised at a time, and how many could be if the operator said
+        so: `render` has more processes than that. Only `denoise` calls it.
+        """
         self._header["slots"] = slots
+        self._header["most_slots"] = most or slots
 
     def refuse(self) -> None:
         """Take no more jobs: the server is being stopped."""

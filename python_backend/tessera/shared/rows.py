@@ -93,7 +93,7 @@ def lost(rows: Rows, now: float, *, slots: int, previewing: bool = False) -> Mar
     Args:
         rows: all of the board.
         now: `time.monotonic()`.
-        slots: jobs that are denoised at a time; there are more processes of `render`.
+        slots: jobs that may be denoised at a time; there are more processes of `render`.
         previewing: whether `decode` is at a preview, or was lately.
     """
     live = ~ended(rows)

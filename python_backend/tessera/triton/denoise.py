@@ -82,7 +82,7 @@ class TritonPythonModel:
             floats=self._manifest.latents.channels * self._manifest.largest_latents,
         )
         self._endings = Endings(settings, self._board)
-        self._board.tell_slots(self._slots)
+        self._board.tell_slots(self._slots, most)
         self._board.tell_awaited("")  # which a process that has been killed may have left
         self._controls = FanOut(ask, _lives, self._board.tell_awaited)
         self._sparse, self._chooser = open_sparse(
@@ -93,7 +93,6 @@ class TritonPythonModel:
             opened,
             settings,
             sparse=self._sparse.graphs if self._sparse else {},
-            slots=self._slots,
             log=pb.log,
             on_switch=self._metrics.switched,
         )
@@ -162,6 +161,7 @@ class TritonPythonModel:
                 observer=self._chooser,
                 controls=self._controls,
                 meter=self._metrics.call,
+                crowded=len(stepping) < sum(error is None for error in errors.values()),
             )
         except Exception as error:
             for request in stepping:

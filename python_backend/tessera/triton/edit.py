@@ -25,6 +25,7 @@ from tessera.triton import pb
 from tessera.triton.ending import Endings
 from tessera.triton.handing import TENSORS, drawn, plan_of, sums_of
 from tessera.triton.render import Renderer
+from tessera.types import Array
 
 
 class TritonPythonModel:
@@ -70,11 +71,11 @@ class TritonPythonModel:
         try:
             parts = [encoded["PLAN"], latents, stats, encoded["PIXELS"], mask]
             answer = pb.call("decode", parts, ["IMAGE", "INFO"], sum_of_mask)
-            info = drawn(plan, answer)
+            info, image = drawn(plan, answer)
         except Exception as error:
             self._endings.failed(plan, error)  # unless decode has
             raise
-        return list(answer.values()) if framing is None else _answered(answer, info, framing)
+        return list(answer.values()) if framing is None else _answered(image[0], info, framing)
 
     def _framed(
         self, inputs: dict[str, pb.TensorHandle]
@@ -107,10 +108,8 @@ def _choices(request: pb.Request) -> dict[str, Any]:
     return {"lora_policy": lora_policy_of(given), "job_priority": priority_of(given)}
 
 
-def _answered(
-    answer: dict[str, pb.TensorHandle], info: Info, framing: Framed
-) -> list[pb.TensorHandle]:
+def _answered(drawing: Array, info: Info, framing: Framed) -> list[pb.TensorHandle]:
     """IMAGE and INFO, with the drawing where it belongs."""
-    image = framing.answer(answer["IMAGE"].as_numpy()[0])
+    image = framing.answer(drawing)
     info = dataclasses.replace(info, frame=framing.report, image_crc32=checksum(image))
     return [pb.tensor("IMAGE", image), pb.tensor("INFO", info.to_json())]

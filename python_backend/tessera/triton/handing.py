@@ -114,8 +114,8 @@ def stats_of(plan: Plan, inputs: Mapping[str, pb.TensorHandle]) -> tuple[Stats, 
     raise Corrupted("STATS")
 
 
-def drawn(plan: Plan, answer: Mapping[str, pb.TensorHandle]) -> Info:
-    """INFO of an answer of `decode`, whose IMAGE has been found to be the one it speaks of.
+def drawn(plan: Plan, answer: Mapping[str, pb.TensorHandle]) -> tuple[Info, Array]:
+    """INFO of an answer of `decode`, and a copy of IMAGE, found to be the one it speaks of.
 
     Raises:
         Corrupted: one of them is not what `decode` has answered for this job.
@@ -126,9 +126,10 @@ def drawn(plan: Plan, answer: Mapping[str, pb.TensorHandle]) -> Info:
         raise Corrupted("INFO") from None
     if info.job_id != plan.job_id:
         raise Corrupted("INFO")
-    if checksum(answer["IMAGE"].as_numpy()) != info.image_crc32:
+    image: Array = answer["IMAGE"].as_numpy().copy()
+    if checksum(image) != info.image_crc32:
         raise Corrupted("IMAGE")
-    return info
+    return info, image
 
 
 def _signed(name: str, text: bytes) -> pb.TensorHandle:

@@ -34,7 +34,7 @@ def test_engines_that_cannot_be_opened_leave_all_requests_to_turns(setting: Lora
         raise MemoryError("no memory for another UNet")
 
     side = side_path(fail)
-    paths = LoraPathChooser(setting, side, slots=8)
+    paths = LoraPathChooser(setting, side)
     requests = [running(plan(adapters=own)) for own in ((AdapterUse("a", "0" * 16, 1.0),), BASE)]
     members = [(r, r.plan.adapters) for r in requests]
     for _ in range(2):
@@ -53,7 +53,7 @@ def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
     side._opening.set_result(SimpleNamespace(predict=None))  # type: ignore[arg-type]
     store: Any = SimpleNamespace(touch=lambda digest: None, reading=lambda digest: False)
     patcher: Any = SimpleNamespace(current=BASE)
-    switch = AdapterSwitch(patcher, store, LoraPathChooser(LoraPath.SIDE, side, slots=8))
+    switch = AdapterSwitch(patcher, store, LoraPathChooser(LoraPath.SIDE, side))
     request = running(plan(adapters=(AdapterUse("a", "0" * 16, 1.0),)))
 
     def predict(*arguments: object) -> Any:

@@ -13,7 +13,8 @@ from tessera.errors import BundleError
     ("wanted", "places", "slots"),
     [
         (0, ["cpu"], CPU_SLOTS),
-        (0, ["cpu", "cpu"], CPU_SLOTS),
+        (0, ["cpu", "cpu"], 2 * CPU_SLOTS),
+        (0, ["cpu"] * 9, MAX_SLOTS),
         (0, ["gpu:0"], MAX_SLOTS),
         (0, ["gpu:0", "cpu"], MAX_SLOTS),
         (5, ["cpu"], 5),

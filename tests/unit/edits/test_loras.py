@@ -59,7 +59,7 @@ class Server:
         halves = [TorchEngine(half) for half in (UNetEncoder(network), UNetDecoder(network))]
         self.unet = UNet(*halves, max_rows=16)
         self.patchers = [patcher(engines) for engines in (halves, world.steps.graphs.values())]
-        self.switch = self.switch_by(LoraPathChooser(LoraPath.REFIT, None, slots=8))
+        self.switch = self.switch_by(LoraPathChooser(LoraPath.REFIT, None))
 
     def switch_by(self, paths: LoraPathChooser) -> AdapterSwitch:
         store: Any = SimpleNamespace(
@@ -165,7 +165,7 @@ def test_sparse_steps_with_loras_go_by_refit_beside_the_side_path(server: Server
         rest=lambda: None,
         predict=server.unet.predict,
     )
-    switch = server.switch_by(LoraPathChooser(LoraPath.SIDE, side, slots=8))
+    switch = server.switch_by(LoraPathChooser(LoraPath.SIDE, side))
     sparse, plain = (edit(server.world, PART, adapters=uses) for uses in (A, ()))
     dense = edit(None, PART, adapters=B)
     turn, _ = switch.choose([sparse, dense, plain], server.unet.predict)

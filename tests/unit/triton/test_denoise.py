@@ -174,6 +174,24 @@ def test_the_slots_are_for_those_of_the_highest_priority(models: dict[str, Any])
     assert models["board"].status("first").step == 1
 
 
+def test_a_tick_knows_whether_others_wait(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the paths of LoRAs are compared by when the last request ends."""
+    denoise, told = models["denoise"], []
+    tick = denoise._adapters.tick
+
+    def telling(*arguments: Any, crowded: bool, **options: Any) -> None:
+        told.append(crowded)
+        tick(*arguments, crowded=crowded, **options)
+
+    monkeypatch.setattr(denoise._adapters, "tick", telling)
+    requests = [sequence(models, i, STEPS=50) for i in range(5)]
+    denoise.execute(requests[:4])
+    denoise.execute(requests)
+    assert told == [False, True]
+
+
 def test_who_waits_for_a_slot_for_long_is_not_lost(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
