@@ -38,6 +38,11 @@ class AtWork(Ends):
         if self.holds(slot, ticket):
             self._rows[slot]["seen"] = time.monotonic()
 
+    def pause(self, slot: int, ticket: int) -> None:
+        """Say that a job has no slot in this tick: the time until its next step is not a step's."""
+        if self.holds(slot, ticket):
+            self._rows[slot]["touched"] = time.monotonic()
+
     def ask_denoise(self, slot: int, ticket: int) -> None:
         """Say that `denoise` is being asked for a job, and that this process waits for it."""
         if self.holds(slot, ticket):

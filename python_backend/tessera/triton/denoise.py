@@ -180,6 +180,9 @@ class TritonPythonModel:
         order = sorted(requests, key=lambda r: (r.plan.priority, r.plan.ticket))
         for request in order[: self._slots]:
             request.begin()
+        for request in order[self._slots :]:
+            if request.started:
+                self._board.pause(request.plan.slot, request.plan.ticket)
         return order[: self._slots]
 
     @property

@@ -55,6 +55,16 @@ def test_who_waits_has_a_place_and_the_wait_for_a_slot(board: Board, clock: Cloc
     assert [board.status(n).place for n in ("second", "third")] == [1, 2]
 
 
+def test_a_pause_is_no_step(board: Board, clock: Clock) -> None:
+    job = board.open("a", 20)
+    run(board, clock, job, 10, 2.0)
+    clock.now += 60
+    board.pause(*job)
+    clock.now += 2
+    board.progress(*job, Phase.DENOISING, 11)
+    assert board.status("a").seconds_left == 18
+
+
 def test_a_free_slot_is_no_wait(board: Board, clock: Clock) -> None:
     run(board, clock, board.open("a", 12), 2, 1.0)
     board.open("b", 4)

@@ -172,6 +172,10 @@ def test_the_slots_are_for_those_of_the_highest_priority(models: dict[str, Any])
     assert denoise.execute([*last, first]) == [None] * 6
     assert [models["board"].status(f"j{i}").step for i in range(5)] == [2, 2, 2, 1, 0]
     assert models["board"].status("first").step == 1
+    row = models["board"]._rows[denoise._running[3].plan.slot]
+    row["touched"] = before = row["touched"] - 60.0
+    assert denoise.execute([*last, first]) == [None] * 6
+    assert row["touched"] > before + 59, "a pause is no step"
 
 
 def test_a_tick_knows_whether_others_wait(
