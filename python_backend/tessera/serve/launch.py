@@ -228,8 +228,10 @@ class Launch:
         """Start it; whether it is ready, and no signal has asked for its end meanwhile."""
         began, name = time.monotonic(), self.manifest.name
         supervisor.start()
-        if last is not None and last.interrupted:
-            supervisor.interrupt()
+        if last is not None:
+            if last.interrupted:
+                supervisor.interrupt()
+            last.wake.close()  # signals are for the new one
         with console.doing(f"starting tritonserver on bundle {name} ...") as news:
             ready = supervisor.wait_ready(
                 timeout, lambda s: news(f"loading the models of bundle {name} ... {s:.0f} s")

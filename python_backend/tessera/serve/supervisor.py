@@ -16,7 +16,6 @@ import signal
 import subprocess
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from tessera.serve.serving import SERVING
 from tessera.serve.silence import Silence
 from tessera.serve.starts import Starts
 from tessera.serve.undertaker import Undertaker
+from tessera.serve.wake import Wake
 from tessera.shared.processes import die_with_parent, identity, lives, model_processes
 
 _RESCAN_S = 0.5
@@ -66,6 +66,7 @@ class Supervisor:
         starts: looks for processes that are stuck in their start.
         hangs: looks for processes that hang later.
         silence: looks whether tritonserver itself hangs.
+        wake: set by signals.
     """
 
     command: Sequence[str]
@@ -79,6 +80,7 @@ class Supervisor:
     starts: Starts = field(default_factory=lambda: Starts(lambda line: None))
     hangs: Hangs = field(default_factory=lambda: Hangs(lambda line: None))
     silence: Silence = field(default_factory=lambda: Silence(lambda line: None))
+    wake: Wake = field(default_factory=Wake)
     _process: subprocess.Popen[bytes] | None = None
     _undertaker: Undertaker | None = None
     _ends: Ends = field(default_factory=Ends)
@@ -89,11 +91,7 @@ class Supervisor:
     _signals: int = 0  # that asked for the end
     _serving: bool = False
     _stopping: bool = False
-    _wake: int = field(default_factory=lambda: os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
     _reader: threading.Thread | None = None  # of its log
-
-    def __post_init__(self) -> None:
-        weakref.finalize(self, os.close, self._wake).atexit = False  # a signal may come until then
 
     @property
     def interrupted(self) -> bool:
@@ -108,16 +106,14 @@ class Supervisor:
     def interrupt(self) -> None:
         """Ask for the end, as a signal does; at once, if nobody is being served yet."""
         self._signals += 1
-        os.eventfd_write(self._wake, 1)
+        self.wake.set()
         if not self._serving:
             self._kill()
 
     def wait_interrupted(self, seconds: float) -> bool:
         """Wait so long for a signal; whether there was one, now or before."""
         if not self.interrupted:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._wake, selectors.EVENT_READ)
-                selector.select(seconds)
+            self.wake.wait(seconds)
         return self.interrupted
 
     def start(self) -> None:
@@ -174,7 +170,7 @@ class Supervisor:
         """
         self._serving = True
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake, selectors.EVENT_READ)
+            selector.register(self.wake.descriptor, selectors.EVENT_READ)
             while self._exit_code() is None and not self.interrupted:
                 self._rescan(selector)
                 for key, _ in selector.select(_RESCAN_S):
