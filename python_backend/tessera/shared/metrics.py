@@ -16,7 +16,6 @@ WAITS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120
 """Upper bounds in seconds of what takes as long as a request or a part of one."""
 CALLS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Likewise of one call of the UNet."""
-ROWS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 SHARES = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 
 
@@ -108,7 +107,7 @@ TABLE: dict[str, Metric] = {
         {"path": ("dense", "sparse", "side", "control")},
         CALLS,
     ),
-    "batch_rows": Metric("histogram", "rows of such a call: two for a guided request", {}, ROWS),
+    "batch_rows_total": Metric("counter", "rows of all such calls: two for a guided request"),
     "lora_switches_total": Metric("counter", "other LoRAs put into the UNet"),
     "lora_switch_seconds": Metric("histogram", "how long one such switch took", bounds=WAITS),
     "lora_loaded": Metric("gauge", "LoRAs whose files are in the UNet's memory"),

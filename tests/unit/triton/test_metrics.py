@@ -158,7 +158,7 @@ def test_a_picture_is_measured_in_its_stages_and_steps(models: dict[str, Any]) -
     assert len(observed("queue_time_seconds")) == 1
     assert observed("mask_ratio") == [pytest.approx(32 * 24 / (96 * 64))]
     assert len(observed("step_seconds", "dense")) == 5
-    assert observed("batch_rows") == [2.0] * 5
+    assert pb_utils.METRICS["tessera_batch_rows_total"][()].value == 2 * 5
 
 
 def test_every_series_is_there_before_its_first_event(models: dict[str, Any]) -> None:
