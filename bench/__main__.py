@@ -39,7 +39,7 @@ class Bench:
 
 
 LOADS = ("0.3", "0.6", "0.8", "0.95")
-LOADS_OPTIONS = ("--shares", *LOADS, "--equal", *LOADS, "--rounds", "2", "--requests", "16")
+LOADS_OPTIONS = ("--shares", *LOADS, "--equal", *LOADS, "--rounds", "1", "--requests", "16")
 BENCHES = {
     "pictures": Bench(
         "run", "pictures and edits against diffusers, load, one UNet step", (), "quick"
