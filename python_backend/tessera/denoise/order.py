@@ -9,7 +9,7 @@ docs/internals/measurements.md#whose-turn-it-is compares orders.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tessera.denoise.running import Running
 
@@ -36,18 +36,19 @@ def in_turn(requests: Sequence[Running], slots: int, cost: Cost, now: float) -> 
         cost: of steps.
         now: `time.monotonic()`.
     """
-
-    def arrival(request: Running) -> tuple[int, int]:
-        return request.plan.priority, request.plan.ticket
-
     if len(requests) <= slots:
-        return sorted(requests, key=arrival)
+        return by_arrival(requests)
 
     def key(request: Running) -> tuple[int, float, int]:
         waited = max(0.0, now - request.plan.started)
         return request.plan.priority, -waited / work_left(request, cost), request.plan.ticket
 
-    return sorted(sorted(requests, key=key)[:slots], key=arrival)
+    return by_arrival(sorted(requests, key=key)[:slots])
+
+
+def by_arrival(requests: Iterable[Running]) -> list[Running]:
+    """Requests by priority, and by arrival among equals."""
+    return sorted(requests, key=lambda r: (r.plan.priority, r.plan.ticket))
 
 
 def work_left(request: Running, cost: Cost) -> float:
