@@ -103,7 +103,7 @@ def in_order_of_arrival() -> Model:
     def first(requests: Sequence[Running], slots: int, *_: Any) -> list[Running]:
         return by_arrival(requests)[:slots]
 
-    denoise.in_turn = first  # type: ignore[attr-defined]
+    vars(denoise)["in_turn"] = first
     return denoise.TritonPythonModel
 
 
