@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tessera.adapters.unet import UNetAdapters
 from tessera.controls.fanout import FanOut, Join
+from tessera.denoise.order import by_arrival
 from tessera.denoise.running import Running
 from tessera.edits.steps import SparseSteps
 from tessera.triton import denoise, pb
@@ -21,8 +22,8 @@ Model = type[denoise.TritonPythonModel]
 
 class StaticBatches(denoise.TritonPythonModel):
     """Batches as Triton's dynamic batcher makes them: up to as many requests as there are slots, of
-    those that wait when the batch before is done. Nobody joins one, and its requests are answered
-    together. It does not wait for more requests.
+    those that wait when the batch before is done, by arrival. Nobody joins one, and its requests
+    are answered together. It does not wait for more requests.
     """
 
     def initialize(self, args: dict[str, Any]) -> None:
@@ -36,10 +37,12 @@ class StaticBatches(denoise.TritonPythonModel):
         here = {id(request) for request in self._running.values()}
         return [r for r in self._batch if id(r) in here and not r.finished]
 
-    def _first(self, requests: Iterable[Running]) -> list[Running]:
+    def _first(self, requests: Sequence[Running]) -> list[Running]:
         given = [request for request in requests if not request.finished]
         if not self._unfinished:
-            self._batch = super()._first(given)
+            self._batch = by_arrival(given)[: self._slots]
+            for request in self._batch:
+                request.begin()
         members = {id(request) for request in self._batch}
         return [request for request in given if id(request) in members]
 
@@ -94,6 +97,16 @@ def no_bursts() -> Model:
     return denoise.TritonPythonModel
 
 
+def in_order_of_arrival() -> Model:
+    """Whoever has come first has a slot to its end."""
+
+    def first(requests: Sequence[Running], slots: int, *_: Any) -> list[Running]:
+        return by_arrival(requests)[:slots]
+
+    vars(denoise)["in_turn"] = first
+    return denoise.TritonPythonModel
+
+
 def controls_in_line() -> Model:
     """ControlNets before the encoder half."""
     denoise.FanOut = InLine  # type: ignore[attr-defined]
@@ -122,6 +135,7 @@ def nothing_ahead() -> Model:
 ABLATIONS: dict[str, Callable[[], Model]] = {
     "static": static_batches,
     "no-bursts": no_bursts,
+    "by-arrival": in_order_of_arrival,
     "controls-in-line": controls_in_line,
     "loras-on-time": loras_on_time,
     "nothing-ahead": nothing_ahead,

@@ -75,11 +75,14 @@ ABLATIONS = {
             f"static batches of {CPU_SLOTS}": Side((f"--slots={CPU_SLOTS}",), "static"),
         },
     ),
+    "order": Ablation(
+        "mixed", {"response ratio": Side(), "by arrival": Side(ablation="by-arrival")}
+    ),
     "slots": Ablation(
         "mixed",
         {
             f"{number} slots": Side((f"--slots={number}",))
-            for number in (CPU_SLOTS, MAX_SLOTS, 4, 1)
+            for number in (CPU_SLOTS, 2, 4, MAX_SLOTS)
         },
     ),
     "edits": Ablation("edits", {"sparse (auto)": Side(), "dense": Side(mode="dense")}),

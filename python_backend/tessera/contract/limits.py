@@ -5,7 +5,7 @@ from __future__ import annotations
 PRIORITIES = 3
 """A request has a priority from 1 (first) to this."""
 DEFAULT_PRIORITY = 2
-MAX_SLOTS, CPU_SLOTS = 8, 2
+MAX_SLOTS, CPU_SLOTS = 8, 1
 """Requests that take part in a step at most, and by default where the UNet is on a CPU only."""
 
 MAX_CONTROL_PIXELS = 4 * 2048**2

@@ -20,6 +20,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -249,8 +250,9 @@ class Board(AtWork):
             self._close_lost()
             return self._status(self._rows[self._find(job_id)])
 
-    def waiting(self, before: int = PRIORITIES + 1) -> bool:
-        """Whether a job of a priority `before` this one will soon arrive at `denoise`.
+    def waiting(self, before: int = PRIORITIES + 1, here: Sequence[int] = ()) -> bool:
+        """Whether a job of a priority `before` this one will soon arrive at `denoise`, other than
+        those that are `here` already, by ticket.
 
         A job that has been queued longer than `ARRIVES_WITHIN_S` is not expected any more.
         """
@@ -258,9 +260,10 @@ class Board(AtWork):
         if not self._waiting and newest == self._newest:
             return False  # no job was waiting, and none has been opened since
         self._newest = newest
-        arriving = self._rows["priority"][self._recent(Phase.QUEUED)]
+        arriving = self._rows[self._recent(Phase.QUEUED)]
+        arriving = arriving[~np.isin(arriving["ticket"], here)]
         self._waiting = bool(len(arriving))
-        return bool((arriving < before).any())
+        return bool((arriving["priority"] < before).any())
 
     def denoising(self) -> bool:
         """Whether a job is being denoised."""

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ import torch
 from tessera import trace
 from tessera.adapters.unet import UNetAdapters
 from tessera.contract import MAX_CONTROLS
+from tessera.contract.limits import PRIORITIES
 from tessera.controls.fanout import FanOut
 from tessera.denoise.canvas import Canvas, canvas_of
 from tessera.denoise.ending import final_stats
 from tessera.denoise.opening import open_unet
+from tessera.denoise.order import by_tokens, in_turn
 from tessera.denoise.running import Running, RunningControl, start
 from tessera.denoise.sampler import Sampler
 from tessera.denoise.slots import slots_of
@@ -51,6 +53,8 @@ MAX_REGROUPS = 3
 
 BURST_S = 1.0
 """Longest time without going back to Triton."""
+TURN_S = 0.1
+"""So long those that have the slots keep them, whoever of their priority is on the way."""
 VANISHED_S = 60.0
 """A request that no tick has brought back for this long was dropped by Triton; its state is
 collected."""
@@ -151,7 +155,8 @@ class TritonPythonModel:
 
     def _step(self, present: dict[int, pb.Request], number: int) -> dict[int, Exception | None]:
         errors = {i: self._prepare(i, request) for i, request in present.items()}
-        stepping = self._first(self._running[i] for i, error in errors.items() if error is None)
+        able = [self._running[i] for i, error in errors.items() if error is None]
+        stepping = self._first(able)
         try:
             self._adapters.tick(
                 stepping,
@@ -161,7 +166,7 @@ class TritonPythonModel:
                 observer=self._chooser,
                 controls=self._controls,
                 meter=self._metrics.call,
-                crowded=len(stepping) < sum(error is None for error in errors.values()),
+                crowded=len(stepping) < len(able),
             )
         except Exception as error:
             for request in stepping:
@@ -175,15 +180,17 @@ class TritonPythonModel:
         self._load.tell(self._started)
         return errors
 
-    def _first(self, requests: Iterable[Running]) -> list[Running]:
-        """Those that have the slots in this tick: by priority, and by arrival among equals."""
-        order = sorted(requests, key=lambda r: (r.plan.priority, r.plan.ticket))
-        for request in order[: self._slots]:
+    def _first(self, requests: Sequence[Running]) -> list[Running]:
+        """Those that have the slots in this tick."""
+        cost = self._chooser.cost if self._chooser else by_tokens
+        first = in_turn(requests, self._slots, cost, time.monotonic())
+        for request in first:
             request.begin()
-        for request in order[self._slots :]:
-            if request.started:
+        chosen = set(map(id, first))
+        for request in requests:
+            if request.started and id(request) not in chosen:
                 self._board.pause(request.plan.slot, request.plan.ticket)
-        return order[: self._slots]
+        return first
 
     @property
     def _started(self) -> dict[int, Running]:
@@ -204,9 +211,11 @@ class TritonPythonModel:
         """Whether a burst is over: somebody has ended or may join, or it has lasted long enough."""
         if any(errors.values()) or any(self._running[i].finished for i in present):
             return True
-        last = max(self._running[i].plan.priority for i in present)
-        free = len(present) < self._slots
-        may_join = self._board.waiting() if free else self._board.waiting(before=last)
+        here = [self._running[i].plan for i in present]
+        # If all slots are taken, one of the same priority can only change whose turn it is.
+        free = len(present) < self._slots or time.monotonic() > until - BURST_S + TURN_S
+        last = PRIORITIES + 1 if free else max(plan.priority for plan in here)
+        may_join = self._board.waiting(before=last, here=[plan.ticket for plan in here])
         return may_join or time.monotonic() > until
 
     def _must_regroup(self, present: set[int]) -> bool:

@@ -52,6 +52,17 @@ def test_nobody_joins_a_static_batch_and_it_is_answered_together(
     assert (stats["first_tick"], stats["ticks"]) == (5, 1)
 
 
+def test_in_the_order_of_arrival_nobody_is_overtaken(
+    models: dict[str, Any], ablated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablated.denoise, "in_turn", ablated.denoise.in_turn)
+    denoise = opened(models, ablated, "by-arrival")
+    long = [sequence(models, number, STEPS=50) for number in range(4)]
+    short = sequence(models, 9, STEPS=1)
+    for _ in range(3):
+        assert denoise.execute([*long, short]) == [None] * 5
+
+
 def test_controls_in_line_are_there_before_the_encoder_half(
     ablated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,13 +76,14 @@ def test_controls_in_line_are_there_before_the_encoder_half(
     assert answer.done()
 
 
-@pytest.mark.parametrize("name", ["no-bursts", "controls-in-line", "loras-on-time"])
+@pytest.mark.parametrize("name", ["no-bursts", "by-arrival", "controls-in-line", "loras-on-time"])
 def test_every_ablation_is_a_model(
     name: str, models: dict[str, Any], ablated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for owner, attribute in (
         (ablated.denoise, "BURST_S"),
         (ablated.denoise, "FanOut"),
+        (ablated.denoise, "in_turn"),
         (ablated.UNetAdapters, "read_ahead"),
         (ablated.UNetAdapters, "_read_ahead_of_queue"),
     ):

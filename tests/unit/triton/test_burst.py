@@ -16,6 +16,7 @@ class TestBurst:
     @pytest.fixture(autouse=True)
     def long_bursts(self, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(load("denoise"), "BURST_S", 100.0)
+        monkeypatch.setattr(load("denoise"), "TURN_S", 100.0)
 
     def during_step(self, models: dict[str, Any], step: int, action: Callable[[], object]) -> None:
         """Have something happen while the network runs for the given time."""
@@ -57,6 +58,19 @@ class TestBurst:
         self.during_step(models, 2, lambda: sequence(models, 9))
         assert None not in models["denoise"].execute(requests)
         assert models["board"].tick == 6
+
+    def test_stops_after_a_while_for_who_may_have_a_turn(
+        self, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(load("denoise"), "TURN_S", 0.0)
+        requests = [sequence(models, i, STEPS=9) for i in range(4)]
+        newcomers: list[Any] = []
+        self.during_step(models, 2, lambda: newcomers.append(sequence(models, 9, STEPS=2)))
+        assert models["denoise"].execute(requests) == [None] * 4
+        assert models["board"].tick == 2
+        requests += newcomers
+        models["denoise"].execute(requests)
+        assert models["board"].tick > 3, "who waits here already is not on the way"
 
     def test_stops_for_a_cancelled_job(self, models: dict[str, Any]) -> None:
         stays, goes = (sequence(models, i, STEPS=9, JOB_ID=f"j{i}") for i in range(2))
