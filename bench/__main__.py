@@ -48,6 +48,7 @@ BENCHES = {
         "edit_latency", "edits through Triton against diffusers", ("--rounds", "9"), "quick"
     ),
     "ablations": Bench("ablations", "what each mechanism is worth, on a trace"),
+    "order-sim": Bench("order_sim", "orders of requests, simulated"),
     "profile": Bench("profile", "where the milliseconds of a picture go"),
     "attention-only": Bench("attention_only", "edits by a published method, in eager torch"),
     "baselines": Bench("baselines", "a trace against a Triton model around a diffusers pipeline"),

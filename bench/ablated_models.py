@@ -12,8 +12,8 @@ from typing import Any
 
 from tessera.adapters.unet import UNetAdapters
 from tessera.controls.fanout import FanOut, Join
-from tessera.denoise.order import by_arrival
 from tessera.denoise.running import Running
+from tessera.denoise.slots import by_arrival
 from tessera.edits.steps import SparseSteps
 from tessera.triton import denoise, pb
 

@@ -49,6 +49,19 @@ def attention_only() -> str:
     return markdown(("edits", "p50", "p95", "pictures/s", "SSIM to dense, median"), rows)
 
 
+def order_sim() -> str:
+    """Whose turn it is, simulated."""
+    if (content := if_measured("order_sim")) is None:
+        return NOT_YET.format("order-sim")
+    results = content["results"]
+    rows = [
+        [side, *(two(of[side][figure]) for of in results.values() for figure in ("mean", "p95"))]
+        for side in next(iter(results.values()))
+    ]
+    heads = [f"{figure} at {load}, s" for load in results for figure in ("mean", "p95")]
+    return markdown(("order", *heads), rows)
+
+
 def profile() -> str:
     """Where the milliseconds of a picture go."""
     if (content := if_measured("profile")) is None:
@@ -67,6 +80,7 @@ def profile() -> str:
 TRACE_TABLES: dict[str, Callable[[], str]] = {
     "ablations": ablations,
     "attention-only": attention_only,
+    "order-sim": order_sim,
     "profile": profile,
 }
 """By the name in a text."""

@@ -24,10 +24,9 @@ from tessera.controls.fanout import FanOut
 from tessera.denoise.canvas import Canvas, canvas_of
 from tessera.denoise.ending import final_stats
 from tessera.denoise.opening import open_unet
-from tessera.denoise.order import by_tokens, in_turn
 from tessera.denoise.running import Running, RunningControl, start
 from tessera.denoise.sampler import Sampler
-from tessera.denoise.slots import slots_of
+from tessera.denoise.slots import by_tokens, in_turn, slots_of
 from tessera.denoise.unet import conditions_of, embed_guidance
 from tessera.edits.opening import open_sparse
 from tessera.engines.bundle import Bundle

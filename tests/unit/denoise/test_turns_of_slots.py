@@ -1,4 +1,4 @@
-"""Who has the slots."""
+"""Who has the slots, if there are fewer than requests."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tessera.denoise.order import CONTROL, by_tokens, in_turn, work_left
 from tessera.denoise.running import Running, RunningControl
+from tessera.denoise.slots import CONTROL, by_tokens, in_turn, work_left
 from tessera.plan import ControlUse
 from tests.samples.plans import plan, running
 
