@@ -175,7 +175,7 @@ KINDS = (*MEASURED, "pixels")
 
 
 def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """A figure: seconds over numbers on logarithmic scales, and below them megabytes."""
+    """A figure: seconds over numbers on logarithmic scales, and below them megabytes, from 0."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -189,16 +189,21 @@ def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         for each, megabytes in zip(column, (False, True), strict=False):
             calls = [call for call in _calls(of) if is_memory(call) == megabytes]
             each.set_visible(bool(calls))
+            counts = [int(count) for count in of["numbers"]]
             for call in calls:
                 values = [statistics.median(samples[call]) for samples in of["numbers"].values()]
-                counts = [int(count) for count in of["numbers"]]
                 each.plot(counts, values, marker="o", markersize=3, label=call)
-            unit = "megabytes" if megabytes else "seconds"
-            each.set(xscale="log", yscale="log", xlabel=what, ylabel=unit)
+            each.set(xscale="log", xlabel=what, ylabel="megabytes" if megabytes else "seconds")
+            each.set_xticks(counts, [f"{count:,}" for count in counts])
+            each.xaxis.minorticks_off()
+            if megabytes:
+                each.set_ylim(bottom=0)
+            else:
+                each.set_yscale("log")
             if calls:
                 each.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(file, dpi=90)
+    figure.savefig(file, dpi=70)
     plt.close(figure)
 
 
