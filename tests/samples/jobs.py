@@ -46,7 +46,7 @@ def in_company(client: Client, jobs: int = 1, **options: Any) -> Iterator[None]:
 
     Args:
         client: of the server.
-        jobs: how many; as many as there are slots keep all others waiting.
+        jobs: how many; as many as there are slots keep those of lower priorities waiting.
         options: of these pictures.
     """
     names = [unique("company") for _ in range(jobs)]

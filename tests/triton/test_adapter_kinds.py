@@ -79,7 +79,7 @@ def test_eight_in_flight_equal_their_solo_runs(http_client: Client, files: None)
 
     def hold(job_id: str) -> None:
         with pytest.raises(Cancelled):
-            http_client.generate(PROMPT, job_id=job_id, width=64, height=64, **ENDLESS)
+            http_client.generate(PROMPT, job_id=job_id, width=64, height=64, priority=1, **ENDLESS)
 
     def run(number: int) -> object:
         job, loras = jobs[number], SETS[number]

@@ -16,7 +16,7 @@ from bench.server import Server
 from tessera.errors import Cancelled, InvalidInput, TimedOut, UnknownJob
 from tessera_client import AsyncClient, Client, JobStatus, Result
 from tessera_client.messages import job_call
-from tests.samples.jobs import ENDLESS, unique, wait_for_step
+from tests.samples.jobs import ENDLESS, in_company, unique, wait_for_step
 from tests.samples.waiting import again_until, comes
 
 
@@ -60,7 +60,7 @@ def test_a_cancelled_slot_is_used_again(http_client: Client) -> None:
         filling = [long_job(pool, http_client, name) for name in fills]
         for name in fills:
             wait_for_step(http_client, name, 1)
-        ninth = pool.submit(http_client.generate, "a", job_id=last, steps=4)
+        ninth = pool.submit(http_client.generate, "a", job_id=last, steps=4, priority=3)
         wait_for_step(http_client, last, 0)
         wait_for_step(http_client, fills[1], http_client.status(fills[1]).step + 3)
         assert http_client.status(last).phase == "queued"
@@ -75,13 +75,19 @@ def test_a_cancelled_slot_is_used_again(http_client: Client) -> None:
     assert result.info.mean_batch > 4
 
 
+def test_a_short_job_overtakes_long_ones_that_have_all_slots(http_client: Client) -> None:
+    """Of the same priority: it waits for little, and long for that."""
+    with in_company(http_client, 8):
+        assert http_client.generate("a", steps=4).info.ticks == 4
+
+
 def test_a_queued_job_can_be_cancelled(http_client: Client) -> None:
     with ThreadPoolExecutor(9) as pool:
         fills, last = [unique("full") for _ in range(8)], unique("queued")
         filling = [long_job(pool, http_client, name) for name in fills]
         for name in fills:
             wait_for_step(http_client, name, 1)
-        queued = pool.submit(http_client.generate, "a", job_id=last, steps=2)
+        queued = pool.submit(http_client.generate, "a", job_id=last, steps=2, priority=3)
         wait_for_step(http_client, last, 0)
         assert http_client.cancel(last).phase == "queued"
         http_client.cancel(fills[0])
