@@ -221,6 +221,7 @@ WITHOUT: dict[str, str] = {
     "edit_policies": _OTHER_EDITS,
     "edit_policies_grid": _OTHER_EDITS,
     "edit_quality": _OTHER_EDITS,
+    "order_sim": "it is simulated, and comes out the same",
     "client_alone": "it has sizes, not times",
     "growth": "many of its figures are of a single turn",
     "second_day": "it is the comparison itself",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tessera.contract import Stats
+from tessera.contract import MAX_CONTROLS, Stats
 from tessera.denoise.canvas import Canvas
 from tessera.denoise.sampler import Sampler
 from tessera.plan import ControlUse, Plan
@@ -52,6 +52,13 @@ class RunningControl:
     key: int
     image: torch.Tensor
     told: bool = False
+
+
+def controls_of(plan: Plan, images: torch.Tensor) -> tuple[RunningControl, ...]:
+    """The ControlNets of a plan, each with its control image, in the plan's order."""
+    first = plan.ticket * MAX_CONTROLS  # no two jobs have the same ticket
+    pairs = zip(plan.controls, images, strict=True)
+    return tuple(RunningControl(use, first + i, image) for i, (use, image) in enumerate(pairs))
 
 
 @dataclass

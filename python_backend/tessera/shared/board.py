@@ -260,8 +260,7 @@ class Board(AtWork):
         if not self._waiting and newest == self._newest:
             return False  # no job was waiting, and none has been opened since
         self._newest = newest
-        arriving = self._rows[self._recent(Phase.QUEUED)]
-        arriving = arriving[~np.isin(arriving["ticket"], here)]
+        arriving = self._rows[self._recent(Phase.QUEUED) & ~np.isin(self._rows["ticket"], here)]
         self._waiting = bool(len(arriving))
         return bool((arriving["priority"] < before).any())
 

@@ -18,13 +18,12 @@ import torch
 
 from tessera import trace
 from tessera.adapters.unet import UNetAdapters
-from tessera.contract import MAX_CONTROLS
 from tessera.contract.limits import PRIORITIES
 from tessera.controls.fanout import FanOut
 from tessera.denoise.canvas import Canvas, canvas_of
 from tessera.denoise.ending import final_stats
 from tessera.denoise.opening import open_unet
-from tessera.denoise.running import Running, RunningControl, start
+from tessera.denoise.running import Running, controls_of, start
 from tessera.denoise.sampler import Sampler
 from tessera.denoise.slots import by_tokens, in_turn, slots_of
 from tessera.denoise.unet import conditions_of, embed_guidance
@@ -279,7 +278,7 @@ class TritonPythonModel:
             canvas=canvas,
             masked=tensors["MASKED"][None] if self._manifest.inpaints else None,
             weights=weights,
-            controls=_running_controls(plan, tensors),
+            controls=controls_of(plan, tensors["CONTROL"]) if plan.controls else (),
         )
         if sparse is not None:
             running.sparse = sparse
@@ -337,18 +336,6 @@ def _of_template(
     clean = tensors["CLEAN"]
     canvas = canvas_of(clean[:channels], tensors["ACTIVE"], soft=plan.soft)
     return canvas, clean[channels:] if plan.prompt_count > 1 else None
-
-
-def _running_controls(
-    plan: Plan, tensors: Mapping[str, torch.Tensor]
-) -> tuple[RunningControl, ...]:
-    if not plan.controls:
-        return ()
-    first = plan.ticket * MAX_CONTROLS  # no two jobs have the same ticket
-    return tuple(
-        RunningControl(use, first + i, image)
-        for i, (use, image) in enumerate(zip(plan.controls, tensors["CONTROL"], strict=True))
-    )
 
 
 def _lives(name: str) -> bool:
