@@ -47,11 +47,11 @@ class StaticBatches(denoise.TritonPythonModel):
         return [request for request in given if id(request) in members]
 
     def _must_return(
-        self, present: dict[int, pb.Request], errors: dict[int, Exception | None], until: float
+        self, present: dict[int, pb.Request], errors: dict[int, Exception | None], began: float
     ) -> bool:
         here = {id(self._running[i]) for i in present if i in self._running}
         steps_on = any(id(request) in here for request in self._unfinished)
-        return any(errors.values()) or not steps_on or time.monotonic() > until
+        return any(errors.values()) or not steps_on or time.monotonic() > began + denoise.BURST_S
 
     def _conclude(self, request: pb.Request, error: Exception | None) -> pb.Response | None:
         identity = request.correlation_id()

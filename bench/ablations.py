@@ -5,7 +5,8 @@
 All sides of an ablation are up, and idle while another has its turn (`bench.turns`). In each round
 every side gets the same trace open-loop, at a share of what the slowest side draws when all
 requests are sent at once. What no option of the server takes out, `bench.ablated_models` does.
-Writes `bench/results/ablations.json`.
+Writes `bench/results/ablations.json` after each of them. What is not measured now stays there, with
+its own date and command. Settings and machine are those of the last run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ ABLATIONS = {
         {
             "continuous": Side(),
             "static batches": Side((f"--slots={MAX_SLOTS}",), "static"),
-            f"static batches of {CPU_SLOTS}": Side((f"--slots={CPU_SLOTS}",), "static"),
+            "static batches of 2": Side(("--slots=2",), "static"),
         },
     ),
     "order": Ablation(
@@ -81,7 +83,7 @@ ABLATIONS = {
     "slots": Ablation(
         "mixed",
         {
-            f"{number} slots": Side((f"--slots={number}",))
+            f"--slots {number}": Side((f"--slots={number}",))
             for number in (CPU_SLOTS, 2, 4, MAX_SLOTS)
         },
     ),
@@ -124,14 +126,17 @@ def main() -> None:
     options = _options()
     machine = report.describe_machine(options.threads) | {"scaling": scaling(options.threads)}
     things = prepare(FOLDER, options.loras, options.templates)
-    results: dict[str, Any] = {}
+    file = options.out
+    results: dict[str, Any] = report.parsed(file.read_text())["results"] if file.exists() else {}
+    settings = {k: v for k, v in vars(options).items() if k != "out"} | {"small_gb": SMALL_GB}
     for name in options.only:
         began = time.monotonic()
         results[name] = measure(name, things, options)
         results[name]["seconds"] = round(time.monotonic() - began)
+        results[name] |= {"date": date.today().isoformat(), "command": report.command()}
         console.print(table(name, results[name]))
-    settings = {k: v for k, v in vars(options).items() if k != "out"} | {"small_gb": SMALL_GB}
-    file = report.write("ablations", settings, results, machine=machine, out=options.out)
+        kept = {each: results[each] for each in ABLATIONS if each in results}
+        report.write("ablations", settings, kept, machine=machine, out=file)
     console.print(f"written: {file}")
 
 

@@ -54,9 +54,8 @@ def main() -> None:
         console.print(load, sides)
     costs = {"dense_s": DENSE_S, "sparse_s": SPARSE_S, "fixed_s": FIXED_S, "control": CONTROL}
     settings = {k: v for k, v in vars(options).items() if k != "out"} | costs
-    console.print(
-        f"written: {report.write('order_sim', settings, results, machine=machine, out=options.out)}"
-    )
+    file = report.write("order_sim", settings, results, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
 def figures(latencies: Sequence[float]) -> dict[str, float]:

@@ -27,10 +27,11 @@ def ablations() -> str:
                     f"{two(latency['p95'])} ({two(min(rounds))}-{two(max(rounds))})",
                     two(latency["p95"] / product),
                     two(of["capacity"]),
+                    found["date"],
                 ]
             )
     head = ("what", "side", "p50, s", "p95, s (of rounds)", "p95 / the first side's")
-    return markdown((*head, "pictures/s, all at once"), rows)
+    return markdown((*head, "pictures/s, all at once", "measured"), rows)
 
 
 def attention_only() -> str:

@@ -18,7 +18,7 @@ settings.register_profile(
 )
 settings.load_profile("tessera")
 
-# Servers on a CPU have two slots by themselves. Tests need more requests in a step.
+# Servers on a CPU have one slot by themselves. Tests need more requests in a step.
 os.environ.setdefault("TESSERA_SLOTS", "8")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads only get in

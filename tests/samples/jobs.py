@@ -46,9 +46,10 @@ def in_company(client: Client, jobs: int = 1, **options: Any) -> Iterator[None]:
 
     Args:
         client: of the server.
-        jobs: how many; as many as there are slots keep those of lower priorities waiting.
-        options: of these pictures.
+        jobs: how many; as many as there are slots keep all others waiting.
+        options: of these pictures; they have the highest priority, so that they keep their slots.
     """
+    options = {"priority": 1, **options}
     names = [unique("company") for _ in range(jobs)]
     with ThreadPoolExecutor(jobs) as pool:
         drawn = [

@@ -77,7 +77,7 @@ def test_a_cancelled_slot_is_used_again(http_client: Client) -> None:
 
 def test_a_short_job_overtakes_long_ones_that_have_all_slots(http_client: Client) -> None:
     """Of the same priority: it waits for little, and long for that."""
-    with in_company(http_client, 8):
+    with in_company(http_client, 8, priority=2):
         assert http_client.generate("a", steps=4).info.ticks == 4
 
 

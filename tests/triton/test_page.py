@@ -166,7 +166,7 @@ def test_several_pictures_wait_in_a_queue(playground: Playground, http_client: C
     """All slots are taken, so that the first two do not end before the others are looked at."""
     page = playground.page
     page.click("#sampling summary")
-    with in_company(http_client, 8, priority=1):
+    with in_company(http_client, 8):
         playground.draw(seed=1, n=4, steps=12)
         page.wait_for_function("() => document.querySelectorAll('#queue li').length === 4")
         assert page.locator("#queue li", has_text="waits for the jobs above").count() == 2

@@ -51,7 +51,7 @@ def test_one_generation_overtakes_thirty(server: Server, http_client: Client) ->
         overtaking = pool.submit(generation, http_client, job_id=first, steps=3, priority=1)
         comes(lambda: waiting(server, "render") == CROWD - 11)
         assert http_client.status(first).place == 1
-        comes(lambda: len(_denoised(http_client, names)) == 8)  # as many as there are slots
+        comes(lambda: len(_denoised(http_client, names)) >= 8)  # as many as there are slots
         http_client.cancel(
             _denoised(http_client, names)[0]
         )  # there is a process of render now, and all slots are taken

@@ -180,7 +180,8 @@ def finish(
     """When the last one in the queue is done.
 
     All that run move by one step in a tick, which lasts as long as the larger sum of computing and
-    of loading. Who waits gets a slot in the order of the queue, once it is ready.
+    of loading. Who waits gets a slot in the order of the queue, once it is ready: a worker that has
+    more requests than slots may give them in another order.
     """
     now = 0.0
     active = [[w.left, w.compute, w.load, False] for w in running]

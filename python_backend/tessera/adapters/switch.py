@@ -106,6 +106,10 @@ class AdapterSwitch:
         for use in adapter_set:
             self._store.read_ahead(use.name, use.digest, queued=queued)
 
+    def ready(self, requests: Sequence[Running]) -> list[Running]:
+        """Those that would not wait for files."""
+        return [r for r in requests if not (_needs_set(r) and self._reading(r.plan.adapters))]
+
     def choose(
         self, running: Sequence[Running], predict: Predict, *, crowded: bool = False
     ) -> tuple[list[Running], Predict]:

@@ -62,6 +62,14 @@ class UNetAdapters:
         if adapters:
             self._switch.result().read_ahead(adapters)
 
+    def ready(self, requests: Sequence[Running]) -> Sequence[Running]:
+        """Those whose adapters are not being read, or need not be there yet; all if there are none.
+        One that is read would stop the others.
+        """
+        if not any(request.plan.adapters for request in requests):
+            return requests
+        return self._switch.result().ready(requests) or requests
+
     def load(self) -> LoraLoad:
         """The LoRAs that are here; none as long as no request has had one."""
         return self._switch.result().load() if self._used else LoraLoad()

@@ -206,7 +206,7 @@ class JobStatus:
         step, total: denoising steps that are done, and all of them.
         cancelled: whether somebody asked for its end.
         seconds: since it began, up to its end.
-        place: among those that wait; 1 is the next, `None` for one that does not wait.
+        place: among those that wait, by priority and arrival; `None` for one that does not wait.
         seconds_left: until it is done, estimated; `None` if it has ended or cannot be told yet.
     """
 

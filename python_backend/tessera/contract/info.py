@@ -17,7 +17,7 @@ class Stats:
 
     Attributes:
         mode: `dense`, `sparse`, or `mixed`: dense steps behind the first sparse one.
-        queue_ms: from the end of `encode` to the first tick.
+        queue_ms: from the end of `encode` to the first tick, and the time without a slot after it.
         denoise_ms: from the first tick to the end of the last.
         engine_ms: inside the engines; a call that requests share counts in full for each.
         ticks: evaluations of the UNet, of which a step of some samplers has two.

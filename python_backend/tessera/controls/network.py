@@ -22,7 +22,8 @@ the network."""
 
 KEPT = 8 * MAX_CONTROLS
 """How many keys a ControlNet remembers: as many as one call can ask for. `denoise` has eight slots
-at most, and each request may use the same ControlNet up to `MAX_CONTROLS` times."""
+at most, and each request may use the same ControlNet up to `MAX_CONTROLS` times. Requests that have
+lost their slots may be told again."""
 
 
 class Forgotten(TesseraError):

@@ -11,7 +11,7 @@ from tessera.denoise.running import Running
 def final_stats(running: Running) -> Stats:
     """The stats of a request, with what only its end tells."""
     stats, plan, now = running.stats, running.plan, time.monotonic()
-    stats.denoise_ms = 1e3 * (now - (running.started or now))
+    stats.denoise_ms = 1e3 * (now - (running.started or now) - running.paused_s)
     before = 1e3 * (now - plan.started) - stats.denoise_ms
     stats.queue_ms = max(0.0, before - plan.encode_ms)
     stats.control_load_ms = plan.control_load_ms

@@ -82,6 +82,8 @@ class Running:
         step: number of finished evaluations of the network: of steps, with most samplers.
         stats: measurements so far.
         started: monotonic time at which it first had a slot; `None` before.
+        paused: monotonic time since which it has lost its slot; `None` if it has one.
+        paused_s: how long it was without one before.
         error: the reason why it ended early, if it did.
     """
 
@@ -98,12 +100,20 @@ class Running:
     step: int = 0
     stats: Stats = field(default_factory=Stats)
     started: float | None = None
+    paused: float | None = None
+    paused_s: float = 0.0
     error: Exception | None = None
 
     def begin(self) -> None:
         """Note that it has a slot."""
-        if self.started is None:
-            self.started = time.monotonic()
+        now = time.monotonic()
+        self.paused_s += now - (self.paused or now)
+        self.started, self.paused = self.started or now, None
+
+    def pause(self) -> None:
+        """Note that it has no slot, if it had one."""
+        if self.started is not None and self.paused is None:
+            self.paused = time.monotonic()
 
     @cached_property
     def branches(self) -> int:

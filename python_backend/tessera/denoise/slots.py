@@ -7,9 +7,9 @@ on the CPU share the rows of a step, and each needs some.
 
 If more requests are here than there are slots, the slots go to the highest response ratio: how long
 a request has been here, over how long it still needs (Hansen 1971 has it for whole jobs). Between
-two steps every request can be stopped and go on later at no cost. So short requests overtake long
-ones that have just begun. A long one gets its turn, as its ratio grows without bound while it
-waits, and one that is nearly done is finished.
+two steps every request can be stopped and go on later at no cost, other than that of a refit where
+LoRAs take turns. So short requests overtake long ones that have just begun. A long one gets its
+turn, as its ratio grows without bound while it waits, and one that is nearly done is finished.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """When a job will be done, from the rows of the board. Pure functions.
 
-Every running job moves by one step in a tick. So what is left of a job is its steps times the time
-that its latest ones took, and before that the wait for a slot: those ahead take the slots in the
-order in which they become free.
+What is left of a job is its steps times the time that its latest ones took, and before that the
+wait for a slot: those ahead take the slots in the order in which they become free, by priority and
+arrival. `denoise` may give them in another order (`denoise.slots`).
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def seconds_left(
         return None
     if row["ticket"] in queued["ticket"]:
         seconds += wait(running, _ahead(queued, row), slots, step_s)
+    elif len(earlier := _ahead(running, row)) >= slots and steps:  # it has lost its slot
+        seconds += wait(earlier, queued[:0], slots, step_s)
     return float(seconds + decode_s)
 
 
@@ -62,17 +64,21 @@ def _step_s(row: np.void, step_s: float) -> float:
 
 def wait(running: Rows, ahead: Rows, slots: int, step_s: float) -> float:
     """Seconds until a job has a slot that has those `ahead` of it."""
-    first = in_order(running)[:slots]  # others have lost their slot
-    free_at = [float(r["total"] - r["step"]) * _step_s(r, step_s) for r in first]
+    begun = in_order(running)
+    free_at = [_left_s(job, step_s) for job in begun[:slots]]  # others have lost their slot
     free_at += [0.0] * (slots - len(free_at))
     heapq.heapify(free_at)
-    for job in in_order(ahead):
-        heapq.heapreplace(free_at, free_at[0] + float(job["total"]) * step_s)
+    for job in (*begun[slots:], *in_order(ahead)):
+        heapq.heapreplace(free_at, free_at[0] + _left_s(job, step_s))
     return free_at[0]
 
 
-def _ahead(queued: Rows, row: np.void) -> Rows:
-    """Those of the waiting jobs that are denoised before this one."""
-    urgent = queued["priority"] < row["priority"]
-    equal = (queued["priority"] == row["priority"]) & (queued["ticket"] < row["ticket"])
-    return queued[urgent | equal]
+def _left_s(job: np.void, step_s: float) -> float:
+    return float(job["total"] - job["step"]) * _step_s(job, step_s)
+
+
+def _ahead(rows: Rows, row: np.void) -> Rows:
+    """Those of some jobs that come before this one, by priority and arrival."""
+    urgent = rows["priority"] < row["priority"]
+    equal = (rows["priority"] == row["priority"]) & (rows["ticket"] < row["ticket"])
+    return rows[urgent | equal]

@@ -80,7 +80,7 @@ class TritonPythonModel:
         self._board = Board(settings.board)
         self._previews = PreviewWriter(
             settings.previews,
-            places=self._slots,
+            places=most,
             floats=self._manifest.latents.channels * self._manifest.largest_latents,
         )
         self._endings = Endings(settings, self._board)
@@ -133,9 +133,9 @@ class TritonPythonModel:
             for request in requests:
                 pb.reschedule(request)
             return [None] * len(requests)
-        until = time.monotonic() + BURST_S
+        began = time.monotonic()
         errors = self._tick(present)
-        while not self._must_return(present, errors, until):
+        while not self._must_return(present, errors, began):
             errors = self._tick(present)
         self._metrics.flush()
         self._expected = set()
@@ -175,19 +175,24 @@ class TritonPythonModel:
             self._board.progress(plan.slot, plan.ticket, phase, request.steps_done)
             if self._board.watched(plan.slot, plan.ticket):
                 self._show(request)
+        for request in able:
+            if request.paused:
+                self._board.pause(request.plan.slot, request.plan.ticket)
         self._load.tell(self._started)
         return errors
 
     def _first(self, requests: Sequence[Running]) -> list[Running]:
         """Those that have the slots in this tick."""
         cost = self._chooser.cost if self._chooser else by_tokens
-        first = in_turn(requests, self._slots, cost, time.monotonic())
-        for request in first:
-            request.begin()
+        if len(ready := requests) > self._slots:
+            ready = self._adapters.ready(requests)
+        first = in_turn(ready, self._slots, cost, time.monotonic())
         chosen = set(map(id, first))
         for request in requests:
-            if request.started and id(request) not in chosen:
-                self._board.pause(request.plan.slot, request.plan.ticket)
+            if id(request) in chosen:
+                request.begin()
+            else:
+                request.pause()
         return first
 
     @property
@@ -204,17 +209,17 @@ class TritonPythonModel:
         self,
         present: dict[int, pb.Request],
         errors: dict[int, Exception | None],
-        until: float,
+        began: float,
     ) -> bool:
         """Whether a burst is over: somebody has ended or may join, or it has lasted long enough."""
         if any(errors.values()) or any(self._running[i].finished for i in present):
             return True
-        here = [self._running[i].plan for i in present]
+        here, lasted = [self._running[i].plan for i in present], time.monotonic() - began
         # If all slots are taken, one of the same priority can only change whose turn it is.
-        free = len(present) < self._slots or time.monotonic() > until - BURST_S + TURN_S
+        free = len(present) < self._slots or lasted > TURN_S
         last = PRIORITIES + 1 if free else max(plan.priority for plan in here)
         may_join = self._board.waiting(before=last, here=[plan.ticket for plan in here])
-        return may_join or time.monotonic() > until
+        return may_join or lasted > BURST_S
 
     def _must_regroup(self, present: set[int]) -> bool:
         """Whether to send a batch back at once, so that it comes again together with what is

@@ -61,3 +61,16 @@ def test_when_no_set_of_a_turn_can_be_loaded_nobody_else_is_harmed() -> None:
 
     assert switch.choose([request], predict) == ([], predict)
     assert isinstance(request.error, Unavailable)
+
+
+def test_requests_whose_files_are_being_read_are_not_ready() -> None:
+    """Unless they may begin without their LoRAs, or nobody is ready."""
+    store: Any = SimpleNamespace(reading=lambda digest: digest.startswith("1"))
+    patcher: Any = SimpleNamespace(current=BASE)
+    switch = AdapterSwitch(patcher, store, LoraPathChooser(LoraPath.REFIT, None))
+    here, read = (AdapterUse("a", digit * 16, 1.0) for digit in "01")
+    plain, ready, waits = (running(plan(adapters=each)) for each in ((), (here,), (here, read)))
+    later = running(plan(adapters=(read,), adapters_by=2))
+    assert switch.ready([plain, ready, waits, later]) == [plain, ready, later]
+    later.step = 2
+    assert switch.ready([waits, later]) == []

@@ -65,6 +65,18 @@ def test_a_pause_is_no_step(board: Board, clock: Clock) -> None:
     assert board.status("a").seconds_left == 18
 
 
+def test_who_has_lost_a_slot_waits_for_it_and_others_wait_for_both(
+    board: Board, clock: Clock
+) -> None:
+    """Three have begun on two slots: the last of them goes on when one is free."""
+    for name, steps in (("short", 2), ("long", 10), ("paused", 4)):
+        run(board, clock, board.open(name, 12), steps, 1.0)
+    board.open("new", 4)
+    left = [board.status(n).seconds_left for n in ("short", "long", "paused", "new")]
+    # slots are free after 2 and 10 seconds, and the first again after 8 more
+    assert left == [10, 2, 2 + 8, 10 + 4]
+
+
 def test_a_free_slot_is_no_wait(board: Board, clock: Clock) -> None:
     run(board, clock, board.open("a", 12), 2, 1.0)
     board.open("b", 4)

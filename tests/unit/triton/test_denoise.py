@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tessera.denoise import opening
+from tessera.denoise.ending import final_stats
 from tessera.shared import ends, rows
 from tessera.shared.rows import Phase
 from tests.fakes import triton_python_backend_utils as pb_utils
@@ -176,6 +177,45 @@ def test_the_slots_are_for_those_of_the_highest_priority(models: dict[str, Any])
     row["touched"] = before = row["touched"] - 60.0
     assert denoise.execute([*last, first]) == [None] * 6
     assert row["touched"] > before + 59, "a pause is no step"
+
+
+def test_the_time_without_a_slot_is_one_in_the_queue(models: dict[str, Any]) -> None:
+    denoise = models["denoise"]
+    last = [sequence(models, i, STEPS=50, priority=3) for i in range(4)]
+    assert denoise.execute(last) == [None] * 4
+    first = sequence(models, 7, STEPS=3, priority=1)
+    denoise.execute([*last, first])
+    paused = denoise._running[3]
+    assert paused.paused is not None
+    paused.paused -= 60.0
+    paused.started -= 61.0
+    denoise.execute([*last, first])
+    denoise.execute([*last, first])
+    assert denoise.execute(last) == [None] * 4
+    assert paused.paused is None
+    stats = final_stats(paused)
+    assert 1_000 <= stats.denoise_ms < 30_000
+    assert paused.paused_s >= 60
+
+
+def test_who_waits_for_a_file_leaves_its_slot_to_others(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise = models["denoise"]
+    requests = [sequence(models, i, STEPS=50) for i in range(5)]
+    seen: list[int] = []
+
+    def ready(able: Any) -> Any:
+        seen.append(len(able))
+        return able[1:]
+
+    monkeypatch.setattr(denoise._adapters, "ready", ready)
+    denoise.execute(requests[:4])
+    assert seen == [], "all have slots"
+    denoise.execute(requests)
+    assert seen == [5]
+    steps = [denoise._running[i].step for i in range(5)]
+    assert steps == [1, 2, 2, 2, 1]
 
 
 def test_a_tick_knows_whether_others_wait(
