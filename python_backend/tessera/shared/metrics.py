@@ -86,14 +86,20 @@ TABLE: dict[str, Metric] = {
     "requests_total": Metric(
         "counter", "requests that have ended", _KIND | {"outcome": tuple(Outcome)}
     ),
-    "running": Metric("gauge", "requests that are denoised or decoded"),
-    "queued": Metric("gauge", "requests that wait for a slot, without edits in Triton's queue"),
+    "running": Metric(
+        "gauge", "requests that are denoised or decoded, also while they have no slot"
+    ),
+    "queued": Metric(
+        "gauge", "requests that wait for their first slot, without edits in Triton's queue"
+    ),
     "slots": Metric("gauge", "requests that can be denoised at once"),
     "request_latency_seconds": Metric(
         "histogram", "from `encode` to the picture, of requests that are done", _KIND, WAITS
     ),
     "queue_time_seconds": Metric(
-        "histogram", "from the end of `encode` to the first step", bounds=WAITS
+        "histogram",
+        "from the end of `encode` to the first step, and the time without a slot after it",
+        bounds=WAITS,
     ),
     "stage_seconds": Metric(
         "histogram",
