@@ -161,20 +161,44 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Yields:
         Whether this process holds the lock. False only without `wait`, if another process holds it.
     """
-    operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     with contextlib.ExitStack() as stack:
         while True:
             lock = stack.enter_context(path.open("w"))
             try:
-                fcntl.flock(lock, operation)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
-                return
+                if not wait:
+                    yield False
+                    return
+                with _waiting_mark(path).open("w") as mark:
+                    fcntl.flock(mark, fcntl.LOCK_SH)
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_same_file(path, lock.fileno()):
                 break
             stack.close()  # the last holder has removed this file: other processes cannot see it
-        stack.callback(path.unlink, missing_ok=True)  # runs first, while the lock is still held
+        # These run first, while the lock is still held.
+        stack.callback(path.unlink, missing_ok=True)
+        stack.callback(_waiting_mark(path).unlink, missing_ok=True)
         yield True
+
+
+def waited_for(path: Path) -> bool:
+    """Whether somebody, in any process, waits for a `locked` file."""
+    try:
+        mark = _waiting_mark(path).open("rb")
+    except FileNotFoundError:
+        return False
+    with mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _waiting_mark(path: Path) -> Path:
+    """A file on which everybody who waits for a lock has a shared one, which ends with them."""
+    return path.with_suffix(".waiting")
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:

@@ -44,7 +44,8 @@ from tessera.types import Conditions, Tensors
 from tessera.variants import VARIANTS
 
 ROWS = 4
-"""Steps in one batch."""
+"""Steps in one batch, if a request waits for the recording. Otherwise one: requests that come
+meanwhile wait for it."""
 
 NO_CONTROLS = NoControls()
 
@@ -142,7 +143,7 @@ class Recorder:
 
         Args:
             key: the key; its template's image has to be in the store.
-            between: called between batches. It may wait, to let requests go first.
+            between: called before every step. It may wait, to let requests go first.
 
         Returns:
             False, immediately, if another process is making this recording.
@@ -176,7 +177,7 @@ class Recorder:
                 "the recordings that clients have registered; see --template-disk"
             )
         try:
-            steps = self._steps(key, image, storage, between, controls)
+            steps = self._steps(key, image, storage, between, controls, rows=ROWS if asked else 1)
             return self._store.record(key, storage, steps), True
         except OSError as error:
             raise Unavailable(
@@ -263,6 +264,8 @@ class Recorder:
         storage: Storage,
         between: Callable[[], None],
         controls: Controls,
+        *,
+        rows: int,
     ) -> Iterator[tuple[int, Tensors]]:
         networks = self._networks
         networks.adapters.apply(key.adapters)
@@ -274,9 +277,9 @@ class Recorder:
         conditions = networks.conditions(text, image.shape[1], image.shape[0])
         controlled = controls.begin(key.controls, conditions)
         kept = storage.kept(key.evaluations)
-        for start in range(0, len(kept), ROWS):
+        for start in range(0, len(kept), rows):
             between()
-            steps = kept[start : start + ROWS]
+            steps = kept[start : start + rows]
             inputs = [sampler.template_input(canvas.clean, canvas.noise, i) for i in steps]
             sample, timestep = torch.cat(inputs), sampler.timesteps[steps].float()
             join = controlled.start(steps, sample, timestep)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tessera.plan import AdapterUse
 from tessera.requests.request import Lora, Prompts
 from tessera.templates.keys import RecordingKey
-from tessera.templates.store import TemplateStore
+from tessera.templates.store import Recording, TemplateStore
 from tessera.templates.texts import ZEROED, text_id, zeroed
 
 if TYPE_CHECKING:
@@ -84,3 +84,13 @@ def keys_of(
                 store.texts.put(own.digest, zeroed(embedded) if prompt is None else embedded)
             keys.append(own)
     return list(dict.fromkeys(keys))
+
+
+def describe(recording: Recording) -> dict[str, Any]:
+    """A recording, as answers have it."""
+    return {
+        "steps": recording.key.steps,
+        "scheduler": recording.key.scheduler,
+        "storage": recording.storage.name,
+        "bytes": recording.bytes,
+    }

@@ -46,6 +46,7 @@ from tessera.templates.files import (
     read,
     read_ahead,
     sweep,
+    waited_for,
     write,
 )
 from tessera.templates.keys import RecordingKey as RecordingKey
@@ -284,7 +285,14 @@ class TemplateStore:
 
     def locked(self, key: RecordingKey, *, wait: bool = True) -> AbstractContextManager[bool]:
         """Lock a key, so that only one process records it. See `files.locked`."""
-        return locked(self.root / "recordings" / f".{key.digest}.lock", wait=wait)
+        return locked(self._lock(key), wait=wait)
+
+    def waited_for(self, key: RecordingKey) -> bool:
+        """Whether somebody, in any process, waits for a locked key."""
+        return waited_for(self._lock(key))
+
+    def _lock(self, key: RecordingKey) -> Path:
+        return self.root / "recordings" / f".{key.digest}.lock"
 
     def _read(self, folder: Path) -> Recording | None:
         """The recording in a folder; `None` if there is none or it cannot be read now.

@@ -37,8 +37,9 @@ from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
 from tessera.templates.keys import recorded_controls
 from tessera.templates.pictures import find_picture, unknown
-from tessera.templates.registering import Waiting, keys_of
-from tessera.templates.store import Recording, RecordingKey, TemplateStore
+from tessera.templates.registering import Waiting, describe, keys_of
+from tessera.templates.store import RecordingKey, TemplateStore
+from tessera.templates.turn import Turn
 from tessera.triton import pb
 from tessera.triton.ending import Endings
 from tessera.triton.metrics import Metrics
@@ -63,8 +64,10 @@ RELEASE_S = 120.0
 DISK_S = 30.0
 """How often the size of all recordings is looked up for the metrics, and old texts are removed."""
 
-GIVE_WAY_S = 1.0
-"""Longest wait between two batches of such a recording."""
+GIVE_WAY_S = 10.0
+"""Longest wait between two steps of such a recording."""
+
+GIVE_WAY_LOOK_S = 0.02
 
 _NO_PICTURE: Array = np.zeros((0, 0, 3), np.uint8)
 
@@ -85,7 +88,7 @@ class TritonPythonModel:
         self._store = TemplateStore(self._settings.folder, budget=self._settings.disk)
         self._board = Board(settings.board)
         Endings(settings, self._board)  # of jobs that are found lost here
-        self._busy = threading.Lock()
+        self._busy = Turn()
         # Whoever imports diffusers while another thread does gets a module without its classes.
         self._importing = threading.Lock()
         self._recorded = time.monotonic()
@@ -190,7 +193,7 @@ class TritonPythonModel:
         further |= {"loras": _loras(keys[-1])} if "LORAS" in inputs else {}
         further |= {"controls": _controls(keys[-1])} if "CONTROLS" in inputs else {}
         whole = {"bytes": sum(recording.bytes for recording in recordings)}
-        return described | _describe(recordings[-1]) | whole | further
+        return described | describe(recordings[-1]) | whole | further
 
     def _controls(
         self, inputs: Inputs, picture: Array
@@ -227,7 +230,7 @@ class TritonPythonModel:
         recordings: dict[str, list[dict[str, Any]]] = {}
         for each in self._store.recordings():
             if each.key.bundle == self._manifest.digest:
-                described = _describe(each) | {"prompt": each.key.text, "loras": _loras(each.key)}
+                described = describe(each) | {"prompt": each.key.text, "loras": _loras(each.key)}
                 described["controls"] = _controls(each.key)
                 recordings.setdefault(each.key.template, []).append(described)
         templates = []
@@ -300,7 +303,7 @@ class TritonPythonModel:
             if not self._busy.acquire(blocking=False):
                 return
             try:
-                if not self._recorder.attempt(key, between=self._give_way):
+                if not self._recorder.attempt(key, between=partial(self._give_way, key)):
                     return
             except TesseraError as error:
                 pb.log(str(error))
@@ -311,11 +314,13 @@ class TritonPythonModel:
                 self._busy.release()
             self._store.notes.remove(key)
 
-    def _give_way(self) -> None:
-        """Wait while something is denoised, but not for long: somebody may wait for this, too."""
+    def _give_way(self, key: RecordingKey) -> None:
+        """Wait while something is denoised and nobody has come to wait for this recording."""
         until = time.monotonic() + GIVE_WAY_S
         while self._board.denoising() and time.monotonic() < until:
-            time.sleep(0.02)
+            waited_for = self._busy.waited_for() or self._store.waited_for(key)
+            if waited_for or self._ending.wait(GIVE_WAY_LOOK_S):
+                return
 
 
 def _check_copies(inputs: Inputs) -> None:
@@ -339,12 +344,3 @@ def _loras(key: RecordingKey) -> list[dict[str, Any]]:
 
 def _controls(key: RecordingKey) -> list[dict[str, Any]]:
     return [control.report for control in key.controls]
-
-
-def _describe(recording: Recording) -> dict[str, Any]:
-    return {
-        "steps": recording.key.steps,
-        "scheduler": recording.key.scheduler,
-        "storage": recording.storage.name,
-        "bytes": recording.bytes,
-    }

@@ -15,6 +15,7 @@ import pytest
 from tessera.manifest import Graph
 from tessera.plan import AdapterUse
 from tessera.requests.parameters import adapters_text
+from tessera.shared.rows import Phase
 from tessera.templates.store import RecordingKey, TemplateStore
 from tessera.templates.texts import text_id
 from tests.fakes import triton_python_backend_utils as pb_utils
@@ -252,6 +253,40 @@ class TestIdle:
         with templates._busy, ThreadPoolExecutor(1) as pool:
             pool.submit(templates._record_wanted).result(30)
         assert templates._store.notes.keys(sparse_models["digest"]) == [key]
+
+    @pytest.mark.parametrize("reason", ["registration", "other process", "end", "nothing runs"])
+    def test_gives_way_until_somebody_waits(
+        self, sparse_models: dict[str, Any], reason: str
+    ) -> None:
+        """Or nothing is denoised any more, or the server ends."""
+        templates, board = sparse_models["templates"], sparse_models["board"]
+        key, ends = self.want(sparse_models), list[float]()
+        slot, ticket = board.open("denoised", 9)
+        board.progress(slot, ticket, Phase.DENOISING, 1)
+        began = time.monotonic()
+        other = TemplateStore(templates._store.root, budget=10**9)
+
+        def give_way() -> None:
+            with templates._busy, templates._store.locked(key):
+                templates._give_way(key)
+                ends.append(time.monotonic() - began)
+
+        def wait() -> None:
+            with {"registration": templates._busy, "other process": other.locked(key)}[reason]:
+                pass
+
+        with ThreadPoolExecutor(2) as pool:
+            giving = pool.submit(give_way)
+            time.sleep(0.2)
+            assert not giving.done()
+            if reason == "end":
+                templates.finalize()
+            elif reason == "nothing runs":
+                board.progress(slot, ticket, Phase.DECODING)
+            else:
+                pool.submit(wait)
+            giving.result(30)
+        assert 0.2 <= ends[0] < load("templates").GIVE_WAY_S
 
     def test_goes_on_after_an_error(
         self, sparse_models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
