@@ -11,6 +11,9 @@ from tessera.templates.keys import RecordingKey
 WANTED, WANTED_S = 8, 3600.0
 """How many notes are kept, and for how long."""
 
+_AGAIN = "again"
+"""In a note: it has been put more than once."""
+
 
 class Notes:
     """The notes in one folder."""
@@ -19,20 +22,26 @@ class Notes:
         self._folder = folder
 
     def put(self, key: RecordingKey) -> None:
-        """Note that a recording will be needed.
+        """Note that a recording will be needed, or is needed again.
 
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        write(self._path(key), json.dumps(key.fields).encode())
+        path = self._path(key)
+        content = key.fields | ({_AGAIN: True} if path.exists() else {})
+        write(path, json.dumps(content).encode())
         self._kept()
 
-    def keys(self, bundle: str) -> list[RecordingKey]:
-        """Keys of a bundle's recordings that are needed but missing, latest note first."""
+    def keys(self, bundle: str, *, again: bool = False) -> list[RecordingKey]:
+        """Keys of a bundle's recordings that are needed but missing, latest note first; `again`:
+        only those that have been needed more than once.
+        """
         keys = []
         for path in self._kept():
             try:
-                keys.append(RecordingKey.from_fields(json.loads(read(path))))
+                content = json.loads(read(path))
+                if content.pop(_AGAIN, False) or not again:
+                    keys.append(RecordingKey.from_fields(content))
             except (ValueError, TypeError, AttributeError):
                 path.unlink(missing_ok=True)
             except OSError:

@@ -94,3 +94,13 @@ def describe(recording: Recording) -> dict[str, Any]:
         "storage": recording.storage.name,
         "bytes": recording.bytes,
     }
+
+
+def loras_of(key: RecordingKey) -> list[dict[str, Any]]:
+    """The LoRAs that a recording was made with, as answers have them."""
+    return [{"name": use.name, "weight": use.weight} for use in key.adapters]
+
+
+def controls_of(key: RecordingKey) -> list[dict[str, Any]]:
+    """Likewise its ControlNets."""
+    return [control.report for control in key.controls]

@@ -37,7 +37,7 @@ from tessera.shared.board import Board
 from tessera.shared.settings import ServerSettings
 from tessera.templates.keys import recorded_controls
 from tessera.templates.pictures import find_picture, unknown
-from tessera.templates.registering import Waiting, describe, keys_of
+from tessera.templates.registering import Waiting, controls_of, describe, keys_of, loras_of
 from tessera.templates.store import RecordingKey, TemplateStore
 from tessera.templates.turn import Turn
 from tessera.triton import pb
@@ -53,7 +53,11 @@ if TYPE_CHECKING:
     from tessera.templates.recorder import Recorder
 
 IDLE_S = 1.0
-"""How long nothing must have run before a template is recorded that nobody waits for."""
+"""How long nothing must have run before a template is recorded that nobody waits for, but that has
+been wanted more than once."""
+
+ONCE_IDLE_S = 5.0
+"""The same of one that has been wanted once. A busy server makes no recordings for nothing."""
 
 AFTER_ERROR_S = 30.0
 """How long nothing is tried when what is wanted could not be read."""
@@ -190,8 +194,8 @@ class TritonPythonModel:
         # Older clients know no such keys.
         further: dict[str, Any] = {"copies": 1} if "COPIES" in inputs else {}
         further |= {"prompt": keys[-1].text} if "PROMPT" in inputs else {}
-        further |= {"loras": _loras(keys[-1])} if "LORAS" in inputs else {}
-        further |= {"controls": _controls(keys[-1])} if "CONTROLS" in inputs else {}
+        further |= {"loras": loras_of(keys[-1])} if "LORAS" in inputs else {}
+        further |= {"controls": controls_of(keys[-1])} if "CONTROLS" in inputs else {}
         whole = {"bytes": sum(recording.bytes for recording in recordings)}
         return described | describe(recordings[-1]) | whole | further
 
@@ -230,8 +234,8 @@ class TritonPythonModel:
         recordings: dict[str, list[dict[str, Any]]] = {}
         for each in self._store.recordings():
             if each.key.bundle == self._manifest.digest:
-                described = describe(each) | {"prompt": each.key.text, "loras": _loras(each.key)}
-                described["controls"] = _controls(each.key)
+                described = describe(each) | {"prompt": each.key.text, "loras": loras_of(each.key)}
+                described["controls"] = controls_of(each.key)
                 recordings.setdefault(each.key.template, []).append(described)
         templates = []
         for identity in self._store.pictures.known():
@@ -261,14 +265,16 @@ class TritonPythonModel:
 
     def _record_when_idle(self) -> None:
         """The thread: records what is wanted, one after the other, and gives way to requests."""
-        pause = IDLE_S
+        pause, tick, since = IDLE_S, -1, 0.0
         while not self._ending.wait(pause):
             pause = IDLE_S
             try:
                 self._release()
                 self._look_at_disk()
+                if self._board.tick != tick:
+                    tick, since = self._board.tick, time.monotonic()
                 if not self._board.running():
-                    self._record_wanted()
+                    self._record_wanted(again=time.monotonic() - since < ONCE_IDLE_S)
             except Exception as error:
                 pb.log(f"what edits want cannot be recorded: {error!r}")
                 pause = AFTER_ERROR_S
@@ -297,9 +303,11 @@ class TritonPythonModel:
         """Of all recordings."""
         return sum(recording.bytes for recording in self._store.recordings())
 
-    def _record_wanted(self) -> None:
-        """The latest, unless this process or the other one is recording; nobody waits for it."""
-        for key in self._store.notes.keys(self._manifest.digest)[:1]:
+    def _record_wanted(self, *, again: bool = False) -> None:
+        """The latest, unless this process or the other one is recording; nobody waits for it.
+        `again`: the latest that has been wanted more than once.
+        """
+        for key in self._store.notes.keys(self._manifest.digest, again=again)[:1]:
             if not self._busy.acquire(blocking=False):
                 return
             try:
@@ -336,11 +344,3 @@ def _check_copies(inputs: Inputs) -> None:
 
 def _answered(result: dict[str, Any], picture: Array) -> list[pb.TensorHandle]:
     return [pb.tensor("RESULT", json.dumps(result).encode()), pb.tensor("IMAGE", picture)]
-
-
-def _loras(key: RecordingKey) -> list[dict[str, Any]]:
-    return [{"name": use.name, "weight": use.weight} for use in key.adapters]
-
-
-def _controls(key: RecordingKey) -> list[dict[str, Any]]:
-    return [control.report for control in key.controls]

@@ -34,3 +34,15 @@ def test_what_is_wanted_is_remembered_until_it_is_done(store: TemplateStore) -> 
     assert {k.template for k in store.notes.keys("bundle")} == {"a", "b"}
     store.notes.remove(key_of("a"))
     assert [k.template for k in store.notes.keys("bundle")] == ["b"]
+
+
+def test_what_is_wanted_again_is_told_from_what_came_once(store: TemplateStore) -> None:
+    for name in "abcb":
+        store.notes.put(key_of(name))
+    assert [k.template for k in store.notes.keys("bundle", again=True)] == ["b"]
+    assert {k.template for k in store.notes.keys("bundle")} == {"a", "b", "c"}
+    store.notes.put(key_of("b"))
+    assert [k.template for k in store.notes.keys("bundle", again=True)] == ["b"]
+    store.notes.remove(key_of("b"))
+    store.notes.put(key_of("b"))
+    assert not store.notes.keys("bundle", again=True)
