@@ -96,7 +96,7 @@ BENCHES = {
     "fleet-scale": Bench("fleet_scale", "a fleet under a step of load", by=""),
     "fleet-faults": Bench("fleet_faults", "faults of a fleet under traffic", by=""),
     "fleet-memory": Bench("fleet_memory", "memory of a front while requests wait"),
-    "fleet-hop": Bench("fleet_hop", "what the way through a front adds", by=""),
+    "fleet-hop": Bench("fleet_hop", "what the way through a front adds"),
     "metrics-cost": Bench("metrics_cost", "what metrics add to a step"),
     "soak": Bench("soak.__main__", "mixed traffic with faults", by=""),
     "optimum": Bench("against_optimum", "pictures against optimum's pipelines", by=""),

@@ -128,7 +128,7 @@ def main() -> None:
     things = prepare(FOLDER, options.loras, options.templates)
     file = options.out
     results: dict[str, Any] = report.parsed(file.read_text())["results"] if file.exists() else {}
-    settings = {k: v for k, v in vars(options).items() if k != "out"} | {"small_gb": SMALL_GB}
+    settings = report.settings_of(options) | {"small_gb": SMALL_GB}
     for name in options.only:
         began = time.monotonic()
         results[name] = measure(name, things, options)

@@ -10,6 +10,7 @@ from bench.baselines import BATCHED, EQUAL, OWN, SINGLE, STATIC, TESSERA, report
 from bench.markdown import NOT_YET, if_measured, markdown, two
 
 Run = Mapping[str, Any]
+SIDES = (TESSERA, STATIC, SINGLE, BATCHED)
 SCENARIOS = ("text", "add-ons", "edits")
 """Of `bench.trace`, beside `mixed`, which has tables of its own."""
 SHARE = 0.8
@@ -96,23 +97,29 @@ def differences() -> str:
 
 
 def scenarios() -> str:
-    """The other scenarios against the usual Triton model: the tail at each load."""
+    """The other scenarios: capacities, and the tail of each side at each load."""
     rows: list[list[str]] = []
     for scenario in SCENARIOS:
         if (content := if_measured(report_of(scenario))) is None:
-            rows.append([NOT_YET.format(f"baselines-{scenario}"), "", "", "", "", "", ""])
+            rows.append([NOT_YET.format(f"baselines-{scenario}"), "", *("" for _ in SIDES)])
             continue
-        rows += [
-            [
-                scenario,
-                name,
-                two(run["summary"]["rate"]),
-                *_latencies(run),
-                _percent(run["summary"]["good"]),
-            ]
-            for name, run in content["results"]["runs"].items()
-        ]
-    return markdown(("scenario", "side", "requests/s", *_LATENCIES, "in time"), rows)
+        results = content["results"]
+        capacities = [two(results["capacity"][side]) for side in SIDES]
+        rows.append([f"**{scenario}**", "pictures/s, all at once", *capacities])
+        runs = results["runs"].values()
+        for load, share in dict.fromkeys((run["load"], run["share"]) for run in runs):
+            found = [_of(runs, side, load, share) for side in SIDES]
+            of = "its own" if load == OWN else "the slowest one's"
+            rows.append(["", f"{share:g} of {of}", *(_tail(run) for run in found)])
+    return markdown(("scenario", "load: share of capacity", *SIDES), rows)
+
+
+def _tail(run: Run | None) -> str:
+    """p95, and how many came in time."""
+    if run is None:
+        return "not measured"
+    summary = run["summary"]
+    return f"{two(summary['latency_s']['p95'])} s, {_percent(summary['good'])}"
 
 
 _LATENCIES = ("p50, s", "p95, s", "p95 of edits, s")

@@ -87,8 +87,7 @@ def main() -> None:
     _print(results)
     if options.scenario == "mixed":
         draw({name: _every(run) for name, run in results["runs"].items()}, options.figure)
-    settings = {k: v for k, v in vars(options).items() if k not in ("out", "figure")}
-    name = report_of(options.scenario)
+    name, settings = report_of(options.scenario), report.settings_of(options)
     file = report.write(name, settings, results, machine=machine, out=options.out)
     console.print(f"written: {file}")
 
@@ -147,7 +146,7 @@ def _measure(things: Things, batching: Batching, options: argparse.Namespace) ->
         "differences": differences,
         "idle_cores": {name: max(cores) for name, cores in quiet.cores.items()},
         "not_quiet": quiet.given_up,
-        "requests": [[_asked(asked) for asked in requests] for requests in rounds],
+        "requests": [[dataclasses.asdict(asked) for asked in requests] for requests in rounds],
         "runs": runs,
     }
 
@@ -226,15 +225,6 @@ def _differences(things: Things, sides: Mapping[str, Up]) -> dict[str, dict[str,
             apart = np.abs(ours - by_triton(port, ALONE.model, things, asked))
             found[kind] = {"largest": int(apart.max()), "mean": round(float(apart.mean()), 3)}
     return found
-
-
-def _asked(asked: Asked) -> dict[str, Any]:
-    """A request of the report, without what is at its default."""
-    return {
-        field.name: getattr(asked, field.name)
-        for field in dataclasses.fields(Asked)
-        if getattr(asked, field.name) != field.default
-    }
 
 
 def _every(run: Mapping[str, Any]) -> list[float]:

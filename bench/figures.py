@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from bench import (
     baselines,
     edit_policies,
     edit_quality,
+    fleet_report,
+    fleet_scale,
     growth,
     lora_quality,
     mixed_adapters,
@@ -40,8 +42,15 @@ COLOURS = 48
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a report's figure is drawn: its file, and a function of results and file."""
+    """How a figure is drawn.
 
+    Attributes:
+        report: name of the report with its results.
+        file: of the figure.
+        draw: a function of results and file.
+    """
+
+    report: str
     file: Path
     draw: Callable[[Any, Path], None]
 
@@ -64,23 +73,25 @@ def _rows(module: Any) -> Callable[[Any, Path], None]:
     return lambda rows, file: module.draw_curves([module.Measured(**row) for row in rows], file)
 
 
-DRAWINGS: dict[str, Drawing] = {
-    "growth": Drawing(growth.FIGURE, growth.draw),
-    "profile": Drawing(profile.FIGURE, profile.draw_bars),
-    "baselines": Drawing(baselines.FIGURE, _baselines),
-    "mixed_adapters": Drawing(mixed_adapters.FIGURE, _adapters),
-    "edit_policies": Drawing(edit_policies.FIGURE, _rows(edit_policies)),
-    "edit_quality": Drawing(edit_quality.FIGURE, _rows(edit_quality)),
-    "lora_quality": Drawing(lora_quality.FIGURE, _rows(lora_quality)),
-}
-"""By the name of the report."""
+DRAWINGS = (
+    Drawing("growth", growth.FIGURE, growth.draw),
+    Drawing("profile", profile.FIGURE, profile.draw_bars),
+    Drawing("baselines", baselines.FIGURE, _baselines),
+    Drawing("mixed_adapters", mixed_adapters.FIGURE, _adapters),
+    Drawing("edit_policies", edit_policies.FIGURE, _rows(edit_policies)),
+    Drawing("edit_quality", edit_quality.FIGURE, _rows(edit_quality)),
+    Drawing("lora_quality", lora_quality.FIGURE, _rows(lora_quality)),
+    Drawing("fleet_sim", fleet_report.POLICIES_FIGURE, fleet_report.draw_policies),
+    Drawing("fleet_sim", fleet_report.LIMITS_FIGURE, fleet_report.draw_limits),
+    Drawing("fleet_scale", fleet_scale.FIGURE, fleet_scale.draw),
+)
 
 
-def redraw(drawings: Mapping[str, Drawing] = DRAWINGS) -> list[str]:
+def redraw(drawings: Sequence[Drawing] = DRAWINGS) -> list[str]:
     """Draw what is not of the latest results; what was done with each, a sentence."""
     done = []
-    for name, drawing in drawings.items():
-        results = results_of(name)
+    for drawing in drawings:
+        results = results_of(drawing.report)
         if results is None or digest_of(drawing.file) == digest(results):
             continue
         content, file = drawn(drawing, results), drawing.file
@@ -140,8 +151,5 @@ def digest_of(file: Path) -> str | None:
 
 
 def results_of(name: str) -> Any:
-    """The results of a report, None if there is none. A file of rows alone is its results."""
-    if not report.path_of(name).exists():
-        return None
-    text = report.path_of(name).read_text()
-    return json.loads(text) if text.lstrip().startswith("[") else report.parsed(text)["results"]
+    """The results of a report, None if there is none."""
+    return report.read(name)["results"] if report.path_of(name).exists() else None

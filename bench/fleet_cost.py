@@ -1,83 +1,104 @@
 """What a fleet's parts cost: a look at a request, a choice, telling and reading the load.
 
-    python -m bench.fleet_cost [--rounds 200]
+    python -m bench fleet-cost [--rounds 60]
 
-Prints the table of docs/internals/fleet.md. Needs no server.
+Needs no server. Writes `bench/results/fleet_cost.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
+from rich.console import Console
 
+from bench import report
+from bench.markdown import spread
+from bench.sampled import quartiles_of
 from tessera.shared import load as shared
 from tessera_gateway.fleet import wire
 from tessera_gateway.fleet.book import Book
 from tessera_gateway.fleet.load import Defaults, Lines, Load, Recorded, Running, read_load
-from tessera_gateway.fleet.peek import peek_grpc
+from tessera_gateway.fleet.peek import Peek, peek_grpc
 
 RUNNING, RECORDINGS, KEPT = 8, 512, 20
 LINES = Lines((0.0, 0.06), (12.0, 0.09))
+PUBLISH, READ, ANSWER = (
+    f"{what} ({RUNNING} requests, {RECORDINGS} recordings)"
+    for what in ("publish the load", "read what was published", "read a worker's answer")
+)
+_LATER_S = 1e6
+"""Nothing that was told is too old."""
+console = Console(highlight=False)
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, print, write the report."""
     parser = argparse.ArgumentParser(description="what a fleet's parts cost")
-    parser.add_argument("--rounds", type=int, default=200, help="of each measurement")
-    rounds = parser.parse_args().rounds
-    print("| what | median (quartiles), ms |\n|---|---|")
+    parser.add_argument("--rounds", type=int, default=60, help="of each measurement")
+    parser.add_argument("--out", type=Path, help="another file for the report")
+    options = parser.parse_args()
+    machine, rows = report.describe_machine(1), []
+    for what, run in parts():
+        took = milliseconds(run, options.rounds)
+        console.print(f"{what}: {spread(quartiles_of(took), 3)} ms")
+        rows.append({"what": what, "ms": took})
+    settings = report.settings_of(options)
+    file = report.write("fleet_cost", settings, rows, machine=machine, out=options.out)
+    console.print(f"written: {file}")
+
+
+def parts() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What is measured, by its name."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         path = Path(folder) / "load"
-        content = {
-            "slots": RUNNING,
-            "running": [
-                {"job": f"{i:032}", "left": 9, "loras": [["night", 1.0]]} for i in range(8)
-            ],
-            "memory": {"memory": {f"{i:024}": KEPT for i in range(RECORDINGS)}},
-        }
-        _row(
-            "publish the load (8 requests, 512 recordings)",
-            rounds,
-            lambda: shared.write(path, content),
-        )
-        _row("read what was published", rounds, lambda: shared.read(path))
+        yield PUBLISH, partial(shared.write, path, _content())
+        yield READ, partial(shared.read, path)
     told = _told()
-    _row("read a worker's answer (8 requests, 512 recordings)", rounds, lambda: read_load(told))
+    yield ANSWER, partial(read_load, told)
     for side in (128, 1024):
-        request = _edit(side)
-        _row(f"look at an edit, {side} x {side}", rounds, lambda r=request: peek_grpc(r))  # type: ignore[misc]
+        yield f"look at an edit, {side} x {side}", partial(peek_grpc, _edit(side))
     asked = peek_grpc(_edit(128))
     for workers in (2, 8, 64):
-        book = Book()
-        for name in range(workers):
-            book.tell(str(name), read_load(told), time.monotonic() + 1e6)
-        now = time.monotonic() + 1e6
-
-        def choose(book: Book = book, now: float = now) -> None:
-            book.end(book.choose(asked, now), now)
-
-        _row(f"choose among {workers} workers", rounds, choose)
+        yield f"choose among {workers} workers", partial(_choose, _book(workers, told), asked)
 
 
-def _row(what: str, rounds: int, run: Callable[[], object]) -> None:
+def milliseconds(run: Callable[[], object], rounds: int) -> list[float]:
+    """How long each of some calls takes."""
     took = []
     for _ in range(rounds):
         began = time.perf_counter()
         run()
-        took.append(1e3 * (time.perf_counter() - began))
-    low, middle, high = statistics.quantiles(took, n=4)
-    print(f"| {what} | {middle:.3f} ({low:.3f}-{high:.3f}) |", flush=True)
+        took.append(round(1e3 * (time.perf_counter() - began), 4))
+    return took
+
+
+def _content() -> dict[str, Any]:
+    running = [{"job": f"{i:032}", "left": 9, "loras": [["night", 1.0]]} for i in range(RUNNING)]
+    memory = {"memory": {f"{i:024}": KEPT for i in range(RECORDINGS)}}
+    return {"slots": RUNNING, "running": running, "memory": memory}
+
+
+def _book(workers: int, told: bytes) -> Book:
+    book = Book()
+    for name in range(workers):
+        book.tell(str(name), read_load(told), time.monotonic() + _LATER_S)
+    return book
+
+
+def _choose(book: Book, asked: Peek) -> None:
+    now = time.monotonic() + _LATER_S
+    book.end(book.choose(asked, now), now)
 
 
 def _told() -> bytes:
-    import msgspec
-
     running = tuple(Running(f"{i:032}", 9, 6, 2, 32, 32, 100) for i in range(RUNNING))
     recordings = tuple(Recorded(f"{i:016}", "euler", 20, KEPT, 10) for i in range(RECORDINGS))
     defaults = Defaults(20, 256, 256, 7.5, "euler", 8)

@@ -7,14 +7,13 @@ on 127.0.0.4, and a second raylet on 127.0.0.2. One after the other are killed, 
 worker's tritonserver, its tessera-serve, its actor, the directory, Serve's controller, the second
 node with all its processes (a third one takes its place), the front, and the GCS, which is started
 again on its port. It has its memory back only if there is a Redis. Clients do not retry. Writes
-`bench/results/fleet_faults.json`.
+`bench/results/fleet_faults.json`; faults that were not done now stay in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -23,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from bench import report
 from bench.fleet_steady import Steady, counted, steady
-from bench.report import describe_machine, ended
 from bench.server import DEMO_BUNDLE, ROOT, free_ports
 from tessera.terminal.console import new_table
 from tests.samples.fleets import RunningFleet, fleet_of
@@ -174,6 +173,8 @@ FAULTS: dict[str, Callable[[Cluster, RunningFleet], None]] = {
     "gcs": gcs,
 }
 """By name, in order. The last one may end the fleet."""
+REDIS = ", with Redis"
+"""Behind the name of a fault of a fleet whose GCS has one."""
 
 
 def main() -> None:
@@ -183,26 +184,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="denoising steps of a picture")
     parser.add_argument("--redis", default="", help="HOST:PORT of a Redis for the GCS")
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--out", type=Path, default=ROOT / "bench/results/fleet_faults.json")
+    parser.add_argument("--out", type=Path, help="another file for the report")
     options = parser.parse_args()
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": describe_machine(len(os.sched_getaffinity(0))),
-        "clients": options.clients,
-        "steps": options.steps,
-        "redis": bool(options.redis),
-    }
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
     if options.redis:
         os.environ["RAY_REDIS_ADDRESS"] = options.redis
     results = []
     for result in run(options.only, clients=options.clients, steps=options.steps):
         console.print(result)
-        results.append(result)
+        results.append(replace(result, fault=f"{result.fault}{REDIS}") if options.redis else result)
     console.print(table(results))
-    report["machine"] = ended(report["machine"])
-    report["faults"] = [asdict(result) for result in results]
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written: {options.out}")
+    settings = report.settings_of(options) | {"redis": bool(options.redis)}
+    faults = merged(options.out or report.path_of("fleet_faults"), results)
+    file = report.write("fleet_faults", settings, faults, machine=machine, out=options.out)
+    console.print(f"written: {file}")
+
+
+def merged(file: Path, results: list[Result]) -> list[dict[str, Any]]:
+    """Rows of a report: those that its file has, and the results in their place."""
+    rows = report.parsed(file.read_text())["results"] if file.exists() else []
+    found = {row["fault"]: row for row in rows}
+    today = date.today().isoformat()
+    found |= {result.fault: {**asdict(result), "date": today} for result in results}
+    return [
+        found[name] for name in (*FAULTS, *(f"{name}{REDIS}" for name in FAULTS)) if name in found
+    ]
 
 
 def run(names: list[str], *, clients: int, steps: int) -> Iterator[Result]:

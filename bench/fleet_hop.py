@@ -1,81 +1,86 @@
 """What the way through a fleet's front adds to a request, over HTTP and gRPC.
 
-    python -m bench.fleet_hop --fleet HTTP_PORT GRPC_PORT --worker HTTP_PORT GRPC_PORT [--rounds 40]
+    python -m bench fleet-hop [--rounds 40]
 
-All on this machine, and the fleet has this one worker only. Direct requests and those through the
-front take turns. Each is an edit that the worker refuses once it has all of it: the mask is empty,
-or the picture too large for the bundle. So no drawing hides the difference. The last column is what
-the front's process computed for a request.
+Starts a worker on the demo bundle and `tessera-fleet` in front of it. Direct requests and those
+through the front take turns. Each is an edit that the worker refuses once it has all of it: the
+mask is empty, or the picture too large for the bundle. So no drawing hides the difference. What the
+front's process computed for a request is measured, too. Writes `bench/results/fleet_hop.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
 import tritonclient.grpc
 import tritonclient.http
+from rich.console import Console
+
+from bench import report
+from bench.fleet_front import Front, fronted
+from bench.fleet_traffic import address, workers
+from bench.server import ROOT, Server
 
 SIDES = (128, 1024)
+PROTOCOLS = {"HTTP": tritonclient.http, "gRPC": tritonclient.grpc}
+WARM_UP = 5
+"""Turns that are not counted."""
+console = Console(highlight=False)
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, print, write the report."""
     parser = argparse.ArgumentParser(description="what a fleet's front adds")
-    parser.add_argument("--fleet", nargs=2, type=int, required=True, help="ports")
-    parser.add_argument("--worker", nargs=2, type=int, required=True, help="ports")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--out", type=Path, help="another file for the report")
     options = parser.parse_args()
-    front = _listening(options.fleet[0])
-    titles = (
-        "protocol",
-        "side",
-        "direct, ms",
-        "through the front, ms",
-        "more, ms",
-        "front's CPU, ms",
-    )
-    print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
-    for index, module in enumerate((tritonclient.http, tritonclient.grpc)):
-        ports = {"direct": options.worker[index], "front": options.fleet[index]}
-        clients = {
-            way: module.InferenceServerClient(f"127.0.0.1:{port}") for way, port in ports.items()
-        }
-        for side in SIDES:
-            took: dict[str, list[float]] = {"direct": [], "front": []}
-            before = _computed(front)
-            for number in range(options.rounds + 5):
-                for way in sorted(took, reverse=number % 2 == 1):
-                    elapsed = _refused(clients[way], module, side)
-                    if number >= 5:
-                        took[way].append(elapsed)
-            name = module.__name__.rpartition(".")[2]
-            more = [b - a for a, b in zip(took["direct"], took["front"], strict=True)]
-            computed = 1e3 * (_computed(front) - before) / (options.rounds + 5)
-            cells = [_cell(took["direct"]), _cell(took["front"]), _cell(more), f"{computed:.1f}"]
-            print(f"| {name} | {side} | {' | '.join(cells)} |", flush=True)
-        for client in clients.values():
-            client.close()
+    machine, rows = report.describe_machine(len(os.sched_getaffinity(0))), []
+    with (
+        workers(ROOT / "out" / "fleet-hop", 1) as (worker,),
+        fronted([address(worker)]) as front,
+    ):
+        for protocol in PROTOCOLS:
+            for side in SIDES:
+                rows.append(measured(protocol, side, worker, front, options.rounds))
+                more = statistics.median(differences(rows[-1]))
+                console.print(f"{protocol}, {side} x {side}: {more:.1f} ms more")
+    settings = report.settings_of(options)
+    file = report.write("fleet_hop", settings, rows, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
-def _listening(port: int) -> psutil.Process:
-    """The process that listens at a port of this machine."""
-    for each in psutil.net_connections("tcp"):
-        if each.status == psutil.CONN_LISTEN and each.laddr.port == port and each.pid:
-            return psutil.Process(each.pid)
-    raise SystemExit(f"nothing listens at port {port}")
+def measured(protocol: str, side: int, worker: Server, front: Front, rounds: int) -> dict[str, Any]:
+    """A row of the report: milliseconds of each turn both ways, and the front's computing."""
+    module = PROTOCOLS[protocol]
+    ports = {
+        "direct": worker.http_port if protocol == "HTTP" else worker.grpc_port,
+        "front": front.http_port if protocol == "HTTP" else front.grpc_port,
+    }
+    clients = {way: module.InferenceServerClient(f"127.0.0.1:{p}") for way, p in ports.items()}
+    took: dict[str, list[float]] = {way: [] for way in ports}
+    before = front.computed_s()
+    for number in range(rounds + WARM_UP):
+        for way in sorted(took, reverse=number % 2 == 1):
+            took[way].append(round(_refused(clients[way], module, side), 3))
+    computed = 1e3 * (front.computed_s() - before) / (rounds + WARM_UP)
+    for client in clients.values():
+        client.close()
+    ms = {f"{way}_ms": of[WARM_UP:] for way, of in took.items()}
+    return {"protocol": protocol, "side": side, **ms, "computed_ms": round(computed, 2)}
 
 
-def _computed(process: psutil.Process) -> float:
-    """Processor seconds so far."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def differences(row: dict[str, Any]) -> list[float]:
+    """What the front adds in each turn, in milliseconds."""
+    return [more - ms for ms, more in zip(row["direct_ms"], row["front_ms"], strict=True)]
 
 
-def _refused(client: object, module: object, side: int) -> float:
+def _refused(client: Any, module: Any, side: int) -> float:
     """Milliseconds of an edit that is refused."""
     arrays = {
         "PROMPT": np.array([[b"x"]], np.object_),
@@ -85,21 +90,16 @@ def _refused(client: object, module: object, side: int) -> float:
     inputs = []
     for name, array in arrays.items():
         dtype = "BYTES" if array.dtype == np.object_ else "UINT8"
-        tensor = module.InferInput(name, list(array.shape), dtype)  # type: ignore[attr-defined]
+        tensor = module.InferInput(name, list(array.shape), dtype)
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     began = time.perf_counter()
     try:
-        client.infer("edit", inputs)  # type: ignore[attr-defined]
+        client.infer("edit", inputs)
     except Exception as error:
         if "MASK has no pixel" not in str(error) and "IMAGE has" not in str(error):
             raise
     return 1e3 * (time.perf_counter() - began)
-
-
-def _cell(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.1f} ({low:.1f}-{high:.1f})"
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from bench import report
 from bench.fleet_policies import by_count
 from bench.fleet_traffic import KINDS, Served, address, percentile, play, traffic, with_all, workers
-from bench.report import describe_machine, ended
 from bench.server import ROOT, Server
 from tessera_client import Client
 from tessera_gateway.fleet.book import Book, Score
@@ -42,7 +40,6 @@ from tessera_gateway.fleet.score import Prediction, Weights, predict
 from tessera_gateway.fleet.settings import Server as Address
 from tessera_gateway.settings import GatewaySettings
 
-RESULTS = ROOT / "bench" / "results" / "fleet_locality.json"
 WORKERS, TEMPLATES, AT_ONCE = 2, 20, 6
 BUDGETS = ("--template-memory=0.15", "--control-memory=0.006")
 """Of a worker, in GB: seven templates of 8 steps, and one ControlNet."""
@@ -56,10 +53,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200, help="of a run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each policy")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps of a picture")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the report")
+    parser.add_argument("--out", type=Path, help="another file for the report")
     options = parser.parse_args()
     runs: list[dict[str, Any]] = []
-    machine = describe_machine(len(os.sched_getaffinity(0)))
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
     with workers(ROOT / "out" / "fleet-locality", WORKERS, *BUDGETS) as servers:
         for number in range(options.rounds):
             for policy in sorted(POLICIES, reverse=bool(number % 2)):
@@ -72,15 +69,9 @@ def main() -> None:
                 runs.append({"policy": policy, "round": number, **counted(served, seconds)})
                 console.print(runs[-1])
     console.print(table(runs))
-    report = {
-        "date": date.today().isoformat(),
-        "machine": ended(machine),
-        "steps": options.steps,
-        "requests": options.requests,
-        "runs": runs,
-    }
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written: {options.out}")
+    settings = report.settings_of(options)
+    file = report.write("fleet_locality", settings, runs, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
 def round_robin() -> Score:

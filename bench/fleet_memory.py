@@ -1,31 +1,32 @@
 """What a fleet's front needs of memory while many requests wait.
 
-    python -m bench.fleet_memory [--requests 1000] [--side 128]
+    python -m bench fleet-memory [--requests 1000] [--side 128]
 
 Starts `tessera-fleet` in front of a stand-in for a worker, which keeps every request until all are
-there. Each request is an edit with a picture and a mask. Prints a table, and fails if a request is
-not answered. Needs no bundle.
+there. Each request is an edit with a picture and a mask. Fails if a request is not answered. Needs
+no bundle. Writes `bench/results/fleet_memory.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
-import subprocess
-import sys
-import tempfile
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 import numpy as np
-import psutil
 from aiohttp import web
+from rich.console import Console
 
+from bench import report
+from bench.fleet_front import Front, fronted
 from bench.server import free_ports
 from tessera_gateway.fleet import wire
 from tessera_gateway.fleet.peek import peek_grpc
@@ -33,20 +34,15 @@ from tessera_gateway.fleet.pool import SERVICE, UNLIMITED
 from tessera_gateway.kserve.framing import HEAD_LENGTH
 
 Call = Callable[[], Coroutine[Any, Any, None]]
-STARTS_WITHIN_S = 60.0
 AT_ONCE = 20
 """Requests that are on their way: more would keep the stand-in, in this process, from telling."""
+console = Console(highlight=False)
 
 
 class Keeper:
     """A stand-in for a worker, which keeps requests until `release`."""
 
     def __init__(self) -> None:
-        self.kept = 0
-        self._released = asyncio.Event()
-
-    def again(self) -> None:
-        """Keep what comes from now on."""
         self.kept = 0
         self._released = asyncio.Event()
 
@@ -90,43 +86,39 @@ class Keeper:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, print, write the report."""
     parser = argparse.ArgumentParser(description="what a fleet's front needs of memory")
     parser.add_argument("--requests", type=int, default=1000, help="that wait at a time")
     parser.add_argument("--side", type=int, default=128, help="of pictures, in pixels")
-    asyncio.run(_measure(parser.parse_args()))
+    parser.add_argument("--out", type=Path, help="another file for the report")
+    options = parser.parse_args()
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
+    rows = [asyncio.run(_measured(protocol, options)) for protocol in SENDERS]
+    settings = report.settings_of(options) | {"request_mb": 4 * options.side**2 / 1e6}
+    file = report.write("fleet_memory", settings, rows, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
-async def _measure(options: argparse.Namespace) -> None:
-    print(f"{options.requests} edits of {4 * options.side**2 / 1e6:.2f} MB")
-    print("| protocol | before, MB | all wait, MB | kB a request | after, MB |")
-    print("|---|---|---|---|---|")
-    for name, send in (("gRPC", _grpc), ("HTTP", _http)):
-        ports = free_ports(4)
-        keeper = Keeper()
-        await keeper.start(*ports[:2])
-        with tempfile.TemporaryDirectory() as folder:
-            servers = [{"grpc": f"127.0.0.1:{ports[0]}", "http": f"127.0.0.1:{ports[1]}"}]
-            content = {"servers": servers, "grpc_port": ports[2], "http_port": ports[3]}
-            path = Path(folder) / "fleet.yaml"
-            path.write_text(json.dumps(content))
-            front = subprocess.Popen([Path(sys.executable).with_name("tessera-fleet"), path])
-            try:
-                await _ready(ports[3])
-                print(await _row(name, send, keeper, front.pid, ports[2:], options), flush=True)
-            finally:
-                front.terminate()
-                front.wait()
-                await keeper.stop()
+async def _measured(protocol: str, options: argparse.Namespace) -> dict[str, Any]:
+    """A row of the report."""
+    grpc_port, http_port = free_ports(2)
+    keeper = Keeper()
+    await keeper.start(grpc_port, http_port)
+    with contextlib.ExitStack() as stack:
+        known = {"grpc": f"127.0.0.1:{grpc_port}", "http": f"127.0.0.1:{http_port}"}
+        front = await asyncio.to_thread(stack.enter_context, fronted([known]))
+        row = {"protocol": protocol, **await _waited(protocol, keeper, front, options)}
+        console.print(row)
+    await keeper.stop()
+    return row
 
 
-async def _row(
-    name: str, send: Any, keeper: Keeper, pid: int, ports: list[int], options: argparse.Namespace
-) -> str:
-    keeper.again()
-    memory = psutil.Process(pid).memory_info
-    before = memory().rss
-    async with send(ports, _tensors(options.side)) as call:
+async def _waited(
+    protocol: str, keeper: Keeper, front: Front, options: argparse.Namespace
+) -> dict[str, float]:
+    """The front's memory in MB before all requests, while they wait, and after their answers."""
+    before = front.memory_mb()
+    async with SENDERS[protocol](front, _tensors(options.side)) as call:
         calls: list[asyncio.Future[None]] = []
         while keeper.kept < options.requests:
             if len(calls) < min(options.requests, keeper.kept + AT_ONCE):
@@ -134,25 +126,10 @@ async def _row(
             for each in (each for each in calls if each.done()):
                 each.result()  # none should be answered yet
             await asyncio.sleep(0.001)
-        wait = memory().rss
+        waiting = front.memory_mb()
         keeper.release()
         await asyncio.gather(*calls)
-    numbers = (
-        f"{before / 1e6:.0f} | {wait / 1e6:.0f} | {(wait - before) / 1e3 / options.requests:.0f}"
-    )
-    return f"| {name} | {numbers} | {memory().rss / 1e6:.0f} |"
-
-
-async def _ready(port: int) -> None:
-    async with asyncio.timeout(STARTS_WITHIN_S), aiohttp.ClientSession() as session:
-        while True:
-            try:
-                async with session.get(f"http://127.0.0.1:{port}/v1/fleet") as answer:
-                    if any(worker["live"] for worker in (await answer.json())["workers"]):
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.1)
+    return {"before_mb": before, "waiting_mb": waiting, "after_mb": front.memory_mb()}
 
 
 def _tensors(side: int) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -163,13 +140,15 @@ def _tensors(side: int) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
 
 
 @asynccontextmanager
-async def _grpc(ports: list[int], tensors: dict[str, Any]) -> AsyncIterator[Call]:
+async def _grpc(front: Front, tensors: dict[str, Any]) -> AsyncIterator[Call]:
     data = wire.request_of("edit", {"PROMPT": "a red circle"})
     for name, array in tensors.items():
         shape = b"".join(wire.number(3, n) for n in array.shape)
         head = wire.field(1, name.encode()) + wire.field(2, b"UINT8") + shape
         data += wire.field(5, head) + wire.field(7, array.tobytes())
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}", options=UNLIMITED) as channel:
+    async with grpc.aio.insecure_channel(
+        f"127.0.0.1:{front.grpc_port}", options=UNLIMITED
+    ) as channel:
         infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
 
         async def call() -> None:
@@ -179,7 +158,7 @@ async def _grpc(ports: list[int], tensors: dict[str, Any]) -> AsyncIterator[Call
 
 
 @asynccontextmanager
-async def _http(ports: list[int], tensors: dict[str, Any]) -> AsyncIterator[Call]:
+async def _http(front: Front, tensors: dict[str, Any]) -> AsyncIterator[Call]:
     inputs = [{"name": "PROMPT", "datatype": "BYTES", "shape": [1, 1], "data": ["a circle"]}]
     for name, array in tensors.items():
         parameters = {"binary_data_size": array.nbytes}
@@ -189,7 +168,7 @@ async def _http(ports: list[int], tensors: dict[str, Any]) -> AsyncIterator[Call
     head = json.dumps({"inputs": inputs}).encode()
     body = head + b"".join(array.tobytes() for array in tensors.values())
     headers = {HEAD_LENGTH: str(len(head))}
-    url = f"http://127.0.0.1:{ports[1]}/v2/models/edit/infer"
+    url = f"http://127.0.0.1:{front.http_port}/v2/models/edit/infer"
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
 
@@ -199,6 +178,13 @@ async def _http(ports: list[int], tensors: dict[str, Any]) -> AsyncIterator[Call
                     raise RuntimeError(f"{answer.status}: {await answer.text()}")
 
         yield call
+
+
+SENDERS: dict[str, Callable[..., AbstractAsyncContextManager[Call]]] = {
+    "gRPC": _grpc,
+    "HTTP": _http,
+}
+"""By the protocol: opens what sends a request to a front."""
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
 """Runs the fleet's simulation and draws its figures.
 
-    python -m bench.fleet_report [--draw]
+    python -m bench fleet
 
-Writes bench/results/fleet_sim.json, docs/images/fleet_policies.png and fleet_limits.png, and prints
-the tables of docs/internals/fleet.md. `--draw` draws what the file has. A run takes 20 minutes on
-one core.
+Writes `bench/results/fleet_sim.json`, `docs/images/fleet_policies.png` and `fleet_limits.png`. A run
+takes 20 minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import report
 from bench.fleet_policies import POLICIES
 from bench.fleet_sim import Simulation
 from bench.fleet_world import World
+from bench.server import ROOT
 
-RESULTS = Path("bench/results/fleet_sim.json")
-IMAGES = Path("docs/images")
+IMAGES = ROOT / "docs" / "images"
+POLICIES_FIGURE, LIMITS_FIGURE = IMAGES / "fleet_policies.png", IMAGES / "fleet_limits.png"
 SEEDS = (1, 2, 3)
 BUSY = (0.3, 0.6, 0.8, 0.9)
 FEW = ("request count", "consistent hashing", "+ locality")
@@ -43,16 +43,14 @@ EXPERIMENTS: dict[str, tuple[tuple[str, ...], dict[str, list[Any]], dict[str, An
 
 
 def main() -> None:
-    """Run, or draw."""
-    parser = argparse.ArgumentParser(description="simulate a fleet")
-    parser.add_argument("--draw", action="store_true", help="draw from the latest results")
-    if not parser.parse_args().draw:
-        rows = [row for name in EXPERIMENTS for row in _experiment(name)]
-        found = {"world": asdict(World()), "rows": rows}
-        RESULTS.write_text(json.dumps(found, separators=(",", ":")) + "\n")
-    rows = json.loads(RESULTS.read_text())["rows"]
+    """Run, print, draw, write the report."""
+    argparse.ArgumentParser(description="simulate a fleet").parse_args()
+    machine = report.describe_machine(1)
+    rows = [row for name in EXPERIMENTS for row in _experiment(name)]
     _print(rows)
-    _draw(rows)
+    draw_policies(rows, POLICIES_FIGURE)
+    draw_limits(rows, LIMITS_FIGURE)
+    print(f"written: {report.write('fleet_sim', asdict(World()), rows, machine=machine)}")
 
 
 def _experiment(name: str) -> Iterable[dict[str, Any]]:
@@ -90,7 +88,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _draw(rows: list[dict[str, Any]]) -> None:
+def draw_policies(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw P95 and hits over the load, a line for each policy."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -103,7 +102,17 @@ def _draw(rows: list[dict[str, Any]]) -> None:
     right.set(xlabel="load of the workers", ylabel="share that found everything", ylim=(0, 1))
     left.legend(fontsize=8)
     figure.suptitle("8 workers, 970 templates, 98 of them in each host's memory (simulated)")
-    figure.savefig(IMAGES / "fleet_policies.png", dpi=110)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_limits(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw P95 over the age of what workers tell, and over their number."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     _lines(left, rows, "stale", "stale", "p95")
     left.set_xscale("symlog", linthresh=100)
@@ -115,10 +124,11 @@ def _draw(rows: list[dict[str, Any]]) -> None:
     right.set(xlabel="workers (one router)", ylabel="P95, seconds", ylim=(0, None))
     right.legend(fontsize=8)
     left.legend(fontsize=8)
-    figure.savefig(IMAGES / "fleet_limits.png", dpi=110)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
-def _lines(axes: Any, rows: list[dict[str, Any]], experiment: str, what: str, key: str) -> None:
+def _lines(axes: Any, rows: Sequence[dict[str, Any]], experiment: str, what: str, key: str) -> None:
     """A line for each policy, with the range of the seeds."""
     mine = [row for row in rows if row["experiment"] == experiment]
     for policy in dict.fromkeys(row["policy"] for row in mine):

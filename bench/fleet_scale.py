@@ -10,24 +10,22 @@ not retry, so what is lost is counted. Writes `bench/results/fleet_scale.json` a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from bench import report
 from bench.fleet_steady import Sent, counted, steady
-from bench.report import describe_machine, ended
 from bench.server import DEMO_BUNDLE, ROOT
 from tests.samples.fleets import RunningFleet, fleet_of
 
-OUT, IMAGE = ROOT / "bench/results/fleet_scale.json", ROOT / "docs/images/fleet_scale.png"
+FIGURE = ROOT / "docs" / "images" / "fleet_scale.png"
 MOST = 3
 CALM_S, FULL_S = 20.0, 30.0
 """Seconds of one client before the step, and of all clients with all workers."""
@@ -110,21 +108,25 @@ def main() -> None:
         "than half of what the pictures of all clients take",
     )
     options = parser.parse_args()
-    report: dict[str, Any] = {
-        "date": date.today().isoformat(),
-        "machine": describe_machine(len(os.sched_getaffinity(0))),
-        "clients": options.clients,
-        "steps": options.steps,
-        "autoscaling": SCALING | {"target_seconds": options.target},
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
+    scaling = SCALING | {"target_seconds": options.target}
+    moments, sent, began = run(options.clients, options.steps, scaling)
+    results = {
+        "seen": counted(sent),
+        "moments": [asdict(moment) for moment in moments],
+        "sent": [pictured(each, began) for each in sent],
     }
-    moments, sent, began = run(options.clients, options.steps, report["autoscaling"])
-    report["seen"] = counted(sent)
-    report["moments"] = [asdict(moment) for moment in moments]
-    console.print(report["seen"])
-    report["machine"] = ended(report["machine"])
-    OUT.write_text(json.dumps(report, separators=(",", ":")) + "\n")
-    draw(moments, sent, began, IMAGE)
-    console.print(f"written: {OUT}, {IMAGE}")
+    console.print(results["seen"])
+    settings = report.settings_of(options) | {"autoscaling": scaling}
+    file = report.write("fleet_scale", settings, results, machine=machine)
+    draw(results, FIGURE)
+    console.print(f"written: {file}, {FIGURE}")
+
+
+def pictured(sent: Sent, began: float) -> dict[str, Any]:
+    """A request as the report has it: seconds from the beginning."""
+    times = {"began": round(sent.began - began, 3), "ended": round(sent.ended - began, 3)}
+    return {**times, "error": sent.error}
 
 
 def run(
@@ -157,7 +159,7 @@ def run(
         return watch.moments, traffic.sent, watch.began
 
 
-def draw(moments: Sequence[Moment], sent: Sequence[Sent], began: float, path: Path) -> None:
+def draw(results: Mapping[str, Any], path: Path) -> None:
     """Three rows over the same time: workers, requests and work, latency."""
     import matplotlib as mpl
 
@@ -167,6 +169,7 @@ def draw(moments: Sequence[Moment], sent: Sequence[Sent], began: float, path: Pa
     figure, (workers, queue, latency) = plt.subplots(
         3, 1, figsize=(9, 6), sharex=True, layout="constrained"
     )
+    moments = [Moment(**of) for of in results["moments"]]
     at = [moment.at for moment in moments]
     workers.step(at, [m.live for m in moments], where="post", label="workers")
     workers.step(at, [m.draining for m in moments], ":", where="post", label="draining")
@@ -174,14 +177,12 @@ def draw(moments: Sequence[Moment], sent: Sequence[Sent], began: float, path: Pa
     queue.plot(at, [m.running + m.waiting for m in moments], label="requests on the workers")
     queue.plot(at, [m.work_s for m in moments], "--", label="predicted work, s")
     queue.step(at, [m.clients for m in moments], ":", where="post", label="clients")
-    drawn = [each for each in sent if not each.error]
-    latency.scatter(
-        [each.ended - began for each in drawn], [each.ended - each.began for each in drawn], 6
-    )
+    drawn = [of for of in results["sent"] if not of["error"]]
+    latency.scatter([of["ended"] for of in drawn], [of["ended"] - of["began"] for of in drawn], 6)
     latency.set(ylabel="seconds a picture", xlabel="seconds", ylim=(0, None))
     for axes in (workers, queue):
         axes.legend(fontsize=8)
-    lost = len(sent) - len(drawn)
+    lost = len(results["sent"]) - len(drawn)
     figure.suptitle(f"A step of load: {len(drawn)} pictures, {lost} lost")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench import fleet_hop as fleet_hop_bench
 from bench import report
-from bench.markdown import markdown, spread
+from bench.markdown import NOT_YET, by_command, if_measured, markdown, spread
+from bench.sampled import quartiles_of
 
 SIMULATED: dict[str, dict[str, Any]] = {
     "nothing missing, 80 %": {"experiment": "nothing missing", "busy": 0.8},
@@ -34,7 +35,8 @@ KILLED = {
 
 def fleet_policies() -> str:
     """P95 of the simulated policies."""
-    rows = _content("fleet_sim")["rows"]
+    content = report.read("fleet_sim")
+    rows = content["results"]
     policies = dict.fromkeys(row["policy"] for row in rows)
     cells = {
         policy: [
@@ -46,22 +48,25 @@ def fleet_policies() -> str:
         ]
         for policy in policies
     }
-    return markdown(("policy", *SIMULATED), [[policy, *row] for policy, row in cells.items()])
+    found = [[policy, *row] for policy, row in cells.items()]
+    return by_command(content, markdown(("policy", *SIMULATED), found))
 
 
 def fleet_validate() -> str:
     """The simulation in terms of what was real."""
-    ratios = _content("fleet_validate")["ratios"]
+    content = report.read("fleet_validate")
+    ratios = content["results"]["ratios"]
     rows = [
         [workload, *(spread(of[name], 2) for name in ("p50", "p95"))]
         for workload, of in ratios.items()
     ]
-    return markdown(("workload", "P50", "P95"), rows)
+    return by_command(content, markdown(("workload", "P50", "P95"), rows))
 
 
 def fleet_locality() -> str:
     """Policies of two real workers."""
-    runs = _content("fleet_locality")["runs"]
+    content = report.read("fleet_locality")
+    runs = content["results"]
     rows = []
     for policy in ("locality", "least requests", "round robin"):
         mine = [run for run in runs if run["policy"] == policy]
@@ -75,18 +80,61 @@ def fleet_locality() -> str:
         ]
         rows.append([policy, *seconds, _mean(run["pictures_per_second"] for run in mine), *shares])
     head = ("policy", "P50, s", "P95, s", "pictures a second", "found all", "ControlNets found")
-    return markdown(head, rows)
+    return by_command(content, markdown(head, rows))
 
 
 def fleet_faults() -> str:
     """What a kill costs a fleet."""
     rows = []
-    for fault in _content("fleet_faults")["faults"]:
+    for fault in report.read("fleet_faults")["results"]:
         seen, well = fault["seen"], fault["well_s"]
         after = f"never: `tessera-fleet` ended with status {fault['ended']}"
         lost = [str(seen[name]) for name in ("drawn", "lost_begun", "lost_not_begun")]
-        rows.append([KILLED[fault["fault"]], *lost, after if well is None else f"{well:.0f}"])
-    return markdown(("killed", "drawn", "lost: begun", "not begun", "all is well after, s"), rows)
+        cells = [*lost, after if well is None else f"{well:.0f}", fault["date"]]
+        rows.append([KILLED[fault["fault"]], *cells])
+    head = ("killed", "drawn", "lost: begun", "not begun", "all is well after, s", "measured")
+    return markdown(head, rows)
+
+
+def fleet_cost() -> str:
+    """What the parts of a fleet's front cost."""
+    if (content := if_measured("fleet_cost")) is None:
+        return NOT_YET.format("fleet-cost")
+    rows = [[row["what"], spread(quartiles_of(row["ms"]), 3)] for row in content["results"]]
+    return by_command(content, markdown(("what", "ms"), rows))
+
+
+def fleet_hop() -> str:
+    """What the way through a front adds to a request."""
+    if (content := if_measured("fleet_hop")) is None:
+        return NOT_YET.format("fleet-hop")
+    rows = [
+        [
+            row["protocol"],
+            f"{row['side']} x {row['side']}",
+            *(
+                spread(quartiles_of(of))
+                for of in (row["direct_ms"], row["front_ms"], fleet_hop_bench.differences(row))
+            ),
+            f"{row['computed_ms']:.1f}",
+        ]
+        for row in content["results"]
+    ]
+    times = ("direct, ms", "through the front, ms", "difference, ms", "front's CPU, ms")
+    return by_command(content, markdown(("protocol", "picture", *times), rows))
+
+
+def fleet_memory() -> str:
+    """Memory of a front while requests wait."""
+    if (content := if_measured("fleet_memory")) is None:
+        return NOT_YET.format("fleet-memory")
+    count, rows = content["settings"]["requests"], []
+    for row in content["results"]:
+        before, waiting, after = (row[f"{when}_mb"] for when in ("before", "waiting", "after"))
+        each = 1e3 * (waiting - before) / count
+        rows.append([row["protocol"], *(f"{n:.0f}" for n in (before, waiting, each, after))])
+    head = ("front before, MB", f"{count:,} wait, MB", "kB a request", "front after, MB")
+    return by_command(content, markdown(("protocol", *head), rows))
 
 
 def devices() -> str:
@@ -125,12 +173,6 @@ def controls_transfer() -> str:
     return markdown(head, rows)
 
 
-def _content(name: str) -> dict[str, Any]:
-    """A report of a fleet, which has a form of its own."""
-    content: dict[str, Any] = json.loads(report.path_of(name).read_text())
-    return content
-
-
 def _mean(values: Any, unit: str = "") -> str:
     """Of some runs, with the lowest and the highest in brackets."""
     found: Sequence[float] = list(values)
@@ -145,6 +187,9 @@ FLEET_TABLES: dict[str, Callable[[], str]] = {
     "fleet_validate": fleet_validate,
     "fleet_locality": fleet_locality,
     "fleet_faults": fleet_faults,
+    "fleet_cost": fleet_cost,
+    "fleet_hop": fleet_hop,
+    "fleet_memory": fleet_memory,
     "devices": devices,
     "controls_overlap": controls_overlap,
     "controls_transfer": controls_transfer,

@@ -17,30 +17,27 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import random
 import statistics
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from bench import report
 from bench.fleet_locality import front
 from bench.fleet_policies import POLICIES
 from bench.fleet_sim import Simulation
 from bench.fleet_traffic import Asked, Served, percentile, play, spread, workers
 from bench.fleet_world import Request, World
-from bench.report import describe_machine, ended
 from bench.server import ROOT, Server
 from tessera_gateway.fleet.peek import Peek
 from tessera_gateway.fleet.score import predict
 
-RESULTS = ROOT / "bench" / "results" / "fleet_validate.json"
 SIDES = (24, 56, 88)
 TEMPLATES, BATCH, TURNS = 4, 4, 5
 WORKLOADS = {"generations": 0.0, "generations and edits": 0.5}
@@ -78,12 +75,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
     parser.add_argument("--busy", type=float, default=0.5, help="share of the workers' time")
     parser.add_argument("--rounds", type=int, default=3, help="of other requests each")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the report")
+    parser.add_argument("--out", type=Path, help="another file for the report")
     options = parser.parse_args()
     if options.workers < 1:
         parser.error(f"--workers is {options.workers}; accepted: 1 and above")
     rows, cores = [], len(os.sched_getaffinity(0))
-    machine = describe_machine(cores)
+    machine = report.describe_machine(cores)
     with workers(ROOT / "out" / "fleet-validate", options.workers) as servers:
         for server in servers:  # every recording is on both
             known = [Asked("edit", template=n, side=SIDES[0]) for n in range(TEMPLATES)]
@@ -98,20 +95,15 @@ def main() -> None:
             model = simulated(costs, asked, options.steps, workers=options.workers, cores=cores)
             rows.append(compared(name, real, model))
             console.print(rows[-1])
-    report = {
-        "date": date.today().isoformat(),
-        "machine": ended(machine),
-        "workers": options.workers,
+    results = {
         "costs": asdict(costs),
-        "requests": options.requests,
-        "steps": options.steps,
-        "busy": options.busy,
         "rounds": rows,
         "ratios": {name: _ratios(rows, name) for name in WORKLOADS},
     }
-    console.print(report["ratios"])
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written: {options.out}")
+    console.print(results["ratios"])
+    settings = report.settings_of(options)
+    file = report.write("fleet_validate", settings, results, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
 def calibrated(servers: Sequence[Server], steps: int) -> Costs:

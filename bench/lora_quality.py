@@ -10,7 +10,6 @@ by diffusers; tests show that Tessera's are the same. Writes `bench/results/lora
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import report
 from bench.server import DEMO_CHECKPOINT, ROOT
 from tessera_build.demo.checker import score
 from tessera_build.demo.scenes import Scene, describe, held_out_scenes
@@ -35,7 +35,6 @@ STEPS, GUIDANCE = 20, 4.0
 WITHOUT = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 """Steps without the LoRA; 0 is `exact`."""
 
-RESULTS = ROOT / "bench" / "results" / "lora_quality.json"
 FIGURE = ROOT / "docs" / "images" / "lora-bounded.png"
 console = Console(highlight=False)
 
@@ -64,16 +63,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what the demo's LoRAs change")
     parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="another file for the report")
     parser.add_argument("--figure", type=Path, default=FIGURE)
     options = parser.parse_args()
+    machine = report.describe_machine(options.threads)
     torch.set_num_threads(options.threads)
     scenes = held_out_scenes(options.pictures, seed=7)
     found = [m for style in STYLES for m in measure(style, scenes)]
     console.print(table(found))
-    options.out.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+    rows = [asdict(m) for m in found]
+    settings = report.settings_of(options)
+    file = report.write("lora_quality", settings, rows, machine=machine, out=options.out)
     draw_curves(found, options.figure)
-    console.print(f"written: {options.out}, {options.figure}")
+    console.print(f"written: {file}, {options.figure}")
 
 
 def measure(style: str, scenes: Sequence[Scene]) -> list[Measured]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -101,7 +100,7 @@ def mixed_adapters() -> str:
 
 def lora_bounded() -> str:
     """Pictures that begin without their LoRAs."""
-    found = {(row["style"], row["without"]): row for row in _plain("lora_quality")}
+    found = {(row["style"], row["without"]): row for row in report.read("lora_quality")["results"]}
     styles = list(dict.fromkeys(style for style, _ in found))
     rows = [
         [
@@ -116,12 +115,6 @@ def lora_bounded() -> str:
     ]
     named = {4: "4 (default)", 20: "20 (never)"}
     return markdown(("K", *(named.get(n, f"{n}") for n in WAITED)), rows)
-
-
-def _plain(name: str) -> list[dict[str, Any]]:
-    """Measurements of a file that is no report: rows alone."""
-    rows: list[dict[str, Any]] = json.loads(report.path_of(name).read_text())
-    return rows
 
 
 LORA_TABLES: dict[str, Callable[[], str]] = {

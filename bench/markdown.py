@@ -23,6 +23,11 @@ def if_measured(name: str) -> dict[str, Any] | None:
     return report.read(name) if report.path_of(name).exists() else None
 
 
+def by_command(content: Mapping[str, Any], table: str) -> str:
+    """A table of a report, and below it when it was measured and by which command."""
+    return f"{table}\n\n`{content['command']}`, {content['date']}."
+
+
 def two(value: float) -> str:
     """Two digits behind the point."""
     return f"{value:.2f}"

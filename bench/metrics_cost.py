@@ -1,18 +1,23 @@
-"""What the metrics of a step cost: `python -m bench.metrics_cost`.
+"""What the metrics of a step cost: `python -m bench metrics-cost`.
 
-Runs a light model in a tritonserver, which calls `StepMetrics` as `denoise` does, and prints
-microseconds for a step and their share of a tick of the demo bundle.
+Runs a light model in a tritonserver, which calls `StepMetrics` as `denoise` does, and measures
+microseconds for a step. Prints their share of a tick of the demo bundle, too. Writes
+`bench/results/metrics_cost.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import urllib.request
 from pathlib import Path
 
+from rich.console import Console
+
+from bench import report
 from bench.server import plain_serving
 
 _CONFIG = """backend: "python"
@@ -58,6 +63,8 @@ class TritonPythonModel:
         return answers
 """
 
+console = Console(highlight=False)
+
 
 def measure(rounds: int) -> list[float]:
     """Microseconds of the metrics of a step, mean of 500, in each round."""
@@ -76,17 +83,23 @@ def measure(rounds: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print, write the report."""
+    parser = argparse.ArgumentParser(description="what the metrics of a step cost")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tick-ms", type=float, default=26.0, help="of a tick, for the share")
+    parser.add_argument("--out", type=Path, help="another file for the report")
     options = parser.parse_args()
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
     spent = measure(options.rounds)
     middle = statistics.median(spent)
-    print(
+    console.print(
         f"{middle:.0f} us a step ({min(spent):.0f} to {max(spent):.0f}), "
         f"{middle / options.tick_ms / 10:.2f} % of a tick of {options.tick_ms:g} ms"
     )
+    results = {"us": [round(us, 2) for us in spent]}
+    settings = report.settings_of(options)
+    file = report.write("metrics_cost", settings, results, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main() -> None:
     for load, sides in results.items():
         console.print(load, sides)
     costs = {"dense_s": DENSE_S, "sparse_s": SPARSE_S, "fixed_s": FIXED_S, "control": CONTROL}
-    settings = {k: v for k, v in vars(options).items() if k != "out"} | costs
+    settings = report.settings_of(options) | costs
     file = report.write("order_sim", settings, results, machine=machine, out=options.out)
     console.print(f"written: {file}")
 

@@ -76,11 +76,9 @@ def main() -> None:
                 "samples": samples(found),
             }
     console.print(table({name: result["summary"] for name, result in results.items()}))
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    del settings["out"]
-    console.print(
-        f"written: {report.write('trace', settings, results, machine=machine, out=options.out)}"
-    )
+    settings = report.settings_of(options)
+    file = report.write("trace", settings, results, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
 def replay(requests: Sequence[Asked], send: Callable[[Asked], Info | None]) -> list[Outcome]:

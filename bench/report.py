@@ -5,19 +5,20 @@
 `machine` has when the run began, how long it took, the load average before it, and how fast the
 machine was before and after (`bench.calibration`). Reports of before 2026-11-29 lack the first two
 and the last. `results` holds raw samples wherever the benchmark has any. Rows that have the same
-fields are written as `{"columns": [...], "rows": [[...], ...]}`. Tables and figures are rendered
-from the file, never typed (`bench.tables`).
+fields, at any depth, are written as `{"columns": [...], "rows": [[...], ...]}`. Tables and figures
+are rendered from the file, never typed (`bench.tables`).
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from bench.server import ROOT
 
 FOLDER = ROOT / "bench" / "results"
 FIELDS = ("name", "date", "command", "machine", "settings", "results")
+ROWS = ("columns", "rows")
 _LIBRARIES = ("torch", "diffusers", "onnxruntime", "numpy", "nvidia-pytriton")
 
 
@@ -81,24 +83,40 @@ def write(
 
 def _written(content: Mapping[str, Any]) -> str:
     """JSON with a line for each field, and for each of the results."""
-    lines = []
-    for name, value in content.items():
-        text = _compact(value)
-        if name == "results" and (columns := _columns(value)):
-            rows = ",\n".join(_compact([row[column] for column in columns]) for row in value)
-            text = f'{{"columns": {_compact(columns)}, "rows": [\n{rows}\n]}}'
-        elif name == "results" and isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(map(_compact, value)) + "\n]"
-        elif name == "results" and isinstance(value, dict) and value:
-            pairs = (f"{json.dumps(key)}: {_compact(each)}" for key, each in value.items())
-            text = "{\n" + ",\n".join(pairs) + "\n}"
-        lines.append(f"{json.dumps(name)}: {text}")
+    lines = [
+        f"{json.dumps(name)}: {_lined(_tabled(value)) if name == 'results' else _compact(value)}"
+        for name, value in content.items()
+    ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _columns(value: Any) -> list[str]:
-    """Names of the fields, if the value is rows that all have the same; else none."""
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+def _lined(value: Any) -> str:
+    """JSON with a line for each row, item or field."""
+    if isinstance(value, dict) and tuple(value) == ROWS:
+        return f'{{"columns": {_compact(value["columns"])}, "rows": {_lined(value["rows"])}}}'
+    if isinstance(value, list) and value:
+        return "[\n" + ",\n".join(map(_compact, value)) + "\n]"
+    if isinstance(value, dict) and value:
+        pairs = (f"{json.dumps(str(key))}: {_compact(each)}" for key, each in value.items())
+        return "{\n" + ",\n".join(pairs) + "\n}"
+    return _compact(value)
+
+
+def _tabled(value: Any) -> Any:
+    """The value, at any depth with the names of fields once where rows have the same ones."""
+    if isinstance(value, dict):
+        return {key: _tabled(each) for key, each in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    if not (columns := _columns(value)):
+        return [_tabled(each) for each in value]
+    rows = [[_tabled(row[column]) for column in columns] for row in value]
+    return dict(zip(ROWS, (columns, rows), strict=True))
+
+
+def _columns(value: Sequence[Any]) -> list[str]:
+    """Names of the fields, if the items are rows that all have the same; else none."""
+    if not all(isinstance(row, dict) for row in value):
         return []
     fields = {tuple(row) for row in value}
     return list(fields.pop()) if len(fields) == 1 else []
@@ -122,12 +140,24 @@ def read(name: str) -> dict[str, Any]:
 
 def parsed(text: str) -> dict[str, Any]:
     """The content of a report's file, whose rows are mappings again."""
-    content: dict[str, Any] = json.loads(text)
-    results = content.get("results")
-    if isinstance(results, dict) and tuple(results) == ("columns", "rows"):
-        columns = results["columns"]
-        content["results"] = [dict(zip(columns, row, strict=True)) for row in results["rows"]]
+    content: dict[str, Any] = json.loads(text, object_hook=_rows)
     return content
+
+
+def _rows(value: dict[str, Any]) -> Any:
+    """A table's rows as mappings; anything else as it is."""
+    if tuple(value) != ROWS:
+        return value
+    return [dict(zip(value["columns"], row, strict=True)) for row in value["rows"]]
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """A benchmark's options as settings: all but where it writes to."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name not in ("out", "figure")
+    }
 
 
 def command() -> str:

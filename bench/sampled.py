@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.fleet_hop import differences
 from bench.lora_crossover import in_turns
 from bench.profile import outside_share
 
@@ -178,6 +179,50 @@ def _optimum(content: Content) -> Iterator[Figure]:
         yield by_turn(f"picture, {ours[0]} / {name}", ours[1], samples)
 
 
+def _locality(content: Content) -> Iterator[Figure]:
+    """What p95 of a policy is, of locality's in the same round."""
+    p95: dict[str, list[float]] = {}
+    for run in sorted(content["results"], key=lambda run: run["round"]):
+        p95.setdefault(run["policy"], []).append(run["p95_ms"])
+    ours = p95.pop("locality")
+    for policy, theirs in p95.items():
+        yield by_turn(f"p95, {policy} / locality", theirs, ours)
+
+
+def _validated(content: Content) -> Iterator[Figure]:
+    rounds = content["results"]["rounds"]
+    for workload in dict.fromkeys(of["workload"] for of in rounds):
+        for share in ("p50", "p95"):
+            ratios = [of[share]["ratio"] for of in rounds if of["workload"] == workload]
+            name = f"{workload}, {share}, simulated / real"
+            yield Figure(name, quartiles_of(ratios), len(ratios))
+
+
+def _fleet_cost(content: Content) -> Iterator[Figure]:
+    for row in content["results"]:
+        yield Figure(f"{row['what']}, ms", quartiles_of(row["ms"]), len(row["ms"]))
+
+
+def _fleet_hop(content: Content) -> Iterator[Figure]:
+    for row in content["results"]:
+        name = f"{row['protocol']}, {row['side']} x {row['side']}, front - direct, ms"
+        more = differences(row)
+        sides = (statistics.median(row["front_ms"]), statistics.median(row["direct_ms"]))
+        yield Figure(name, quartiles_of(more), len(more), sides)
+
+
+def _metrics_cost(content: Content) -> Iterator[Figure]:
+    spent = content["results"]["us"]
+    yield Figure("metrics of a step, us", quartiles_of(spent), len(spent))
+
+
+def _startup(content: Content) -> Iterator[Figure]:
+    for what, seconds in content["results"]["seconds"].items():
+        yield Figure(f"{what}, s", quartiles_of(seconds), len(seconds))
+    cpu = content["results"]["cpu_s"]["together"]
+    yield Figure("CPU time until ready, s", quartiles_of(cpu), len(cpu))
+
+
 _EDITS = Form(_edits, ("rounds", "steps", "quality"))
 _BASELINES = Form(_baselines, ("scenario", "rounds", "requests"))
 _SWITCH = Form(_switch, ("config", "rank", "rounds"))
@@ -202,13 +247,21 @@ FORMS: dict[str, Form] = {
     "baselines_edits": _BASELINES,
     "lora_switch_sd15": _SWITCH,
     "lora_switch_sdxl": _SWITCH,
+    "fleet_cost": Form(_fleet_cost, ("rounds",)),
+    "fleet_hop": Form(_fleet_hop, ("rounds",)),
+    "metrics_cost": Form(_metrics_cost, ("rounds",)),
+    "startup": Form(_startup, ("runs",)),
+    "fleet_locality": Form(_locality, ("requests", "rounds", "steps")),
+    "fleet_validate": Form(_validated, ("workers", "requests", "steps", "busy", "rounds")),
     "lora_crossover": Form(_crossover, ("steps", "rounds")),
 }
 """By the name of the report."""
 
 _ONE_RUN = "its samples are the requests of a run, so their spread is not that between runs"
+_SIMULATED = "it is simulated, and comes out the same"
+_COMPUTED = "it is computed, and comes out the same"
 _OTHER_EDITS = "its samples are different edits, so their spread is not that between runs"
-_OWN_FORM = "it has a form of its own, without its command"
+_SEEDED = "its pictures have their seeds, and come out the same"
 WITHOUT: dict[str, str] = {
     "overload": _ONE_RUN,
     "estimate": _ONE_RUN,
@@ -221,15 +274,16 @@ WITHOUT: dict[str, str] = {
     "edit_policies": _OTHER_EDITS,
     "edit_policies_grid": _OTHER_EDITS,
     "edit_quality": _OTHER_EDITS,
-    "order_sim": "it is simulated, and comes out the same",
+    "order_sim": _SIMULATED,
     "client_alone": "it has sizes, not times",
+    "sizes": _COMPUTED,
+    "cache_bytes": _COMPUTED,
+    "fleet_memory": "each of its figures is of a single turn",
     "growth": "many of its figures are of a single turn",
     "second_day": "it is the comparison itself",
-    "lora_quality": _OWN_FORM,
-    "fleet_faults": _OWN_FORM,
-    "fleet_locality": _OWN_FORM,
-    "fleet_scale": _OWN_FORM,
-    "fleet_sim": _OWN_FORM,
-    "fleet_validate": _OWN_FORM,
+    "lora_quality": _SEEDED,
+    "fleet_faults": _ONE_RUN,
+    "fleet_scale": _ONE_RUN,
+    "fleet_sim": _SIMULATED,
 }
 """Why a report cannot be compared."""

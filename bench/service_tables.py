@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Callable
 
 from bench import report
-from bench.markdown import NOT_YET, if_measured, markdown, spread
+from bench.cache_bytes import cells
+from bench.markdown import NOT_YET, by_command, if_measured, markdown, spread
 from bench.sampled import quartiles_of
 
 
@@ -46,6 +47,60 @@ def restarts() -> str:
         for what, values in content["results"].items()
     ]
     return markdown(("", f"seconds, {content['settings']['runs']} rounds"), rows)
+
+
+def startup() -> str:
+    """Times of start and stop."""
+    if (content := if_measured("startup")) is None:
+        return NOT_YET.format("startup")
+    seconds = content["results"]["seconds"]
+    cpu = {"CPU time until ready, all processes": content["results"]["cpu_s"]["together"]}
+    rows = [
+        [
+            what,
+            f"{statistics.median(of):.2f} ({min(of):.2f} to {max(of):.2f})",
+            str(len(of)),
+        ]
+        for what, of in (seconds | cpu).items()
+    ]
+    return by_command(content, markdown(("", "seconds", "runs"), rows))
+
+
+def metrics_cost() -> str:
+    """What the metrics of a step cost."""
+    if (content := if_measured("metrics_cost")) is None:
+        return NOT_YET.format("metrics-cost")
+    spent, tick = content["results"]["us"], content["settings"]["tick_ms"]
+    share = f"{statistics.median(spent) / tick / 10:.2f} %"
+    found = [spread(quartiles_of(spent)), f"{tick:g} ms", share]
+    return by_command(content, markdown(("us a step", "of a tick of", "share"), [found]))
+
+
+def cache_bytes() -> str:
+    """Bytes of a recording of published networks."""
+    if (content := if_measured("cache_bytes")) is None:
+        return NOT_YET.format("cache-bytes")
+    rows = [[row["form"], *cells(row)] for row in content["results"]]
+    head = ("form", *content["results"][0]["bytes"])
+    return by_command(content, markdown(head, rows))
+
+
+def sizes() -> str:
+    """Parameters and bytes of bundles of published networks."""
+    if (content := if_measured("sizes")) is None:
+        return NOT_YET.format("sizes")
+    rows = [
+        [
+            row["variant"],
+            row["network"],
+            f"{row['parameters']:,}",
+            *(f"{size / 1e9:.2f}" for size in row["bytes"].values()),
+        ]
+        for row in content["results"]
+    ]
+    precisions = (f"{name}, GB" for name in content["results"][0]["bytes"])
+    head = ("variant", "network", "parameters", *precisions)
+    return by_command(content, markdown(head, rows))
 
 
 def aiperf() -> str:
@@ -93,6 +148,10 @@ SERVICE_TABLES: dict[str, Callable[[], str]] = {
     "gateway": gateway,
     "watched": watched,
     "restarts": restarts,
+    "startup": startup,
+    "metrics-cost": metrics_cost,
+    "cache-bytes": cache_bytes,
+    "sizes": sizes,
     "ready": ready,
     "aiperf": aiperf,
     "estimate": estimate,

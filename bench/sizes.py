@@ -1,11 +1,11 @@
 """How large bundles in each precision are: computed, and measured with random weights.
 
-    python -m bench.sizes                                # parameters and bytes, computed
-    python -m bench.sizes --build sd15 --precision fp16 --keep out/sizes
+    python -m bench sizes                                # parameters and bytes, computed
+    python -m bench sizes --build sd15 --precision fp16 --keep out/sizes
 
 `--build` writes a checkpoint in that precision, builds a bundle of it as `tessera-build` does, and
 gives bytes by file, seconds, and the largest memory of all processes together (proportional set
-size, every half second). Numbers: `docs/internals/precision.md`.
+size, every half second). What is computed is written to `bench/results/sizes.json`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from bench import report
 from bench.gpu.networks import configs, control_config, random_network
 from bench.gpu.timing import Place
 from tessera.manifest import read_manifest
@@ -36,49 +37,59 @@ from tessera_build.precision import PRECISIONS, stored_type
 
 BINARY = Path(sys.executable).with_name("tessera-build")
 LINEAR = (nn.Linear,)
+BUNDLE = "all but the ControlNet"
 console = Console(highlight=False)
 
 
 def main() -> None:
-    """Print a table."""
+    """Compute, print, write the report; or measure a build."""
     parser = argparse.ArgumentParser(description="sizes of bundles")
     parser.add_argument("--build", choices=("sd15", "sdxl"), help="measure a build")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp16")
     parser.add_argument("--keep", type=Path, default=Path("out/sizes"), help="folder to write to")
+    parser.add_argument("--out", type=Path, help="another file for the report of what is computed")
     options = parser.parse_args()
     if options.build:
         _measure(options.build, options.precision, options.keep)
-    else:
-        console.print(_computed())
-
-
-def _computed() -> Table:
+        return
+    machine = report.describe_machine(1)
+    rows = [row for variant in ("sd15", "sdxl") for row in computed(variant)]
     table = Table("variant", "network", "parameters", *(f"{p}, GB" for p in PRECISIONS))
-    for name in ("sd15", "sdxl"):
-        parts = configs(name, tiny=False)
-        parts |= {"controlnet_any": control_config(parts["unet"])}
-        totals = dict.fromkeys(PRECISIONS, 0)
-        for part, config in parts.items():
-            network: Any = new_network(part, config)
-            count = sum(p.numel() for p in network.parameters())
-            sizes = {p: count * _bytes(name, part, p, config) for p in PRECISIONS}
-            if not part.startswith("controlnet"):
-                totals = {p: totals[p] + sizes[p] for p in PRECISIONS}
-            table.add_row(name, part, f"{count:,}", *_gigabytes(sizes))
-            if part == "unet":
-                linear = sum(m.weight.numel() for m in network.modules() if isinstance(m, LINEAR))
-                of_linear = {p: linear * PRECISIONS[p].itemsize for p in PRECISIONS}
-                table.add_row(name, "  its linear layers", f"{linear:,}", *_gigabytes(of_linear))
-        table.add_row(name, "all but the ControlNet", "", *_gigabytes(totals), style="bold")
-    return table
+    for row in rows:
+        sizes = (f"{size / 1e9:.2f}" for size in row["bytes"].values())
+        table.add_row(row["variant"], row["network"], f"{row['parameters']:,}", *sizes)
+    console.print(table)
+    console.print(f"written: {report.write('sizes', {}, rows, machine=machine, out=options.out)}")
+
+
+def computed(variant: str) -> list[dict[str, Any]]:
+    """Parameters, and bytes by precision, of each network, of the UNet's linear layers, of all but
+    the ControlNet (`BUNDLE`), and of the ControlNet.
+    """
+    parts = configs(variant, tiny=False)
+    rows = []
+    for part, config in parts.items():
+        network: Any = new_network(part, config)
+        rows.append(_row(variant, part, config, sum(p.numel() for p in network.parameters())))
+        if part == "unet":
+            linear = sum(m.weight.numel() for m in network.modules() if isinstance(m, LINEAR))
+            unet = _row(variant, part, config, linear)
+    total = {p: sum(row["bytes"][p] for row in rows) for p in PRECISIONS}
+    count = sum(row["parameters"] for row in rows)
+    whole = {"variant": variant, "network": BUNDLE, "parameters": count, "bytes": total}
+    control = control_config(parts["unet"])
+    network = new_network("controlnet_any", control)
+    own = _row(variant, "controlnet_any", control, sum(p.numel() for p in network.parameters()))
+    return [*rows, {**unet, "network": "linear layers of the UNet"}, whole, own]
+
+
+def _row(variant: str, part: str, config: dict[str, Any], count: int) -> dict[str, Any]:
+    sizes = {p: count * _bytes(variant, part, p, config) for p in PRECISIONS}
+    return {"variant": variant, "network": part, "parameters": count, "bytes": sizes}
 
 
 def _bytes(variant: str, part: str, precision: str, config: dict[str, Any]) -> int:
     return stored_type(part, precision, VARIANTS[variant], config).itemsize
-
-
-def _gigabytes(sizes: dict[str, int]) -> list[str]:
-    return [f"{size / 1e9:.2f}" for size in sizes.values()]
 
 
 def _measure(variant: str, precision: str, folder: Path) -> None:

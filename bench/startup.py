@@ -1,11 +1,11 @@
 """How long a server takes to start and to stop, and what is used first takes longer.
 
-    python -m bench.startup [--runs 5]
+    python -m bench startup [--runs 5]
 
 Measures the demo bundle (`make bundle`): until `tessera-serve` says that it is ready, with the CPU
 time that each model's processes have used by then; the first and the second list of LoRAs; the
 first and the second use of a ControlNet, in pictures of two steps; until it has ended behind
-SIGTERM, idle and while twelve pictures are being drawn. Numbers: `docs/internals/startup.md`.
+SIGTERM, idle and while pictures are being drawn. Writes `bench/results/startup.json`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench import report
 from bench.server import DEMO_BUNDLE, Server, serving
 from tessera.shared.processes import model_processes
 from tessera_client import Client, Control, TesseraError
@@ -38,16 +39,26 @@ Seconds = dict[str, list[float]]
 
 
 def main() -> None:
-    """Print medians."""
+    """Measure, print medians, write the report."""
     parser = argparse.ArgumentParser(description="times of start and stop")
     parser.add_argument("--runs", type=int, default=5, help="servers to start for each number")
     parser.add_argument("--bundle", type=Path, default=DEMO_BUNDLE, help="bundle to serve")
+    parser.add_argument("--out", type=Path, help="another file for the report")
     options = parser.parse_args()
+    machine = report.describe_machine(len(os.sched_getaffinity(0)))
     wall, cpu = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for run in range(2 * options.runs):
         _measure(options.bundle, wall, cpu, loaded=run % 2 == 1)
     _print("seconds", wall)
     _print("CPU seconds at readiness, by model", cpu)
+    measured = {"seconds": wall, "cpu_s": cpu}
+    results = {
+        what: {name: [round(s, 3) for s in of] for name, of in values.items()}
+        for what, values in measured.items()
+    }
+    settings = {"runs": options.runs, "bundle": options.bundle.name}
+    file = report.write("startup", settings, results, machine=machine, out=options.out)
+    console.print(f"written: {file}")
 
 
 def _measure(bundle: Path, wall: Seconds, cpu: Seconds, *, loaded: bool) -> None:

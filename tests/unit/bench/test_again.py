@@ -107,6 +107,33 @@ def test_baselines_are_compared_with_tessera_in_the_same_round() -> None:
     assert (figure.quartiles, figure.sides) == ((2.25, 2.5, 2.75), (4000, 1500))
 
 
+def test_policies_of_a_fleet_are_compared_with_locality_in_the_same_round() -> None:
+    p95 = {"round robin": (300, 400), "locality": (200, 100)}
+    runs = [
+        {"policy": policy, "round": number, "p95_ms": of[number]}
+        for number in (1, 0)  # the order of the runs does not matter
+        for policy, of in p95.items()
+    ]
+    (figure,) = FORMS["fleet_locality"].figures({"results": runs})
+    assert figure.name == "p95, round robin / locality"
+    assert (figure.quartiles, figure.turns) == ((2.125, 2.75, 3.375), 2)
+
+
+def test_a_simulated_fleet_has_its_ratios_of_all_rounds() -> None:
+    rounds = [
+        {"workload": name, "p50": {"ratio": ratio}, "p95": {"ratio": 2 * ratio}}
+        for ratio in (1.1, 0.9, 1.0)
+        for name in ("plain", "edits")
+    ]
+    figures = list(FORMS["fleet_validate"].figures({"results": {"rounds": rounds}}))
+    assert [figure.name for figure in figures] == [
+        f"{name}, {share}, simulated / real"
+        for name in ("plain", "edits")
+        for share in ("p50", "p95")
+    ]
+    assert figures[1].quartiles == pytest.approx((1.9, 2.0, 2.1))
+
+
 def test_other_settings_are_no_second_run() -> None:
     other = report_of({}, settings={"steps": 10, "rounds": 2})
     with pytest.raises(ValueError, match=r"settings of edit_latency_demo .*'steps': \[20, 10\]"):

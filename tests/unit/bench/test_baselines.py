@@ -14,6 +14,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from bench import report
 from bench.baseline_server import (
     ALONE,
     CANDIDATES,
@@ -23,7 +24,7 @@ from bench.baseline_server import (
     best_of,
     write_repository,
 )
-from bench.baseline_tables import ratio
+from bench.baseline_tables import SIDES, ratio, scenarios
 from bench.baselines import EQUAL, OWN, label_of, loads_of, report_of, run_of
 from bench.lora_files import write_loras
 from bench.replay import Outcome
@@ -192,3 +193,33 @@ def test_scenarios_have_reports_of_their_own() -> None:
         "baselines_edits",
         "baselines",
     ]
+
+
+def test_a_scenario_has_a_row_for_each_load_with_the_tails_of_all_sides(tmp_path: Path) -> None:
+    loads = [(load, share) for load in (OWN, EQUAL) for share in (0.3, 0.95)]
+    runs = {
+        label_of(side, load, share): {
+            "side": side,
+            "load": load,
+            "share": share,
+            "summary": {"latency_s": {"p95": number + share}, "good": share},
+        }
+        for load, share in loads
+        for number, side in enumerate(SIDES)
+        if (side, load, share) != (SIDES[-1], *loads[-1])
+    }
+    results = {"capacity": {side: 2.0 for side in SIDES}, "runs": runs}
+    with report.elsewhere(tmp_path):
+        report.write(report_of("edits"), {}, results, machine={})
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in scenarios().split("\n")]
+    assert rows[0] == ["scenario", "load: share of capacity", *SIDES]
+    assert rows[2][0] == "`python -m bench baselines-text` has not been run on a quiet machine yet."
+    assert rows[4] == ["**edits**", "pictures/s, all at once", *["2.00"] * 4]
+    tails = ["0.30 s, 30 %", "1.30 s, 30 %", "2.30 s, 30 %", "3.30 s, 30 %"]
+    assert rows[5] == ["", "0.3 of its own", *tails]
+    assert [row[1] for row in rows[6:]] == [
+        "0.95 of its own",
+        "0.3 of the slowest one's",
+        "0.95 of the slowest one's",
+    ]
+    assert rows[-1][-1] == "not measured"

@@ -13,21 +13,24 @@ from bench import figures, report
 from bench.figures import COLOURS, DRAWINGS, Drawing, digest_of, drawn, of_few_colours, redraw
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_every_figure_can_be_drawn_from_its_report(name: str, tmp_path: Path) -> None:
-    drawing, file = DRAWINGS[name], tmp_path / "figure.png"
-    results = figures.results_of(name)
+every_drawing = pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda d: d.file.stem)
+
+
+@every_drawing
+def test_every_figure_can_be_drawn_from_its_report(drawing: Drawing, tmp_path: Path) -> None:
+    file = tmp_path / "figure.png"
+    results = figures.results_of(drawing.report)
     file.write_bytes(drawn(drawing, results))
     assert digest_of(file) == figures.digest(results)
     with Image.open(file) as new, Image.open(drawing.file) as old:
         assert new.width == old.width
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_a_figure_that_names_its_results_is_of_the_report(name: str) -> None:
+@every_drawing
+def test_a_figure_that_names_its_results_is_of_the_report(drawing: Drawing) -> None:
     """`python -m bench tables` draws it. Figures of before there were digests name none."""
-    results = figures.results_of(name)
-    assert digest_of(DRAWINGS[name].file) in (None, figures.digest(results))
+    results = figures.results_of(drawing.report)
+    assert digest_of(drawing.file) in (None, figures.digest(results))
 
 
 def test_only_changed_results_are_drawn(tmp_path: Path) -> None:
@@ -39,12 +42,12 @@ def test_only_changed_results_are_drawn(tmp_path: Path) -> None:
 
     file = tmp_path / "figure.png"
     with report.elsewhere(tmp_path):
-        assert redraw({"some": Drawing(file, draw)}) == []
+        assert redraw([Drawing("some", file, draw)]) == []
         report.write("some", {}, [7], machine={"cpu": "one"})
-        assert redraw({"some": Drawing(file, draw)}) == ["drawn: figure.png"]
-        assert redraw({"some": Drawing(file, draw)}) == []
+        assert redraw([Drawing("some", file, draw)]) == ["drawn: figure.png"]
+        assert redraw([Drawing("some", file, draw)]) == []
         report.write("some", {}, [9], machine={"cpu": "one"})
-        assert redraw({"some": Drawing(file, draw)}) == ["drawn: figure.png"]
+        assert redraw([Drawing("some", file, draw)]) == ["drawn: figure.png"]
     assert drawings == [[7], [9]]
     with Image.open(file) as picture:
         assert picture.convert("RGB").getpixel((0, 0)) == (9, 0, 0)
@@ -75,6 +78,6 @@ def test_a_figure_that_would_grow_stays(tmp_path: Path) -> None:
     before = file.read_bytes()
     with report.elsewhere(tmp_path):
         report.write("some", {}, [7], machine={"cpu": "one"})
-        (said,) = redraw({"some": Drawing(file, draw)})
+        (said,) = redraw([Drawing("some", file, draw)])
     assert re.fullmatch(rf"not drawn: figure.png would grow from {len(before)} to \d+ bytes", said)
     assert file.read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ RESULTS: dict[str, Any] = {
     "rows of other orders": [{"way": "a", "ms": 1}, {"ms": 2, "way": "b"}],
     "numbers": [1, 2.5],
     "by name": {"one": [{"a": 1}], "two": 3},
+    "rows in rows": [{"runs": [{"ms": 1}, {"ms": 2}], "way": "a"}, {"runs": [], "way": "b"}],
+    "rows in lists": {"rounds": [[{"at": 1, "loras": [1]}, {"at": 2, "loras": []}], []]},
     "no rows": [],
 }
 
@@ -34,6 +37,19 @@ def test_rows_of_the_same_fields_name_them_once(tmp_path: Path) -> None:
     found = json.loads(file.read_text())["results"]
     assert found == {"columns": ["way", "ms"], "rows": [["a", 1.5], ["b", None]]}
     assert len(file.read_text().splitlines()) == len(rows) + 9
+
+
+def test_rows_within_rows_name_their_fields_once_too(tmp_path: Path) -> None:
+    file = report.write("name", {}, RESULTS["rows in rows"], machine={}, out=tmp_path / "name.json")
+    assert json.loads(file.read_text())["results"] == {
+        "columns": ["runs", "way"],
+        "rows": [[{"columns": ["ms"], "rows": [[1], [2]]}, "a"], [[], "b"]],
+    }
+
+
+def test_settings_are_the_options_without_where_it_writes_to() -> None:
+    options = argparse.Namespace(steps=20, ratios=Path("a.npy"), out=Path("b"), figure=None)
+    assert report.settings_of(options) == {"steps": 20, "ratios": "a.npy"}
 
 
 def test_columns_that_do_not_fit_their_rows_are_told() -> None:

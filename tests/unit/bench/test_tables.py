@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import report
+from bench import again, report
 from bench.__main__ import BENCHES
 from bench.calibration import product_ms
 from bench.lora_tables import to_diffusers
@@ -48,13 +48,11 @@ def test_every_benchmark_can_be_run(bench: object) -> None:
 
 
 def test_committed_reports_have_the_form() -> None:
-    """Those of fleets and of the quality of LoRAs have forms of their own."""
-    names = {file.stem for file in report.FOLDER.glob("*.json")}
-    others = {n for n in names if n.startswith("fleet") or n == "lora_quality"}
-    for name in names - others:
+    for name in {file.stem for file in report.FOLDER.glob("*.json")}:
         found = report.read(name)
         assert found["name"] == name
         assert found["machine"]["cpu"]
+        again.started(found["command"])
         assert found["results"]
 
 
