@@ -27,7 +27,7 @@ def baselines() -> str:
     """The mixed trace, all loads."""
     if (content := if_measured("baselines")) is None:
         return NOT_YET.format("baselines")
-    capacity, runs = content["results"]["capacity"], content["results"]["runs"].values()
+    capacity, runs = content["results"]["capacity"], content["results"]["runs"]
     rows = []
     for run in runs:
         of = "its own" if run["load"] == OWN else "the slowest one's"
@@ -53,7 +53,7 @@ def short() -> str:
     """The mixed trace at one rate for all."""
     if (content := if_measured("baselines")) is None:
         return NOT_YET.format("baselines")
-    capacity, runs = content["results"]["capacity"], content["results"]["runs"].values()
+    capacity, runs = content["results"]["capacity"], content["results"]["runs"]
     same = [run for run in runs if (run["load"], run["share"]) == (EQUAL, SHARE)]
     rows = [
         [
@@ -72,7 +72,7 @@ def goals() -> str:
     """Each goal with its figure."""
     if (content := if_measured("baselines")) is None:
         return NOT_YET.format("baselines")
-    runs = content["results"]["runs"].values()
+    runs = content["results"]["runs"]
     rows = []
     for what, sides, edits, least in GOALS:
         cells = []
@@ -106,20 +106,20 @@ def scenarios() -> str:
         results = content["results"]
         capacities = [two(results["capacity"][side]) for side in SIDES]
         rows.append([f"**{scenario}**", "pictures/s, all at once", *capacities])
-        runs = results["runs"].values()
+        runs = results["runs"]
         for load, share in dict.fromkeys((run["load"], run["share"]) for run in runs):
             found = [_of(runs, side, load, share) for side in SIDES]
             of = "its own" if load == OWN else "the slowest one's"
-            rows.append(["", f"{share:g} of {of}", *(_tail(run) for run in found)])
+            rows.append(["", f"{share:g} of {of}", *(_tail(run, found[0]) for run in found)])
     return markdown(("scenario", "load: share of capacity", *SIDES), rows)
 
 
-def _tail(run: Run | None) -> str:
-    """p95, and how many came in time."""
-    if run is None:
+def _tail(run: Run | None, ours: Run | None) -> str:
+    """p95, how many times Tessera's that is, and how many came in time."""
+    if run is None or ours is None:
         return "not measured"
-    summary = run["summary"]
-    return f"{two(summary['latency_s']['p95'])} s, {_percent(summary['good'])}"
+    times = "" if run is ours else f" ({two(_p95(run, edits=False) / _p95(ours, edits=False))})"
+    return f"{two(_p95(run, edits=False))} s{times}, {_percent(run['summary']['good'])}"
 
 
 _LATENCIES = ("p50, s", "p95, s", "p95 of edits, s")

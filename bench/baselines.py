@@ -14,7 +14,7 @@ of the slowest one's capacity. Requests with fresh prompts get others in each pa
 
 A picture is in time within `--deadline`, three seconds (`bench.replay.DEADLINE_S`): about three
 times what the baseline takes for one alone. Writes `bench/results/baselines.json` and
-`docs/images/baselines.png`, of other scenarios than `mixed` `baselines_SCENARIO.json`.
+`docs/images/baselines.webp`, of other scenarios than `mixed` `baselines_SCENARIO.json`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from tessera.contract.limits import MAX_SLOTS
 from tessera_client import Client
 
 FOLDER = ROOT / "out" / "bench-baselines"
-FIGURE = ROOT / "docs" / "images" / "baselines.png"
+FIGURE = ROOT / "docs" / "images" / "baselines.webp"
 TESSERA, STATIC, SINGLE, BATCHED = (
     "Tessera",
     "Tessera, static batches",
@@ -86,7 +86,7 @@ def main() -> None:
     }
     _print(results)
     if options.scenario == "mixed":
-        draw({name: _every(run) for name, run in results["runs"].items()}, options.figure)
+        draw(latencies(results["runs"]), options.figure)
     name, settings = report_of(options.scenario), report.settings_of(options)
     file = report.write(name, settings, results, machine=machine, out=options.out)
     console.print(f"written: {file}")
@@ -97,10 +97,18 @@ def report_of(scenario: str) -> str:
     return "baselines" if scenario == "mixed" else f"baselines_{scenario}"
 
 
-def label_of(side: str, load: str, share: float) -> str:
-    """A run's name in the report."""
-    of = "its capacity" if load == OWN else "the slowest one's capacity"
-    return f"{side}, {share:g} of {of}"
+def label_of(run: Mapping[str, Any]) -> str:
+    """A run's name."""
+    of = "its capacity" if run["load"] == OWN else "the slowest one's capacity"
+    return f"{run['side']}, {run['share']:g} of {of}"
+
+
+def latencies(runs: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[float]]:
+    """Of all requests that had their pictures, by the name of the run."""
+    return {
+        label_of(run): [s for outcomes in run["latencies"] for s in outcomes if s is not None]
+        for run in runs
+    }
 
 
 def _tuned(things: Things, options: argparse.Namespace) -> tuple[Batching, list[dict[str, Any]]]:
@@ -134,13 +142,11 @@ def _measure(things: Things, batching: Batching, options: argparse.Namespace) ->
                 fresh = trace.again(requests, 3 + place)
                 outcomes = turns.replayed(fresh, rates, sides, quiet, number + place)
                 found.setdefault(load, []).append(outcomes)
-    runs = {
-        label_of(side, *load): run_of(
-            side, load, rates[side], [each[side] for each in found[load]], options.deadline
-        )
+    runs = [
+        run_of(side, load, rates[side], [each[side] for each in found[load]], options.deadline)
         for load, rates in loads.items()
         for side in sides
-    }
+    ]
     return {
         "capacity": capacity,
         "differences": differences,
@@ -227,19 +233,15 @@ def _differences(things: Things, sides: Mapping[str, Up]) -> dict[str, dict[str,
     return found
 
 
-def _every(run: Mapping[str, Any]) -> list[float]:
-    return [s for outcomes in run["latencies"] for s in outcomes if s is not None]
-
-
 def _print(results: Mapping[str, Any]) -> None:
     shown = Table("run", "p50", "p95", "of rounds", "p95 of edits", "failed", title="seconds")
-    for name, run in results["runs"].items():
+    for run in results["runs"]:
         of = run["summary"]
         edit = run["kinds"].get("edit", {})
         cells = [of["latency_s"].get("p50"), of["latency_s"].get("p95"), *of["p95_of_rounds"]]
         p50, p95, *rounds = ("-" if cell is None else two(cell) for cell in cells)
         edits = two(edit["p95"]) if "p95" in edit else "-"
-        shown.add_row(name, p50, p95, " ".join(rounds), edits, str(of["failed"]))
+        shown.add_row(label_of(run), p50, p95, " ".join(rounds), edits, str(of["failed"]))
     console.print(shown)
     for name in ("batching", "capacity", "differences", "idle_cores", "not_quiet", "seconds"):
         console.print(f"{name}: {results[name]}")

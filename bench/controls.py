@@ -26,6 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import report
+from bench.plots import save
 from bench.server import DEMO_BUNDLE, ROOT, Server, plain_serving
 from tessera.controls.models import write_models
 from tessera.manifest import CONTROLNET, HINT, read_manifest, write_manifest
@@ -39,7 +40,7 @@ from tests.fakes.true_configs import CONFIGS
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-FIGURE = ROOT / "docs" / "images" / "controls_tick.png"
+FIGURE = ROOT / "docs" / "images" / "controls_tick.webp"
 LOG = ROOT / "out" / "bench-controls.log"
 SLEEPS = (40, 60, 80)
 STEPS, REQUESTS = 20, 6
@@ -165,7 +166,7 @@ def draw_tick(events: list[Event]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("ms since the tick began (dark: the stand-in; light: its whole call)")
     figure.tight_layout()
-    figure.savefig(FIGURE, dpi=110)
+    save(figure, FIGURE)
     plt.close(figure)
 
 

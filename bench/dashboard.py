@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.plots import save
 from bench.server import DEMO_BUNDLE, ROOT, Server, free_ports, serving
 from tessera.errors import TesseraError
 from tessera_client import Client, Control, Lora
 
 DEPLOY = ROOT / "deploy"
-OUT = ROOT / "docs" / "images" / "dashboard.png"
+OUT = ROOT / "docs" / "images" / "dashboard.webp"
 SCRAPE_S = 2
 COLUMNS = 3
 
@@ -130,7 +131,7 @@ def draw(drawn: list[tuple[str, str, dict[str, Any]]], file: Path) -> None:
             axis.legend(fontsize=7, loc="upper left")
     figure.supxlabel("seconds")
     figure.tight_layout()
-    figure.savefig(file, dpi=70)
+    save(figure, file, dpi=70)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 Each case is edited densely and then sparsely: as the server does it for each quality with this
 bundle (`tessera-build probe`), or in other ways (`--sides`): margins, dense steps, recordings with
 other prompts. Prompts name the new shape only (`bench/edit_cases.py`). Writes every measurement to
-`bench/results/edit_policies.json`, and `docs/images/edit-policies.png`.
+`bench/results/edit_policies.json`, and `docs/images/edit-policies.webp`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.table import Table
 from bench import report
 from bench.edit_cases import FRESH, Case, fresh_cases, held_out_cases
 from bench.edit_lab import Edit, Lab, Made, Way
+from bench.plots import save
 from bench.report import describe_machine, parsed
 from bench.server import DEMO_BUNDLE, ROOT
 from tessera.edits.measured import policies_of
@@ -34,7 +35,7 @@ from tessera.templates.nearest import Nearness
 from tessera.templates.storage import Storage
 from tessera_build.similarity import ssim
 
-FIGURE = ROOT / "docs" / "images" / "edit-policies.png"
+FIGURE = ROOT / "docs" / "images" / "edit-policies.webp"
 NAME = "edit_policies"
 FLOAT16 = Storage("float16")
 TODAY = Way(FLOAT16, dense_first=2, dilate=1)
@@ -245,7 +246,7 @@ def draw_curves(found: Sequence[Measured], path: Path) -> None:
     axes.set(xlabel="tokens computed, dense edit = 1", ylabel="median SSIM inside the mask")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 

@@ -4,7 +4,7 @@
 
 In each case the template is a drawn scene. One of its shapes, inside a square mask, is replaced by
 another. The demo model's checker rates the results. Writes `bench/results/edit_quality.json` and
-`docs/images/edit-quality.png`.
+`docs/images/edit-quality.webp`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.table import Table
 
 from bench import report
 from bench.edit_lab import Edit, Lab, Way
+from bench.plots import save
 from bench.report import describe_machine
 from bench.server import DEMO_BUNDLE, ROOT
 from tessera.templates.storage import Storage
@@ -43,7 +44,7 @@ from tessera_build.similarity import ssim
 
 RATIOS = (0.02, 0.05, 0.08, 0.11, 0.15, 0.2, 0.27, 0.35, 0.45, 0.6)
 NAME = "edit_quality"
-FIGURE = ROOT / "docs" / "images" / "edit-quality.png"
+FIGURE = ROOT / "docs" / "images" / "edit-quality.webp"
 WAYS = {
     "float32": Way(),
     "float16": Way(Storage("float16")),
@@ -193,7 +194,7 @@ def draw_curves(found: Sequence[Measured], path: Path) -> None:
     axes.set(xlabel="mask ratio", ylabel="SSIM of sparse and dense edit, inside the mask")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 

@@ -16,10 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from bench import (
     baselines,
@@ -34,10 +31,7 @@ from bench import (
     replay,
     report,
 )
-
-DIGEST = "Results"
-"""Of a PNG's texts, the one with the digest."""
-COLOURS = 48
+from bench.plots import description_of, write
 
 
 @dataclass(frozen=True)
@@ -56,11 +50,7 @@ class Drawing:
 
 
 def _baselines(results: Any, file: Path) -> None:
-    runs = results["runs"].items()
-    every: dict[str, Sequence[float]] = {
-        n: [s for of in run["latencies"] for s in of if s is not None] for n, run in runs
-    }
-    replay.draw(every, file)
+    replay.draw(baselines.latencies(results["runs"]), file)
 
 
 def _adapters(results: Any, file: Path) -> None:
@@ -105,35 +95,13 @@ def redraw(drawings: Sequence[Drawing] = DRAWINGS) -> list[str]:
 
 
 def drawn(drawing: Drawing, results: Any) -> bytes:
-    """A figure as a PNG of few colours, with the digest of its results."""
+    """A figure as a WebP that says the digest of its results."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figure.png"
+        file, sink = Path(folder) / "figure.webp", io.BytesIO()
         drawing.draw(results, file)
         with Image.open(file) as picture:
-            few = of_few_colours(picture.convert("RGB"))
-    text = PngInfo()
-    text.add_text(DIGEST, digest(results))
-    sink = io.BytesIO()
-    few.save(sink, "PNG", optimize=True, pnginfo=text)
+            write(picture, sink, form="WEBP", says=digest(results))
     return sink.getvalue()
-
-
-def of_few_colours(picture: Image.Image) -> Image.Image:
-    """A picture of mode RGB with the colours of lines and its most frequent ones as they are, the
-    others by the nearest of them: smoothed edges become coarser.
-    """
-    pixels = np.asarray(picture)  # (height, width, 3)
-    colours, indices, counts = np.unique(
-        pixels.reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
-    )
-    of_lines = np.round(255 * np.array(mpl.colormaps["tab10"](range(10)))[:, :3])
-    is_line = (colours[:, None] == of_lines).all(axis=2).any(axis=1)
-    palette = colours[np.lexsort((counts, is_line))[::-1][:COLOURS]]
-    far = np.square(colours[:, None].astype(int) - palette).sum(axis=2)  # (colours, palette)
-    nearest = far.argmin(axis=1)[indices.reshape(pixels.shape[:2])]
-    few = Image.fromarray(nearest.astype(np.uint8), "P")
-    few.putpalette(palette.astype(np.uint8).tobytes())
-    return few
 
 
 def digest(results: Any) -> str:
@@ -143,11 +111,7 @@ def digest(results: Any) -> str:
 
 def digest_of(file: Path) -> str | None:
     """The digest of the results that a figure was drawn from, None if it does not say."""
-    if not file.exists():
-        return None
-    with Image.open(file) as picture:
-        found = picture.info.get(DIGEST)
-    return found if isinstance(found, str) else None
+    return description_of(file) if file.exists() else None
 
 
 def results_of(name: str) -> Any:

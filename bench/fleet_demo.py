@@ -22,6 +22,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.fleet_traffic import Served, address, percentile, play, traffic, with_all, workers
+from bench.plots import save
 from bench.server import ROOT
 from tessera.terminal.console import Console, new_table
 from tessera_gateway.fleet.front import digest_of
@@ -150,7 +151,7 @@ def draw(found: Sequence[Chosen], path: Path) -> None:
     _times(axes["times"], found)
     _needs(axes["needs"], found)
     figure.suptitle(f"{len(found)} requests on a fleet of two workers: who served what, and why")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 

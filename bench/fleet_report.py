@@ -2,8 +2,8 @@
 
     python -m bench fleet
 
-Writes `bench/results/fleet_sim.json`, `docs/images/fleet_policies.png` and `fleet_limits.png`. A run
-takes 20 minutes on one core.
+Writes `bench/results/fleet_sim.json`, `docs/images/fleet_policies.webp` and `fleet_limits.webp`. A
+run takes 20 minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from bench import report
 from bench.fleet_policies import POLICIES
 from bench.fleet_sim import Simulation
 from bench.fleet_world import World
+from bench.plots import save
 from bench.server import ROOT
 
 IMAGES = ROOT / "docs" / "images"
-POLICIES_FIGURE, LIMITS_FIGURE = IMAGES / "fleet_policies.png", IMAGES / "fleet_limits.png"
+POLICIES_FIGURE, LIMITS_FIGURE = IMAGES / "fleet_policies.webp", IMAGES / "fleet_limits.webp"
 SEEDS = (1, 2, 3)
 BUSY = (0.3, 0.6, 0.8, 0.9)
 FEW = ("request count", "consistent hashing", "+ locality")
@@ -102,7 +103,7 @@ def draw_policies(rows: Sequence[dict[str, Any]], path: Path) -> None:
     right.set(xlabel="load of the workers", ylabel="share that found everything", ylim=(0, 1))
     left.legend(fontsize=8)
     figure.suptitle("8 workers, 970 templates, 98 of them in each host's memory (simulated)")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 
@@ -124,7 +125,7 @@ def draw_limits(rows: Sequence[dict[str, Any]], path: Path) -> None:
     right.set(xlabel="workers (one router)", ylabel="P95, seconds", ylim=(0, None))
     right.legend(fontsize=8)
     left.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 

@@ -4,7 +4,7 @@
 
 One client asks on and on, then twelve do, then one again. The number of workers follows. Clients do
 not retry, so what is lost is counted. Writes `bench/results/fleet_scale.json` and
-`docs/images/fleet_scale.png`. Needs Ray.
+`docs/images/fleet_scale.webp`. Needs Ray.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from rich.console import Console
 
 from bench import report
 from bench.fleet_steady import Sent, counted, steady
+from bench.plots import save
 from bench.server import DEMO_BUNDLE, ROOT
 from tests.samples.fleets import RunningFleet, fleet_of
 
-FIGURE = ROOT / "docs" / "images" / "fleet_scale.png"
+FIGURE = ROOT / "docs" / "images" / "fleet_scale.webp"
 MOST = 3
 CALM_S, FULL_S = 20.0, 30.0
 """Seconds of one client before the step, and of all clients with all workers."""
@@ -184,7 +185,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         axes.legend(fontsize=8)
     lost = len(results["sent"]) - len(drawn)
     figure.suptitle(f"A step of load: {len(drawn)} pictures, {lost} lost")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 

@@ -7,7 +7,7 @@ LoRAs and ControlNets: each round starts a server for each number, in turns; the
 the demo's own. Where there is a server, its memory is taken, too. Templates and waiting requests:
 the server's own stores, in this process.
 
-Writes `bench/results/growth.json` and `docs/images/growth.png`. What is not measured now stays in
+Writes `bench/results/growth.json` and `docs/images/growth.webp`. What is not measured now stays in
 the report, with its own date, command and machine. Those of the report itself are the last run's.
 """
 
@@ -31,6 +31,7 @@ from rich.table import Table
 
 from bench import report
 from bench.growth_servers import Samples, of_controls, of_loras, of_sizes, timed
+from bench.plots import save
 from bench.server import ROOT
 from tessera.shared.board import Board
 from tessera.templates.keys import RecordingKey
@@ -46,7 +47,7 @@ WAITING = (1, 16, 128, 512)
 TURNS = 5
 LAST = 3
 """Points of a curve that its exponent is of."""
-FIGURE = ROOT / "docs" / "images" / "growth.png"
+FIGURE = ROOT / "docs" / "images" / "growth.webp"
 console = Console(highlight=False)
 
 
@@ -203,7 +204,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             if calls:
                 each.legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(file, dpi=70)
+    save(figure, file, dpi=70)
     plt.close(figure)
 
 

@@ -4,7 +4,7 @@
 
 Compares images whose LoRA starts at step K to images that have it from the start. Images are drawn
 by diffusers; tests show that Tessera's are the same. Writes `bench/results/lora_quality.json` and
-`docs/images/lora-bounded.png`.
+`docs/images/lora-bounded.webp`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import report
+from bench.plots import save
 from bench.server import DEMO_CHECKPOINT, ROOT
 from tessera_build.demo.checker import score
 from tessera_build.demo.scenes import Scene, describe, held_out_scenes
@@ -35,7 +36,7 @@ STEPS, GUIDANCE = 20, 4.0
 WITHOUT = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 """Steps without the LoRA; 0 is `exact`."""
 
-FIGURE = ROOT / "docs" / "images" / "lora-bounded.png"
+FIGURE = ROOT / "docs" / "images" / "lora-bounded.webp"
 console = Console(highlight=False)
 
 
@@ -162,7 +163,7 @@ def draw_curves(found: Sequence[Measured], path: Path) -> None:
     axes[1].set(xlabel=f"steps without the LoRA, of {STEPS}", ylabel="share in its style")
     axes[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 

@@ -6,7 +6,7 @@
 Requests arrive at random (Poisson), at a share of the server's capacity without LoRAs. Each has one
 of 20 LoRAs, with popular ones more often (Zipf). Three servers, one per path, alternate block by
 block with the same arrivals. Latency is measured from the arrival. Writes
-`bench/results/mixed_adapters.json` and `docs/images/mixed_adapters.png`.
+`bench/results/mixed_adapters.json` and `docs/images/mixed_adapters.webp`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from rich.table import Table
 
 from bench import report
 from bench.lora_files import write_loras
+from bench.plots import save
 from bench.server import DEMO_BUNDLE, ROOT, SHARED, Server, serving
 from tessera.shared.settings import LoraPath
 from tessera_client import Client, Info, Lora
@@ -39,7 +40,7 @@ LORAS = 20
 ZIPF = 1.1
 _AT_ONCE = 64
 FOLDER = ROOT / "out" / "bench-adapters"
-FIGURE = ROOT / "docs" / "images" / "mixed_adapters.png"
+FIGURE = ROOT / "docs" / "images" / "mixed_adapters.webp"
 console = Console(highlight=False)
 
 
@@ -217,7 +218,7 @@ def draw(found: dict[str, Measured], path: Path) -> None:
         axes.step([ms / 1e3 for ms in ordered], shares, where="post", label=name)
     axes.set(xlabel="seconds from the arrival", ylabel="share of requests answered", ylim=(0, 1))
     axes.legend(title="--lora-path")
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     plt.close(figure)
 
 

@@ -6,7 +6,7 @@ The server writes its trace (`tessera-serve --trace`), and every instant of a tu
 innermost of what goes on, in the order of `PARTS`: engines first, so that only what no engine
 covers counts as something else. A turn is as many pictures as there are requests at once. Client
 and server share the machine's monotonic clock. Writes `bench/results/profile.json` and
-`docs/images/profile.png`.
+`docs/images/profile.webp`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from rich.table import Table
 
 from bench import report
 from bench.latency import GUIDANCE, PROMPT, scaling
+from bench.plots import save
 from bench.server import DEMO_BUNDLE, ROOT, SHARED, Server, serving
 from tessera_client import Client
 
 FOLDER = ROOT / "out" / "bench-profile"
-FIGURE = ROOT / "docs" / "images" / "profile.png"
+FIGURE = ROOT / "docs" / "images" / "profile.webp"
 AT_ONCE = (1, 8)
 OUTSIDE = "HTTP, ensemble, client"
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -178,7 +179,7 @@ def draw_bars(results: Mapping[str, Sequence[Mapping[str, float]]], file: Path) 
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique, loc="outside upper center", ncols=3, fontsize=7)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    save(figure, file)
     plt.close(figure)
 
 

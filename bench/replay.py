@@ -26,6 +26,7 @@ from rich.table import Table
 
 from bench import report, trace
 from bench.latency import scaling
+from bench.plots import save
 from bench.senders import prepare, tessera, ways
 from bench.server import ROOT
 from bench.trace import Asked, Workload
@@ -170,7 +171,7 @@ def draw(latencies: dict[str, Sequence[float]], file: Path) -> None:
     axes.set(xlabel="seconds from when it should have been sent", ylabel="share of the requests")
     axes.set_xscale("log")
     axes.legend(fontsize=8)
-    figure.savefig(file, dpi=110)
+    save(figure, file)
     plt.close(figure)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.baselines import TESSERA, label_of
 from bench.fleet_hop import differences
 from bench.lora_crossover import in_turns
 from bench.profile import outside_share
@@ -165,12 +166,12 @@ def _crossover(content: Content) -> Iterator[Figure]:
 def _baselines(content: Content) -> Iterator[Figure]:
     """What p95 of a round is, of Tessera's in the same round at the same load."""
     runs = content["results"]["runs"]
-    ours = {(of["load"], of["share"]): of for of in runs.values() if of["side"] == "Tessera"}
-    for name, of in runs.items():
+    ours = {(of["load"], of["share"]): of for of in runs if of["side"] == TESSERA}
+    for of in runs:
         sides = (of, ours[of["load"], of["share"]])
         p95 = [[s and 1e3 * s for s in side["summary"]["p95_of_rounds"]] for side in sides]
-        if of["side"] != "Tessera" and len(p95[0]) > 1 and all(p95[0] + p95[1]):
-            yield by_turn(f"{name}, p95 / Tessera's", *p95)
+        if of["side"] != TESSERA and len(p95[0]) > 1 and all(p95[0] + p95[1]):
+            yield by_turn(f"{label_of(of)}, p95 / Tessera's", *p95)
 
 
 def _optimum(content: Content) -> Iterator[Figure]:

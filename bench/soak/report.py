@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.plots import save
 from bench.soak.faults import Fault
 from bench.soak.traffic import FAULTY, Happened
 from bench.soak.watch import OURS, Seen, growth
@@ -222,7 +223,7 @@ def draw(soak: Soak, path: Path) -> None:
     below.set(yscale="log", ylabel="request, s", xlabel="minutes; grey: a fault")
     below.legend(markerscale=3)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    save(figure, path, dpi=120)
     plt.close(figure)
 
 

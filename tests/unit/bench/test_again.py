@@ -93,17 +93,12 @@ def test_samples_of_loras_are_of_turns() -> None:
 
 def test_baselines_are_compared_with_tessera_in_the_same_round() -> None:
     p95 = {"Tessera": [1.0, 2.0], "one at a time": [2.0, 6.0], "static": [3.0, None]}
-    runs = {
-        f"{side}, 0.8": {
-            "side": side,
-            "load": "own",
-            "share": 0.8,
-            "summary": {"p95_of_rounds": seconds},
-        }
+    runs = [
+        {"side": side, "load": "own", "share": 0.8, "summary": {"p95_of_rounds": seconds}}
         for side, seconds in p95.items()
-    }
+    ]
     (figure,) = FORMS["baselines"].figures({"results": {"runs": runs}})
-    assert figure.name == "one at a time, 0.8, p95 / Tessera's"
+    assert figure.name == "one at a time, 0.8 of its capacity, p95 / Tessera's"
     assert (figure.quartiles, figure.sides) == ((2.25, 2.5, 2.75), (4000, 1500))
 
 

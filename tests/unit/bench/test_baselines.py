@@ -197,25 +197,27 @@ def test_scenarios_have_reports_of_their_own() -> None:
 
 def test_a_scenario_has_a_row_for_each_load_with_the_tails_of_all_sides(tmp_path: Path) -> None:
     loads = [(load, share) for load in (OWN, EQUAL) for share in (0.3, 0.95)]
-    runs = {
-        label_of(side, load, share): {
+    runs = [
+        {
             "side": side,
             "load": load,
             "share": share,
-            "summary": {"latency_s": {"p95": number + share}, "good": share},
+            "summary": {"latency_s": {"p95": number + 1.0}, "good": share},
         }
         for load, share in loads
         for number, side in enumerate(SIDES)
         if (side, load, share) != (SIDES[-1], *loads[-1])
-    }
-    results = {"capacity": {side: 2.0 for side in SIDES}, "runs": runs}
+    ]
+    results = {"capacity": dict.fromkeys(SIDES, 2.0), "runs": runs}
     with report.elsewhere(tmp_path):
         report.write(report_of("edits"), {}, results, machine={})
-        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in scenarios().split("\n")]
+        rows = [
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in scenarios().split("\n")
+        ]
     assert rows[0] == ["scenario", "load: share of capacity", *SIDES]
     assert rows[2][0] == "`python -m bench baselines-text` has not been run on a quiet machine yet."
     assert rows[4] == ["**edits**", "pictures/s, all at once", *["2.00"] * 4]
-    tails = ["0.30 s, 30 %", "1.30 s, 30 %", "2.30 s, 30 %", "3.30 s, 30 %"]
+    tails = ["1.00 s, 30 %", "2.00 s (2.00), 30 %", "3.00 s (3.00), 30 %", "4.00 s (4.00), 30 %"]
     assert rows[5] == ["", "0.3 of its own", *tails]
     assert [row[1] for row in rows[6:]] == [
         "0.95 of its own",

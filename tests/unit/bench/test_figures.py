@@ -6,19 +6,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
 from bench import figures, report
-from bench.figures import COLOURS, DRAWINGS, Drawing, digest_of, drawn, of_few_colours, redraw
-
+from bench.figures import DRAWINGS, Drawing, digest_of, drawn, redraw
+from bench.plots import COLOURS, description_of, of_few_colours, save, write
 
 every_drawing = pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda d: d.file.stem)
 
 
 @every_drawing
 def test_every_figure_can_be_drawn_from_its_report(drawing: Drawing, tmp_path: Path) -> None:
-    file = tmp_path / "figure.png"
+    file = tmp_path / "figure.webp"
     results = figures.results_of(drawing.report)
     file.write_bytes(drawn(drawing, results))
     assert digest_of(file) == figures.digest(results)
@@ -40,14 +42,14 @@ def test_only_changed_results_are_drawn(tmp_path: Path) -> None:
         drawings.append(results)
         Image.new("RGB", (20, 20), (results[0], 0, 0)).save(file)
 
-    file = tmp_path / "figure.png"
+    file = tmp_path / "figure.webp"
     with report.elsewhere(tmp_path):
         assert redraw([Drawing("some", file, draw)]) == []
         report.write("some", {}, [7], machine={"cpu": "one"})
-        assert redraw([Drawing("some", file, draw)]) == ["drawn: figure.png"]
+        assert redraw([Drawing("some", file, draw)]) == ["drawn: figure.webp"]
         assert redraw([Drawing("some", file, draw)]) == []
         report.write("some", {}, [9], machine={"cpu": "one"})
-        assert redraw([Drawing("some", file, draw)]) == ["drawn: figure.png"]
+        assert redraw([Drawing("some", file, draw)]) == ["drawn: figure.webp"]
     assert drawings == [[7], [9]]
     with Image.open(file) as picture:
         assert picture.convert("RGB").getpixel((0, 0)) == (9, 0, 0)
@@ -69,15 +71,39 @@ def test_few_colours_keep_those_of_lines() -> None:
     assert found.getpixel((5, 299)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("name", ["plot.png", "plot.webp"])
+def test_a_plot_is_written_without_loss(name: str, tmp_path: Path) -> None:
+    few = of_few_colours(Image.effect_noise((64, 48), 60).convert("RGB"))
+    write(few, tmp_path / name, says="of those results")
+    with Image.open(tmp_path / name) as picture:
+        assert picture.convert("RGB").tobytes() == few.convert("RGB").tobytes()
+    assert description_of(tmp_path / name) == "of those results"
+    write(few, tmp_path / name)
+    assert description_of(tmp_path / name) is None
+
+
+def test_a_figure_of_matplotlib_has_few_colours(tmp_path: Path) -> None:
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    axes.imshow(np.arange(256).reshape(16, 16))
+    save(figure, tmp_path / "plot.webp", dpi=50)
+    plt.close(figure)
+    with Image.open(tmp_path / "plot.webp") as picture:
+        assert picture.width == 320
+        assert len(picture.convert("RGB").getcolors() or []) <= COLOURS
+
+
 def test_a_figure_that_would_grow_stays(tmp_path: Path) -> None:
     def draw(results: Any, file: Path) -> None:
         Image.effect_noise((200, 200), 50).convert("RGB").save(file)
 
-    file = tmp_path / "figure.png"
+    file = tmp_path / "figure.webp"
     Image.new("RGB", (2, 2)).save(file)
     before = file.read_bytes()
     with report.elsewhere(tmp_path):
         report.write("some", {}, [7], machine={"cpu": "one"})
         (said,) = redraw([Drawing("some", file, draw)])
-    assert re.fullmatch(rf"not drawn: figure.png would grow from {len(before)} to \d+ bytes", said)
+    assert re.fullmatch(rf"not drawn: figure.webp would grow from {len(before)} to \d+ bytes", said)
     assert file.read_bytes() == before
