@@ -153,8 +153,8 @@ def test_loads_are_shares_of_the_own_or_of_the_slowest_capacity() -> None:
         (EQUAL, 0.5): {"a": 1.0, "b": 1.0},
         (EQUAL, 0.25): {"a": 0.5, "b": 0.5},
     }
-    labels = {label_of(side, load, s) for side in "ab" for load in (OWN, EQUAL) for s in (0.3, 0.8)}
-    assert len(labels) == 8
+    every = itertools.product("ab", (OWN, EQUAL), (0.3, 0.8))
+    assert len({label_of({"side": a, "load": b, "share": c}) for a, b, c in every}) == 8
 
 
 def run(*rounds: Sequence[float], edit: float = 1.0) -> dict[str, Any]:
