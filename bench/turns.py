@@ -25,6 +25,9 @@ from tessera.contract import Info
 
 T = TypeVar("T")
 Send = Callable[[Asked], Info | None]
+QUIET_S = 8.0
+"""A server that has been quiet for so long has nothing left to record: what was wanted once is
+recorded when it has been idle for five seconds, and the next one a second after that."""
 _LOOK_S = 2.0
 _QUIET_CORES = 0.2
 """What an idle server may use. One that records uses more than a core."""
@@ -54,12 +57,15 @@ class Quiet:
     given_up: int = 0
 
     def wait(self) -> None:
-        """Return when all have been quiet for two seconds, or after a minute and a half."""
-        end = time.monotonic() + _QUIET_WITHIN_S
+        """Return when all have been quiet for `QUIET_S`, or after a minute and a half."""
+        since = time.monotonic()
+        end = since + _QUIET_WITHIN_S
         while True:
-            found = self._look()
-            quiet = max(found.values()) <= _QUIET_CORES
-            if quiet or time.monotonic() > end:
+            found, now = self._look(), time.monotonic()
+            if max(found.values()) > _QUIET_CORES:
+                since = now
+            quiet = now - since >= QUIET_S
+            if quiet or now > end:
                 break
         self.given_up += not quiet
         for name, cores in found.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ from bench import turns
 from bench.replay import Outcome
 from bench.server import Server
 from bench.trace import PROMPTS, Asked
-from bench.turns import Quiet
+from bench.turns import QUIET_S, Quiet
 from tessera.contract import Info
+from tests.fakes import triton_python_backend_utils as pb_utils
 
 EDIT = Asked(0.0, 8, 1, template=0, mask=0.1)
 
@@ -64,9 +66,34 @@ def test_a_turn_waits_until_all_are_quiet(
     quiet.wait()
     assert quiet.given_up == given_up
     assert (clock.now > 90) == bool(given_up)
-    assert clock.now > 5
+    assert clock.now > 5 + QUIET_S
     assert quiet.cores["idle"] == [pytest.approx(0.01)]
     assert quiet.cores["busy"] == [1.0 if given_up else 0.0]
+
+
+def test_a_server_that_begins_to_record_later_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `templates` does with what was wanted once: five idle seconds, and one between two."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+    from tessera.triton import templates
+
+    clock, recordings, each_s = Clock(), 3, 1.5
+    monkeypatch.setattr(turns, "time", clock)
+
+    def used(_: object) -> float:
+        left, spent = clock.now - templates.ONCE_IDLE_S, 0.0
+        for _number in range(recordings):
+            spent += min(max(left, 0.0), each_s)
+            left -= each_s + templates.IDLE_S
+        return spent
+
+    monkeypatch.setattr(turns, "cpu_seconds", used)
+    quiet = Quiet({"one": "one"})  # type: ignore[dict-item]
+    quiet.wait()
+    last = templates.ONCE_IDLE_S + recordings * (each_s + templates.IDLE_S) - templates.IDLE_S
+    assert clock.now > last
+    assert quiet.given_up == 0
 
 
 def test_processor_time_is_that_of_the_process() -> None:
