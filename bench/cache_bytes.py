@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     machine = report.describe_machine(1)
     numbers = {f"{name}, {pixels}": numbers_of(name, pixels) for name, pixels in SIZES.items()}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "form": storage.name,
             "bytes": {name: storage.bytes(n, options.steps) for name, n in numbers.items()},

@@ -12,6 +12,7 @@ from PIL import Image
 
 from bench.fleet_demo import Chosen, draw, matched
 from bench.fleet_traffic import KINDS, Asked, Served, percentile, spread, traffic
+from bench.plots import COLOURS
 from tessera_client import Info
 from tessera_gateway.fleet.front import digest_of
 
@@ -79,7 +80,7 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     draw(found, tmp_path / "fleet.png")
     with Image.open(tmp_path / "fleet.png") as image:
         assert image.size == (1210, 660)
-        assert len(image.convert("RGB").getcolors(10**6) or ()) > 50
+        assert 20 < len(image.convert("RGB").getcolors(10**6) or ()) <= COLOURS
 
 
 def test_percentiles() -> None:
