@@ -23,6 +23,7 @@ from functools import partial
 
 from tessera.serve.ends import Ends
 from tessera.serve.hangs import Hangs
+from tessera.serve.idle import LOOK_S
 from tessera.serve.log import pass_on
 from tessera.serve.repository import LOAD_S, READY, Repository
 from tessera.serve.retired import Retired
@@ -141,16 +142,18 @@ class Supervisor:
         self, timeout: float, waiting: Callable[[float], None] = lambda seconds: None
     ) -> bool:
         """Wait until the server is ready; False if it ended or did not get ready in time."""
-        began = time.monotonic()
-        while time.monotonic() - began < timeout:
+        began = looked = time.monotonic()
+        while (now := time.monotonic()) - began < timeout:
             if self._exit_code() is not None or self.interrupted:
                 return False
             self._ends.count(self._running())
             if self.repository.is_up():
                 return True
-            waiting(time.monotonic() - began)
-            if self._stalled():
-                return False
+            waiting(now - began)
+            if now - looked >= LOOK_S:  # not oftener: it takes a CPU from those that start
+                looked = now
+                if self._stalled():
+                    return False
             time.sleep(0.1)
         return False
 

@@ -14,8 +14,10 @@ import psutil
 import pytest
 
 from tessera.serve import supervisor as module
+from tessera.serve.idle import Work, work_of
 from tessera.serve.log import whatever_happens
 from tessera.serve.repository import Repository
+from tessera.serve.starts import Starts
 from tessera.serve.supervisor import Supervisor
 from tests.samples.waiting import PATIENCE_S, comes
 
@@ -107,3 +109,21 @@ def test_lines_that_cannot_be_written_are_lost(error: BaseException) -> None:
     say("a line")
     say("another")
     assert tried == ["a line", "another"]
+
+
+def test_a_start_is_looked_at_once_a_second_only() -> None:
+    """To read what all processes do takes as long as some of them need to start."""
+    looks: list[int] = []
+
+    def work(process: int) -> Work | None:
+        looks.append(process)
+        return work_of(process)
+
+    told: list[str] = []
+    made = supervisor("sleep", "600")
+    made.say, made.starts = told.append, Starts(print, limit=0.5, work=work)
+    made.start()
+    assert not made.wait_ready(PATIENCE_S)
+    assert told == ["nothing has happened for 0 s"]  # 0.5, rounded
+    assert looks == [made._pid] * 2
+    made.stop()
