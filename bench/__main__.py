@@ -64,6 +64,7 @@ BENCHES = {
             "edits": "masked edits",
         }.items()
     },
+    "compiled": Bench("compiled", "what torch.compile brings diffusers on a CPU"),
     "trace": Bench("replay", "a trace of published workloads, sent open-loop"),
     "edits-sdxl": Bench(
         "edit_latency",

@@ -129,30 +129,44 @@ def _short(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 NO = "no"
-HEAD = ("report", "figure", "first", "second", "second / first", "within the spread")
+HEAD = ("figure", "first", "second", "second / first", "within the spread")
 
 
 def table() -> str:
-    """The second day of every report that had one."""
+    """The second day of every report that had one, a row for each."""
     if (content := if_measured(NAME)) is None:
         return NOT_YET.format("again REPORT")
-    rows = [row for found in content["results"].values() for row in rows_of(found)]
-    return markdown(HEAD, rows)
+    head = ("report", "first", "second", "within the spread", "second / first, of its figures")
+    return markdown(head, [row_of(found) for found in content["results"].values()])
+
+
+def row_of(found: Content) -> list[str]:
+    """A comparison in short: the speed of the machine in both runs, how many figures are within the
+    spread at least one way, and between which factors they have changed.
+    """
+    runs, figures = [found["first"], found["second"]], found["figures"].values()
+    inside = sum(within(old["quartiles"], new["quartiles"]) != NO for old, new in figures)
+    changes = sorted(filter(None, map(_change, figures)))
+    span = f"{changes[0]:.2f} to {changes[-1]:.2f}" if changes else ""
+    command = f"`{runs[0]['command']}`"
+    return [command, *map(speed, runs), f"{inside} of {len(figures)}", span]
 
 
 def rows_of(found: Content) -> list[list[str]]:
-    """A comparison's rows of the table: first the speed of the machine and how many figures are
-    within the spread at least one way, then each figure.
-    """
-    runs = [found["first"], found["second"]]
+    """A comparison's figures."""
     rows = []
     for name, (before, again) in found["figures"].items():
-        old, new = before["quartiles"], again["quartiles"]
-        change = f"{new[1] / old[1]:.2f}" if old[1] > 0 and new[1] > 0 else ""
-        rows.append(["", name, _cell(before), _cell(again), change, within(old, new)])
-    inside = sum(row[-1] != NO for row in rows)
-    head = [f"`{runs[0]['command']}`", "", *map(speed, runs), "", f"{inside} of {len(rows)}"]
-    return [head, *rows]
+        change = _change((before, again))
+        shown = f"{change:.2f}" if change else ""
+        inside = within(before["quartiles"], again["quartiles"])
+        rows.append([name, _cell(before), _cell(again), shown, inside])
+    return rows
+
+
+def _change(runs: Sequence[Content]) -> float | None:
+    """By what a figure's median has changed, if it is a factor."""
+    old, new = (run["quartiles"][1] for run in runs)
+    return float(new / old) if old > 0 and new > 0 else None
 
 
 def within(old: Sequence[float], new: Sequence[float]) -> str:

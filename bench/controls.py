@@ -181,7 +181,10 @@ def transfer() -> list[dict[str, float]]:
             for i in range(3):
                 _write_plain(repository / f"sender{i}", "sender", _SENDER, numbers=str(numbers))
             _write_plain(repository / "receiver", "receiver", _RECEIVER)
-            with plain_serving([repository], LOG) as server:
+            board = f"{folder}/board"
+            with plain_serving(
+                [repository], LOG, TESSERA_BUNDLE=str(DEMO_BUNDLE), TESSERA_BOARD=board
+            ) as server:
                 for calls in (1, 2, 3):
                     found.append(_transfers(server, shapes, rows, calls))
     return found

@@ -180,6 +180,15 @@ def _optimum(content: Content) -> Iterator[Figure]:
         yield by_turn(f"picture, {ours[0]} / {name}", ours[1], samples)
 
 
+def _compiled(content: Content) -> Iterator[Figure]:
+    found = content["results"]
+    parts = {f"UNet, {of['rows']} rows": of["samples_ms"] for of in found["calls"]}
+    for name, samples in {"picture": found["pictures_ms"], **parts}.items():
+        yield by_turn(f"{name}, compiled / eager", samples["compiled"], samples["eager"])
+    ours, theirs = (found["pictures_ms"][side] for side in ("Tessera", "compiled"))
+    yield by_turn("picture, Tessera / compiled", ours, theirs)
+
+
 def _locality(content: Content) -> Iterator[Figure]:
     """What p95 of a policy is, of locality's in the same round."""
     p95: dict[str, list[float]] = {}
@@ -237,6 +246,7 @@ FORMS: dict[str, Form] = {
     "previews": Form(_previews, ("turns",)),
     "controls": Form(_controls),
     "optimum": Form(_optimum, ("turns", "steps")),
+    "compiled": Form(_compiled, ("turns", "steps")),
     "devices": Form(_devices, ("turns",)),
     "mixed_adapters": Form(
         _adapters, ("steps", "share", "blocks", "requests", "rank"), ("capacity",)

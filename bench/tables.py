@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import again, against_optimum, client_alone, figures, report
+from bench import again, against_optimum, client_alone, compiled, figures, report
 from bench.baseline_tables import BASELINE_TABLES
 from bench.edit_tables import EDIT_TABLES
 from bench.fleet_tables import FLEET_TABLES
@@ -194,6 +194,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **LORA_TABLES,
     **EDIT_TABLES,
     "client-alone": client_alone.table,
+    "compiled": compiled.table,
     "optimum": against_optimum.table,
     "second-day": again.table,
 }

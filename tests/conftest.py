@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from tests.samples.bundles import Small, make_small
+from tests.samples.programs import marked
+from tests.samples.waiting import until
 
 # How long an example takes, or is drawn, says how busy the machine is, nothing of the code. The
 # examples are the same in every run: what fails in one fails in all.
@@ -29,6 +33,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more thre
 def pytest_runtest_setup() -> None:
     """What a test draws without a seed of its own is the same whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """What tests have started ends with them: one process that computes makes all that follow take
+    twice as long.
+    """
+    name, value = "TESSERA_TESTED_BY", str(os.getpid())
+    os.environ[name] = value
+    yield
+    mark = f"{name}={value}"
+    if until(lambda: not marked(mark), seconds=30):
+        return
+    left = marked(mark)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    pytest.fail(f"still running: {left}")
 
 
 @pytest.fixture(scope="session")

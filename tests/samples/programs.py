@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tessera.serve.idle import Work
 
@@ -17,13 +20,30 @@ DOING: dict[str, Callable[[float], tuple[float, int]]] = {
 
 @contextmanager
 def program(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command meanwhile."""
-    process = subprocess.Popen(words)
+    """Run a command meanwhile; what it has started itself ends with it."""
+    process = subprocess.Popen(words, start_new_session=True)
     try:
         yield process
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Process id -> test and command, of those that were started with this in their environment.
+    Those that Python keeps for itself until the end are left out.
+    """
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+        except OSError:
+            continue
+        if mark.encode() in variables and b"multiprocessing.resource_tracker" not in command:
+            test = next((v for v in variables if v.startswith(b"PYTEST_CURRENT_TEST=")), b"")
+            found[int(folder.name)] = f"{test.decode()}: {command.decode(errors='replace')}"
+    return found
 
 
 def over_time(did: Callable[[float], tuple[float, int]], idle: int) -> Callable[[int], Work]:

@@ -148,25 +148,33 @@ def test_within(old: tuple[float, ...], new: tuple[float, ...], said: str) -> No
     assert again.within(old, new) == said
 
 
-def test_a_row_has_both_spreads_and_the_state_of_the_machine() -> None:
+def test_a_row_has_the_state_of_the_machine_and_how_far_figures_are_apart() -> None:
     product = {"before": {"1": 40.2, "2": 21.0}, "after": {"1": 41.0, "2": 38.8}}
     second = SECOND | {"machine": MACHINE | {"product_ms": product}}
-    rows = again.rows_of(again.compared("edit_latency_demo", FIRST, second))
-    assert rows[0][2:4] == [
+    found = again.compared("edit_latency_demo", FIRST, second)
+    assert again.row_of(found) == [
+        "`python -m bench edits --rounds 2`",
         "2026-11-26, speed not recorded",
         "2026-11-29, product 40 and 21, then 41 and 39 ms",
+        "2 of 2",
+        "0.94 to 1.04",
     ]
-    assert rows[0][-1] == "2 of 2"
-    assert rows[1] == [
-        "",
+    rows = again.rows_of(found)
+    assert rows[0] == [
         "mask 0.02, sparse / diffusers",
         "0.50 (0.45 to 0.55, 3 turns): 50 / 100 ms",
         "0.52 (0.48 to 0.54, 3 turns): 104 / 200 ms",
         "1.04",
         "both ways",
     ]
-    assert rows[2][3].startswith("0.80 (0.72 to 0.90, 3 turns)")
-    assert rows[2][-1] == "first in second"
+    assert rows[1][2].startswith("0.80 (0.72 to 0.90, 3 turns)")
+    assert rows[1][-1] == "first in second"
+
+
+def test_what_is_no_factor_has_no_span() -> None:
+    found = again.compared("edit_latency_demo", FIRST, SECOND)
+    negative = [{"quartiles": [-1, -0.5, 0]}, {"quartiles": [-1, 0.5, 1]}]
+    assert again.row_of(found | {"figures": {"gateway - SDK, ms": negative}})[-2:] == ["1 of 1", ""]
 
 
 def test_a_comparison_is_kept_beside_others(
