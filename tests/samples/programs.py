@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,12 +21,13 @@ DOING: dict[str, Callable[[float], tuple[float, int]]] = {
 
 @contextmanager
 def program(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command meanwhile; what it has started itself ends with it."""
+    """Run a command meanwhile, in a session of its own; what it has started ends with it."""
     process = subprocess.Popen(words, start_new_session=True)
     try:
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import subprocess
@@ -87,12 +86,10 @@ def test_one_that_does_not_answer_and_does_something_stays(
 
 
 def test_the_supervisor_ends_it() -> None:
-    with program("setsid", "sleep", "600") as process:
+    with program("sleep", "600") as process:
         silent = SimpleNamespace(owing=True, hangs=lambda pid, *_: pid == process.pid)
         supervisor = Supervisor([], {}, Repository("http://127.0.0.1:1"), print, silence=silent)  # type: ignore[arg-type]
         supervisor._process = process
-        while os.getpgid(process.pid) != process.pid:
-            pass
         with selectors.DefaultSelector() as selector:
             supervisor._rescan(selector)
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
