@@ -60,6 +60,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    each = len(FRESH_RATIOS) // 2  # half of their cases are drawn and left out: see `RATIOS`
+    if options.cases < each or options.cases % each:
+        parser.error(f"--cases is {options.cases}; accepted: {each} and its multiples")
     lab, machine = Lab(options.bundle, threads=options.threads), describe_machine(options.threads)
     drawn = fresh_cases(2 * options.cases, seed=1823)
     by_ratio = [[case for case in drawn if case.ratio == ratio] for ratio in RATIOS]
