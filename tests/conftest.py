@@ -37,8 +37,8 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    """What tests have started ends with them: one process that computes makes all that follow take
-    twice as long.
+    """What tests have started ends with them: a process that computes would take a core from all
+    that follow.
     """
     name, value = "TESSERA_TESTED_BY", str(os.getpid())
     os.environ[name] = value
