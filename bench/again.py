@@ -30,7 +30,9 @@ from bench.server import ROOT
 NAME = "second_day"
 FOLDER = ROOT / "out" / "again"
 RUN = ("date", "command", "machine")
-"""What the comparison keeps of a run."""
+"""What the comparison has of a run."""
+MACHINE = ("cpu", "threads", "product_ms")
+"""What its file keeps of a machine."""
 Content = Mapping[str, Any]
 
 
@@ -53,9 +55,9 @@ def main() -> None:
     file = options.file or run(options.report, first)
     sys.argv[:] = command
     found = compared(options.report, first, report.parsed(file.read_text()))
-    kept = report.read(NAME)["results"] if report.path_of(NAME).exists() else {}
+    others = report.read(NAME)["results"] if report.path_of(NAME).exists() else {}
     machine = {name: found["second"]["machine"][name] for name in ("cpu", "threads")}
-    every = {**kept, options.report: found}
+    every = {**others, options.report: kept(found)}
     written = report.write(NAME, {"spread": "quartiles"}, every, machine=machine)
     print(markdown(HEAD, rows_of(found)))
     print(f"written: {written}")
@@ -140,13 +142,24 @@ def table() -> str:
     return markdown(head, [row_of(found) for found in content["results"].values()])
 
 
+def kept(found: Content) -> dict[str, Any]:
+    """A comparison as the file has it: both runs, and of each figure the quartiles of both."""
+    runs = {which: dict(found[which]) for which in ("first", "second")}
+    for run in runs.values():
+        run["machine"] = {key: run["machine"][key] for key in MACHINE if key in run["machine"]}
+    figures = {
+        name: [of["quartiles"] for of in figure] for name, figure in found["figures"].items()
+    }
+    return {**runs, "figures": figures}
+
+
 def row_of(found: Content) -> list[str]:
-    """A comparison in short: the speed of the machine in both runs, how many figures are within the
-    spread at least one way, and between which factors they have changed.
+    """A kept comparison in short: the speed of the machine in both runs, how many figures are
+    within the spread at least one way, and between which factors they have changed.
     """
     runs, figures = [found["first"], found["second"]], found["figures"].values()
-    inside = sum(within(old["quartiles"], new["quartiles"]) != NO for old, new in figures)
-    changes = sorted(filter(None, map(_change, figures)))
+    inside = sum(within(old, new) != NO for old, new in figures)
+    changes = sorted(filter(None, (_change(old, new) for old, new in figures)))
     span = f"{changes[0]:.2f} to {changes[-1]:.2f}" if changes else ""
     command = f"`{runs[0]['command']}`"
     return [command, *map(speed, runs), f"{inside} of {len(figures)}", span]
@@ -156,17 +169,16 @@ def rows_of(found: Content) -> list[list[str]]:
     """A comparison's figures."""
     rows = []
     for name, (before, again) in found["figures"].items():
-        change = _change((before, again))
-        shown = f"{change:.2f}" if change else ""
-        inside = within(before["quartiles"], again["quartiles"])
+        old, new = before["quartiles"], again["quartiles"]
+        change = _change(old, new)
+        shown, inside = f"{change:.2f}" if change else "", within(old, new)
         rows.append([name, _cell(before), _cell(again), shown, inside])
     return rows
 
 
-def _change(runs: Sequence[Content]) -> float | None:
+def _change(old: Sequence[float], new: Sequence[float]) -> float | None:
     """By what a figure's median has changed, if it is a factor."""
-    old, new = (run["quartiles"][1] for run in runs)
-    return float(new / old) if old > 0 and new > 0 else None
+    return new[1] / old[1] if old[1] > 0 and new[1] > 0 else None
 
 
 def within(old: Sequence[float], new: Sequence[float]) -> str:

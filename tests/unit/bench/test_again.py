@@ -152,7 +152,7 @@ def test_a_row_has_the_state_of_the_machine_and_how_far_figures_are_apart() -> N
     product = {"before": {"1": 40.2, "2": 21.0}, "after": {"1": 41.0, "2": 38.8}}
     second = SECOND | {"machine": MACHINE | {"product_ms": product}}
     found = again.compared("edit_latency_demo", FIRST, second)
-    assert again.row_of(found) == [
+    assert again.row_of(again.kept(found)) == [
         "`python -m bench edits --rounds 2`",
         "2026-11-26, speed not recorded",
         "2026-11-29, product 40 and 21, then 41 and 39 ms",
@@ -172,8 +172,8 @@ def test_a_row_has_the_state_of_the_machine_and_how_far_figures_are_apart() -> N
 
 
 def test_what_is_no_factor_has_no_span() -> None:
-    found = again.compared("edit_latency_demo", FIRST, SECOND)
-    negative = [{"quartiles": [-1, -0.5, 0]}, {"quartiles": [-1, 0.5, 1]}]
+    found = again.kept(again.compared("edit_latency_demo", FIRST, SECOND))
+    negative = [[-1, -0.5, 0], [-1, 0.5, 1]]
     assert again.row_of(found | {"figures": {"gateway - SDK, ms": negative}})[-2:] == ["1 of 1", ""]
 
 
@@ -185,8 +185,8 @@ def test_a_comparison_is_kept_beside_others(
     command = ["bench again", "edit_latency_demo", "--with", str(tmp_path / "second.json")]
     monkeypatch.setattr(sys, "argv", command)
     with reports.elsewhere(tmp_path):
-        kept = {"other": again.compared("edit_latency_demo", FIRST, SECOND)}
-        reports.write(again.NAME, {}, kept, machine=MACHINE)
+        other = again.kept(again.compared("edit_latency_demo", FIRST, SECOND))
+        reports.write(again.NAME, {}, {"other": other}, machine=MACHINE)
         again.main()
         found = reports.read(again.NAME)
         assert again.table().count("`python -m bench edits --rounds 2`") == 2
